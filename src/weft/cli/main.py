@@ -1,0 +1,75 @@
+"""The ``weft`` command: one file a command, errors turned into one line and an exit code."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+import typer
+
+from weft import __version__
+from weft.cli import models, predict
+from weft.errors import WeftError
+
+app = typer.Typer(
+    name="weft",
+    help="Run, measure, explain and plan multi-GPU LLM inference by its communication.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"weft {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: bool = typer.Option(
+        False, "--version", callback=_version, is_eager=True, help="Print the version and leave."
+    ),
+) -> None:
+    pass
+
+
+app.command("models")(models.models)
+app.command("predict")(predict.predict)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and leave with its exit code (0, 1, 2 or 3; see weft.errors)."""
+    sys.exit(run(arguments))
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code; errors are one line on stderr."""
+    try:
+        result = app(args=arguments, standalone_mode=False, prog_name="weft")
+    except typer.TyperException as error:
+        return _usage(error)
+    except WeftError as error:
+        return _fail(str(error), error.exit_code)
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 0
+    except (KeyboardInterrupt, typer.Abort):
+        return _fail("interrupted", 130)
+    return result if isinstance(result, int) else 0
+
+
+def _usage(error: typer.TyperException) -> int:
+    if type(error).__name__ == "NoArgsIsHelpError":
+        print(error.format_message())
+        return 0
+    return _fail(error.format_message(), 2)
+
+
+def _fail(message: str, code: int) -> int:
+    line = " ".join(message.split())
+    print(f"weft: error: {line}", file=sys.stderr)
+    return code

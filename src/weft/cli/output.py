@@ -1,0 +1,87 @@
+"""Printing for every command: tables, JSON and CSV on stdout, progress on stderr."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+
+class OutputFormat(StrEnum):
+    """The value of ``--format``."""
+
+    TABLE = "table"
+    JSON = "json"
+    CSV = "csv"
+
+
+def print_json(document: Any) -> None:
+    """Write one JSON document to stdout."""
+    json.dump(document, sys.stdout, indent=1)
+    sys.stdout.write("\n")
+
+
+def print_rows(
+    rows: Sequence[Mapping[str, Any]],
+    output_format: OutputFormat,
+    *,
+    title: str | None = None,
+    document: Any = None,
+) -> None:
+    """Print ``rows`` (equal keys in equal order) in the chosen format.
+
+    ``document`` is the JSON form where it is more than the rows.
+    """
+    if output_format is OutputFormat.JSON:
+        print_json(list(rows) if document is None else document)
+    elif output_format is OutputFormat.CSV:
+        _print_csv(rows)
+    else:
+        _print_table(rows, title)
+
+
+def _print_csv(rows: Sequence[Mapping[str, Any]]) -> None:
+    if rows:
+        writer = csv.DictWriter(sys.stdout, fieldnames=list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def _print_table(rows: Sequence[Mapping[str, Any]], title: str | None) -> None:
+    table = Table(title=title, title_justify="left", header_style="bold")
+    for name, value in (rows[0] if rows else {}).items():
+        table.add_column(name, justify="right" if isinstance(value, int | float) else "left")
+    for row in rows:
+        table.add_row(*(_cell(value) for value in row.values()))
+    width = None if sys.stdout.isatty() else 200
+    Console(width=width, highlight=False).print(table)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:,.6g}"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def progress() -> Progress:
+    """A progress bar on stderr, silent where stderr is not a terminal."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+        TimeElapsedColumn(),
+        console=Console(stderr=True),
+        disable=not sys.stderr.isatty(),
+        transient=True,
+    )

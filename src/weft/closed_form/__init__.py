@@ -1,0 +1,1 @@
+"""Schedules written down without running anything."""

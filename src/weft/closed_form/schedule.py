@@ -1,0 +1,164 @@
+"""The schedule of a request in closed form, for any model, layout and engine.
+
+Source: Xu et al., "Characterizing Communication Patterns in Distributed Large
+Language Model Inference" (their tables are engine ``vllm-v0``). Symbols: L layers
+of the stage, T token rows of the step, h hidden size, v vocabulary, t = tp, B batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from weft.errors import WorkloadError
+from weft.vocabulary.conventions import Conventions, engine_named
+from weft.vocabulary.layout import GroupKind, Layout
+from weft.vocabulary.model_spec import ModelSpec
+from weft.vocabulary.schedule import Collective, Operation, Phase, Schedule, merge_rows
+from weft.vocabulary.workload import Workload
+
+
+def closed_form(
+    spec: ModelSpec, layout: Layout, workload: Workload, engine: str = "weft"
+) -> Schedule:
+    """Every collective that one rank of each stage makes for ``workload``.
+
+    Raises LayoutError or WorkloadError where the model cannot run that way.
+    """
+    layout.check_model(spec)
+    check_length(spec, workload)
+    conventions = engine_named(engine)
+    rows: list[Collective] = []
+    for stage in range(layout.pp):
+        for step in _steps(workload):
+            rows += _StageStep(spec, layout, conventions, stage, step).rows()
+    return Schedule(
+        source="closed-form",
+        engine=engine,
+        model=spec,
+        layout=layout,
+        workload=workload,
+        collectives=merge_rows(rows),
+    )
+
+
+def check_length(spec: ModelSpec, workload: Workload) -> None:
+    """Raise WorkloadError where prompt and decode exceed the model's positions."""
+    length = workload.prompt_tokens + workload.decode_tokens
+    if length > spec.max_position:
+        raise WorkloadError(
+            f"--prompt {workload.prompt_tokens} --decode {workload.decode_tokens}: {length} tokens "
+            f"exceed the {spec.max_position} positions of {spec.name}"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Step:
+    """``count`` equal engine steps of ``rows`` token rows."""
+
+    phase: Phase
+    rows: int
+    sequences: int
+    count: int
+
+
+def _steps(workload: Workload) -> Iterator[_Step]:
+    batch = workload.batch
+    prompt_rows = batch * workload.prompt_tokens
+    yield _Step(phase="prefill", rows=prompt_rows, sequences=batch, count=1)
+    yield _Step(phase="decode", rows=batch, sequences=batch, count=workload.num_decode_steps)
+
+
+class _StageStep:
+    """What one rank of one stage sends in one kind of step."""
+
+    def __init__(
+        self, spec: ModelSpec, layout: Layout, conventions: Conventions, stage: int, step: _Step
+    ) -> None:
+        self.spec, self.layout, self.conventions = spec, layout, conventions
+        self.stage, self.step = stage, step
+        self.is_first, self.is_last = stage == 0, stage == layout.pp - 1
+        self.num_layers = len(layout.layers_of_stages(spec.num_layers)[stage])
+
+    def rows(self) -> Iterator[Collective]:
+        if not self.is_first:
+            yield from self._boundary("recv")
+        if self.layout.sp > 1:
+            yield from self._sequence_parallel_blocks()
+        elif self.layout.tp > 1:
+            shape = (self.step.rows, self.spec.hidden_size)
+            yield self._call("all_reduce", "tp", 2 * self.num_layers + self.is_first, shape, shape)
+        if not self.is_last:
+            yield from self._boundary("send")
+        elif self.layout.tp > 1:
+            yield self._logits()
+        if self.layout.pp > 1:
+            yield from self._sampled_ids()
+
+    def _sequence_parallel_blocks(self) -> Iterator[Collective]:
+        """Megatron sequence parallelism: reduce-scatter out of and all-gather into every block."""
+        whole = (self._padded_rows, self.spec.hidden_size)
+        part = (self._padded_rows // self.layout.tp, self.spec.hidden_size)
+        yield self._call("reduce_scatter", "sp", 2 * self.num_layers + self.is_first, whole, part)
+        yield self._call("all_gather", "sp", 2 * self.num_layers + self.is_last, part, whole)
+
+    def _boundary(self, op: Operation) -> Iterator[Collective]:
+        count, tp = self.conventions.boundary_tensors, self.layout.tp
+        rows, width = self.step.rows, self.spec.hidden_size
+        if self.layout.sp > 1:
+            part = (self._padded_rows // tp, width)
+            yield self._call(op, "pp", count, part, part)
+            return
+        sliced = self.conventions.boundary_sliced and tp > 1
+        part = (rows, width // tp) if sliced else (rows, width)
+        yield self._call(op, "pp", count, part, part)
+        if sliced and op == "recv":
+            yield self._call("all_gather", "tp", count, part, (rows, width))
+
+    def _logits(self) -> Collective:
+        tp, sequences = self.layout.tp, self.step.sequences
+        shard = -(-self.spec.vocab_size // tp)
+        if self.conventions.logits == "candidates":
+            pairs = (sequences, 2)
+            return self._call("all_gather", "tp", 1, pairs, (tp, *pairs), dtype="float32")
+        op: Operation = "all_gather" if self.conventions.logits == "all_gather" else "gather"
+        rows = () if op == "gather" and sequences == 1 else (sequences,)
+        return self._call(op, "tp", 1, (*rows, shard), (*rows, shard * tp))
+
+    def _sampled_ids(self) -> Iterator[Collective]:
+        if self.conventions.sampled_ids == "host":
+            return
+        ids = (self.step.sequences,)
+        if self.conventions.sampled_ids == "broadcast":
+            yield self._call("broadcast", "pp", 1, ids, ids, dtype="int64")
+            return
+        column = (*ids, 1)
+        yield self._call("broadcast", "pp", 1, column, column, dtype="int64")
+        yield self._call("broadcast", "pp", 1, (2,), (2,), dtype="int32")
+
+    @property
+    def _padded_rows(self) -> int:
+        """Token rows rounded up to a multiple of tp, so that each rank holds as many."""
+        return -(-self.step.rows // self.layout.tp) * self.layout.tp
+
+    def _call(
+        self,
+        op: Operation,
+        group: GroupKind,
+        calls_per_step: int,
+        input_shape: tuple[int, ...],
+        output_shape: tuple[int, ...],
+        dtype: str | None = None,
+    ) -> Collective:
+        return Collective(
+            stage=self.stage,
+            phase=self.step.phase,
+            op=op,
+            group=group,
+            group_size=self.layout.pp if group == "pp" else self.layout.tp,
+            count=calls_per_step * self.step.count,
+            input_shape=input_shape,
+            output_shape=output_shape,
+            dtype=dtype or self.spec.dtype,
+            provenance="formula",
+        )

@@ -1,0 +1,1 @@
+"""From requests to tokens: cache, batch, sampling, the LLM object."""

@@ -1,0 +1,1 @@
+"""Layer classes that know their shard."""

@@ -1,0 +1,1 @@
+"""The nouns of weft, free of torch: models, layouts, workloads, schedules."""

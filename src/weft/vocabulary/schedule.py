@@ -1,0 +1,246 @@
+"""Schedule: the collectives of one request, row by row (format ``weft.schedule/1``)."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Final, Literal
+
+from weft.vocabulary.dtypes import element_bytes
+from weft.vocabulary.layout import GroupKind, Layout
+from weft.vocabulary.model_spec import ModelSpec
+from weft.vocabulary.workload import Workload
+
+SCHEMA: Final = "weft.schedule/1"
+
+Source = Literal["closed-form", "dry-run", "run", "import"]
+Phase = Literal["prefill", "decode", "mixed", "other"]
+Provenance = Literal["formula", "metadata", "shape", "model"]
+Operation = Literal[
+    "all_reduce",
+    "all_gather",
+    "reduce_scatter",
+    "gather",
+    "broadcast",
+    "send",
+    "recv",
+    "all_to_all",
+]
+
+PHASES: Final[tuple[Phase, ...]] = ("prefill", "decode", "mixed", "other")
+OPERATIONS: Final[tuple[Operation, ...]] = (
+    "all_reduce",
+    "all_gather",
+    "reduce_scatter",
+    "gather",
+    "broadcast",
+    "send",
+    "recv",
+    "all_to_all",
+)
+
+
+def correction_factor(op: Operation, group_size: int) -> float:
+    """nccl-tests' bus factor: bytes that must cross a link per byte of message."""
+    n = group_size
+    if op == "all_reduce":
+        return 2 * (n - 1) / n
+    if op in ("all_gather", "reduce_scatter", "all_to_all"):
+        return (n - 1) / n
+    return 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Statistics:
+    """Summary of times in microseconds."""
+
+    min: float
+    median: float
+    max: float
+    total: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Collective:
+    """``count`` equal calls that one rank of ``stage`` makes in ``phase``.
+
+    Shapes are per call, in elements; ``input_shape`` is what the rank passes in and
+    ``output_shape`` what it holds afterwards. Times are there only for rows that
+    were measured; ``bound`` is "upper" where a time includes waiting for peers.
+    """
+
+    stage: int
+    phase: Phase
+    op: Operation
+    group: GroupKind
+    group_size: int
+    count: int
+    input_shape: tuple[int, ...] | None
+    output_shape: tuple[int, ...] | None
+    dtype: str | None
+    provenance: Provenance
+    duration_us: Statistics | None = None
+    wait_us: Statistics | None = None
+    transfer_us: Statistics | None = None
+    bound: Literal["upper"] | None = None
+
+    @property
+    def message_bytes(self) -> int | None:
+        """The size that the correction factor applies to: the output of an all-gather, else the input."""
+        shape = self.output_shape if self.op == "all_gather" else self.input_shape
+        if shape is None or self.dtype is None:
+            return None
+        return math.prod(shape) * element_bytes(self.dtype)
+
+    @property
+    def correction(self) -> float:
+        return correction_factor(self.op, self.group_size)
+
+    @property
+    def volume_bytes(self) -> float | None:
+        size = self.message_bytes
+        return None if size is None else self.count * size * self.correction
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """What makes two rows the same kind of call."""
+        return (
+            self.stage,
+            self.phase,
+            self.op,
+            self.group,
+            self.group_size,
+            self.input_shape,
+            self.output_shape,
+            self.dtype,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        row: dict[str, Any] = {
+            "stage": self.stage,
+            "phase": self.phase,
+            "op": self.op,
+            "group": self.group,
+            "group_size": self.group_size,
+            "count": self.count,
+            "input_shape": None if self.input_shape is None else list(self.input_shape),
+            "output_shape": None if self.output_shape is None else list(self.output_shape),
+            "dtype": self.dtype,
+            "message_bytes": self.message_bytes,
+            "correction": self.correction,
+            "volume_bytes": _whole(self.volume_bytes),
+            "provenance": self.provenance,
+        }
+        if self.duration_us is not None:
+            row["duration_us"] = asdict(self.duration_us)
+            row["wait_us"] = None if self.wait_us is None else asdict(self.wait_us)
+            row["transfer_us"] = None if self.transfer_us is None else asdict(self.transfer_us)
+            row["bound"] = self.bound
+        return row
+
+
+@dataclass(frozen=True, kw_only=True)
+class Totals:
+    """Volume by the published convention.
+
+    All-reduce rows of the first stage, gather and broadcast rows of the last, all
+    other rows of one rank of each stage summed over the stages; recv rows are the
+    other end of send rows and are not counted again.
+    """
+
+    volume_bytes: float
+    by_op: dict[str, float]
+    by_phase: dict[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """Every collective of one workload on one layout, and where the rows come from."""
+
+    source: Source
+    engine: str
+    model: ModelSpec
+    layout: Layout
+    workload: Workload
+    collectives: tuple[Collective, ...]
+    unexplained: tuple[dict[str, Any], ...] = field(default=())
+
+    @property
+    def totals(self) -> Totals:
+        by_op: Counter[str] = Counter()
+        by_phase: Counter[str] = Counter()
+        for row in self.collectives:
+            if row.volume_bytes is not None and self._counts(row):
+                by_op[row.op] += row.volume_bytes  # type: ignore[assignment]
+                by_phase[row.phase] += row.volume_bytes  # type: ignore[assignment]
+        total = sum(by_op.values())
+        return Totals(volume_bytes=total, by_op=dict(by_op), by_phase=dict(by_phase))
+
+    def _counts(self, row: Collective) -> bool:
+        if row.op == "recv":
+            return False
+        if row.op == "all_reduce":
+            return row.stage == 0
+        if row.op in ("gather", "broadcast"):
+            return row.stage == self.layout.pp - 1
+        return True
+
+    def to_json(self) -> dict[str, Any]:
+        """The contract's JSON object (``schedule.schema.json``)."""
+        totals = self.totals
+        document: dict[str, Any] = {
+            "schema": SCHEMA,
+            "source": self.source,
+            "engine": self.engine,
+            "model": {
+                "name": self.model.name,
+                "num_layers": self.model.num_layers,
+                "hidden_size": self.model.hidden_size,
+                "vocab_size": self.model.vocab_size,
+            },
+            "layout": {
+                key: getattr(self.layout, key) for key in ("tp", "pp", "sp", "ep", "dp", "nodes")
+            },
+            "workload": asdict(self.workload),
+            "collectives": [row.to_json() for row in self.collectives],
+            "totals": {
+                "volume_bytes": _whole(totals.volume_bytes),
+                "by_op": {key: _whole(value) for key, value in totals.by_op.items()},
+                "by_phase": {key: _whole(value) for key, value in totals.by_phase.items()},
+            },
+        }
+        if self.source == "import":
+            document["unexplained"] = list(self.unexplained)
+        return document
+
+
+def merge_rows(rows: Iterable[Collective]) -> tuple[Collective, ...]:
+    """Add up the counts of equal rows; order by stage, phase, operation and size."""
+    counts: Counter[tuple[Any, ...]] = Counter()
+    first: dict[tuple[Any, ...], Collective] = {}
+    for row in rows:
+        counts[row.key] += row.count
+        first.setdefault(row.key, row)
+    merged = [replace(row, count=counts[key]) for key, row in first.items() if counts[key]]
+    return tuple(sorted(merged, key=_order))
+
+
+def _order(row: Collective) -> tuple[Any, ...]:
+    return (
+        row.stage,
+        PHASES.index(row.phase),
+        OPERATIONS.index(row.op),
+        row.group,
+        -(row.message_bytes or 0),
+        row.input_shape or (),
+        row.dtype or "",
+    )
+
+
+def _whole(value: float | None) -> float | int | None:
+    if value is None:
+        return None
+    rounded = round(value)
+    return rounded if abs(value - rounded) < 1e-6 * max(1.0, abs(value)) else value

@@ -1,0 +1,55 @@
+"""Workload: how many tokens come in and go out, and how many requests at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from weft.errors import WorkloadError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workload:
+    """Prompt and decode lengths in tokens, and the number of sequences in the batch.
+
+    ``decode_tokens`` counts every generated token; the first one comes out of
+    prefill, so there are ``decode_tokens - 1`` decode steps.
+    """
+
+    prompt_tokens: int = 128
+    decode_tokens: int = 128
+    batch: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("prompt_tokens", "decode_tokens", "batch"):
+            value = getattr(self, name)
+            if value < 1:
+                option = name.removesuffix("_tokens")
+                raise WorkloadError(f"--{option} {value}: must be at least 1")
+
+    @property
+    def num_decode_steps(self) -> int:
+        return self.decode_tokens - 1
+
+    @property
+    def token_rows(self) -> int:
+        """Rows that cross every layer in one batch of requests: B * (S_p + S_d - 1)."""
+        return self.batch * (self.prompt_tokens + self.num_decode_steps)
+
+
+WORKLOADS: Final = {
+    "paper": Workload(prompt_tokens=128, decode_tokens=128, batch=1),
+    "prefill-heavy": Workload(prompt_tokens=2363, decode_tokens=128, batch=8),
+    "decode-heavy": Workload(prompt_tokens=1426, decode_tokens=3072, batch=8),
+    "chat": Workload(prompt_tokens=1024, decode_tokens=256, batch=16),
+}
+
+
+def workload_named(name: str) -> Workload:
+    """The named workload, or a UserError that lists the names."""
+    try:
+        return WORKLOADS[name]
+    except KeyError:
+        raise WorkloadError(
+            f"--workload {name}: unknown; choose one of {', '.join(WORKLOADS)}"
+        ) from None
