@@ -120,7 +120,7 @@ class _StageStep:
         shard = -(-self.spec.vocab_size // tp)
         if self.conventions.logits == "candidates":
             pairs = (sequences, 2)
-            return self._call("all_gather", "tp", 1, pairs, (tp, *pairs), dtype="float32")
+            return self._call("all_gather", "tp", 1, pairs, (tp * sequences, 2), dtype="float32")
         op: Operation = "all_gather" if self.conventions.logits == "all_gather" else "gather"
         rows = () if op == "gather" and sequences == 1 else (sequences,)
         return self._call(op, "tp", 1, (*rows, shard), (*rows, shard * tp))

@@ -1,0 +1,1 @@
+"""All-reduce algorithms as transport-free programs, their proof, and their cost."""

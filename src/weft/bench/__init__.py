@@ -1,0 +1,1 @@
+"""Benchmarks: collectives and serving."""

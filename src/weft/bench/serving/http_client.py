@@ -1,0 +1,197 @@
+"""A callback HTTP/1.1 client: one ``write`` a request, one call a received segment.
+
+``httptools`` (the parser of uvicorn) reads the protocol; this file only adds keep-alive
+connections and hands each body segment, with the time it was read from the socket, to the
+request it belongs to. No task, no future and no await per request or per chunk: that is
+what keeps the client's own time out of the figures (docs/bench-serve.md compares).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol, cast
+from urllib.parse import urlsplit
+
+import httptools
+
+from weft.errors import UserError
+
+
+class ResponseSink(Protocol):
+    """Who receives one response; every time is ``time.perf_counter`` in seconds."""
+
+    def on_status(self, status: int) -> None: ...
+
+    def on_bytes(self, body: bytes, now_s: float) -> None: ...
+
+    def on_end(self, error: str | None, now_s: float) -> None: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Endpoint:
+    """Where a server listens."""
+
+    scheme: str
+    host: str
+    port: int
+    prefix: str
+
+    @property
+    def authority(self) -> str:
+        return f"{self.host}:{self.port}"
+
+
+def parse_url(url: str) -> Endpoint:
+    """``http(s)://host[:port][/prefix]``; a trailing ``/v1`` is dropped; UserError otherwise."""
+    parts = urlsplit(url)
+    try:
+        port = parts.port
+    except ValueError as error:
+        raise UserError(f"--url {url}: {error}; write http://host:port") from None
+    if parts.scheme not in {"http", "https"} or not parts.hostname:
+        raise UserError(f"--url {url}: write http://host:port or https://host:port")
+    return Endpoint(
+        scheme=parts.scheme,
+        host=parts.hostname,
+        port=port or (443 if parts.scheme == "https" else 80),
+        prefix=parts.path.rstrip("/").removesuffix("/v1"),
+    )
+
+
+class _Connection(asyncio.Protocol):
+    """One keep-alive connection; at most one request on it at a time."""
+
+    def __init__(self, pool: ConnectionPool) -> None:
+        self._pool = pool
+        self._sink: ResponseSink | None = None
+        self._now_s = 0.0
+        self._parser = httptools.HttpResponseParser(self)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+
+    @property
+    def usable(self) -> bool:
+        return not self._transport.is_closing()
+
+    def send(self, request: bytes, sink: ResponseSink) -> None:
+        self._sink = sink
+        self._transport.write(request)
+
+    def abort(self) -> None:
+        self._sink = None
+        self._transport.abort()
+
+    def data_received(self, data: bytes) -> None:
+        self._now_s = time.perf_counter()
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserError as error:
+            self._finish(f"malformed HTTP: {error}")
+            self._transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._pool.forget(self)
+        self._now_s = time.perf_counter()
+        self._finish(f"connection lost: {exc}" if exc else "connection closed before the end")
+
+    def on_headers_complete(self) -> None:
+        if self._sink is not None:
+            self._sink.on_status(self._parser.get_status_code())
+
+    def on_body(self, body: bytes) -> None:
+        if self._sink is not None:
+            self._sink.on_bytes(body, self._now_s)
+
+    def on_message_complete(self) -> None:
+        keep = self._parser.should_keep_alive()
+        self._finish(None)
+        if not keep:
+            self._transport.close()
+        elif self.usable:
+            self._parser = httptools.HttpResponseParser(self)
+            self._pool.release(self)
+
+    def _finish(self, error: str | None) -> None:
+        sink, self._sink = self._sink, None
+        if sink is not None:
+            sink.on_end(error, self._now_s)
+
+
+@dataclass(kw_only=True)
+class ConnectionPool:
+    """Keep-alive connections to one endpoint, as many as requests are open at once."""
+
+    endpoint: Endpoint
+    _free: list[_Connection] = field(default_factory=list)
+    _open: set[_Connection] = field(default_factory=set)
+    _dialling: set[asyncio.Task[None]] = field(default_factory=set)
+
+    def submit(self, request: bytes, sink: ResponseSink) -> Callable[[], None]:
+        """Send ``request``; the answer goes to ``sink``. Returns what gives the request up."""
+        while self._free:
+            connection = self._free.pop()
+            if connection.usable:
+                connection.send(request, sink)
+                return connection.abort
+        task = asyncio.ensure_future(self._dial(request, sink))
+        self._dialling.add(task)
+        task.add_done_callback(self._dialling.discard)
+        return lambda: self._give_up(task, sink)
+
+    def release(self, connection: _Connection) -> None:
+        self._free.append(connection)
+
+    def forget(self, connection: _Connection) -> None:
+        self._open.discard(connection)
+        if connection in self._free:
+            self._free.remove(connection)
+
+    def close(self) -> None:
+        """Drop every connection."""
+        for task in tuple(self._dialling):
+            task.cancel()
+        for connection in tuple(self._open):
+            connection.abort()
+
+    async def _dial(self, request: bytes, sink: ResponseSink) -> None:
+        endpoint = self.endpoint
+        context = ssl.create_default_context() if endpoint.scheme == "https" else None
+        loop = asyncio.get_running_loop()
+        try:
+            _, connection = await loop.create_connection(
+                lambda: _Connection(self), endpoint.host, endpoint.port, ssl=context
+            )
+        except OSError as error:
+            sink.on_end(f"cannot connect: {error}", time.perf_counter())
+            return
+        self._open.add(connection)
+        self._sinks[id(sink)] = connection
+        connection.send(request, sink)
+
+    _sinks: dict[int, _Connection] = field(default_factory=dict)
+
+    def _give_up(self, task: asyncio.Task[None], sink: ResponseSink) -> None:
+        task.cancel()
+        connection = self._sinks.pop(id(sink), None)
+        if connection is not None:
+            connection.abort()
+
+
+def request_bytes(
+    endpoint: Endpoint, path: str, body: bytes | None, headers: dict[str, str]
+) -> bytes:
+    """One whole HTTP/1.1 request: POST with a JSON body, GET without."""
+    lines = [
+        f"{'GET' if body is None else 'POST'} {endpoint.prefix}{path} HTTP/1.1",
+        f"Host: {endpoint.authority}",
+        "Accept: text/event-stream, application/json",
+        *(f"{name}: {value}" for name, value in headers.items()),
+    ]
+    if body is not None:
+        lines += ["Content-Type: application/json", f"Content-Length: {len(body)}"]
+    return "\r\n".join(lines).encode() + b"\r\n\r\n" + (body or b"")

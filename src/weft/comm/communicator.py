@@ -1,0 +1,65 @@
+"""Communicator: the one door for bytes between the ranks of a group."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from weft.comm.transport import Transport
+from weft.vocabulary.layout import GroupKind
+
+
+@dataclass(kw_only=True)
+class Communicator:
+    """One group of ranks, as one of its members sees it.
+
+    ``ranks`` are global, ``rank`` is this process's place among them. In a group of
+    one every operation returns its input untouched, so callers need no special case.
+    ``transport`` may be exchanged (recording, another all-reduce) between steps.
+    """
+
+    kind: GroupKind
+    ranks: tuple[int, ...]
+    rank: int
+    transport: Transport
+
+    @property
+    def size(self) -> int:
+        return len(self.ranks)
+
+    @property
+    def is_last(self) -> bool:
+        return self.rank == self.size - 1
+
+    def all_reduce(self, tensor: torch.Tensor, site: str = "") -> torch.Tensor:
+        """Sum over the group, in place (any shape); returns ``tensor``."""
+        return tensor if self.size == 1 else self.transport.all_reduce(tensor, site)
+
+    def all_gather(self, tensor: torch.Tensor, dim: int = 0, site: str = "") -> torch.Tensor:
+        """Concatenate along ``dim`` in rank order: [.., n, ..] -> [.., size * n, ..]."""
+        return tensor if self.size == 1 else self.transport.all_gather(tensor, dim, site)
+
+    def reduce_scatter(self, tensor: torch.Tensor, site: str = "") -> torch.Tensor:
+        """Sum over the group, keep this rank's rows: [size * n, ..] -> [n, ..]."""
+        return tensor if self.size == 1 else self.transport.reduce_scatter(tensor, site)
+
+    def gather(self, tensor: torch.Tensor, dst: int = 0, site: str = "") -> torch.Tensor | None:
+        """Concatenate along the last dimension on rank ``dst`` of the group; None elsewhere."""
+        return tensor if self.size == 1 else self.transport.gather(tensor, dst, site)
+
+    def broadcast(self, tensor: torch.Tensor, src: int, site: str = "") -> torch.Tensor:
+        """Overwrite ``tensor`` with that of rank ``src`` of the group."""
+        return tensor if self.size == 1 else self.transport.broadcast(tensor, src, site)
+
+    def send(self, tensor: torch.Tensor, dst: int, site: str = "") -> None:
+        """Send to rank ``dst`` of the group."""
+        self.transport.send(tensor, dst, site)
+
+    def recv(self, tensor: torch.Tensor, src: int, site: str = "") -> torch.Tensor:
+        """Overwrite ``tensor`` with what rank ``src`` of the group sends."""
+        return self.transport.recv(tensor, src, site)
+
+    def all_to_all(self, tensor: torch.Tensor, site: str = "") -> torch.Tensor:
+        """Exchange equal parts of dimension 0: part i goes to rank i of the group."""
+        return tensor if self.size == 1 else self.transport.all_to_all(tensor, site)

@@ -1,0 +1,162 @@
+"""ProcessGroups: the one owner of every process group of a run."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, Final
+
+import torch
+import torch.distributed as dist
+
+from weft.comm.communicator import Communicator
+from weft.comm.recorder import Recorder, RecordingTransport
+from weft.comm.transport import TorchTransport, Transport
+from weft.errors import CommunicationError
+from weft.vocabulary.layout import GroupKind, Layout
+
+DEFAULT_TIMEOUT_S: Final = 120.0
+
+
+class ProcessGroups:
+    """A communicator for each kind of group that this rank belongs to.
+
+    ``tp``, ``sp`` (the same ranks as tp), ``pp``, ``ep``, ``dp`` and ``world``. Groups
+    of one rank need no process group. Close it (or use it in ``with``) to free them.
+    """
+
+    def __init__(self, layout: Layout, rank: int, device: torch.device, store: dist.Store | None):
+        self.layout, self.rank, self.device = layout, rank, device
+        self._store, self._host_messages = store, 0
+        self._process_groups: dict[tuple[int, ...], dist.ProcessGroup] = {}
+        self.world = self._communicator("world")
+        self.tp = self._communicator("tp")
+        self.sp = self._communicator("sp")
+        self.pp = self._communicator("pp")
+        self.ep = self._communicator("ep")
+        self.dp = self._communicator("dp")
+
+    @property
+    def stage(self) -> int:
+        return self.layout.stage_of(self.rank)
+
+    @property
+    def replica(self) -> int:
+        return self.layout.replica_of(self.rank)
+
+    @property
+    def communicators(self) -> tuple[Communicator, ...]:
+        return (self.tp, self.sp, self.pp, self.ep, self.dp, self.world)
+
+    def _communicator(self, kind: GroupKind) -> Communicator:
+        ranks = self.layout.group_of(kind, self.rank)
+        return Communicator(
+            kind=kind,
+            ranks=ranks,
+            rank=ranks.index(self.rank),
+            transport=_NO_PEERS if len(ranks) == 1 else self._transport(ranks),
+        )
+
+    def _transport(self, ranks: tuple[int, ...]) -> Transport:
+        if ranks not in self._process_groups:
+            self._process_groups[ranks] = (
+                dist.group.WORLD  # type: ignore[assignment]
+                if len(ranks) == self.layout.world_size
+                else dist.new_group(list(ranks), use_local_synchronization=True)
+            )
+        return TorchTransport(self._process_groups[ranks], ranks)
+
+    @contextmanager
+    def recording(self) -> Iterator[Recorder]:
+        """Write down every call of every group while the context is open."""
+        recorder = Recorder()
+        plain = [communicator.transport for communicator in self.communicators]
+        for communicator in self.communicators:
+            communicator.transport = RecordingTransport(
+                communicator.transport, recorder, communicator.kind, communicator.size
+            )
+        try:
+            yield recorder
+        finally:
+            for communicator, transport in zip(self.communicators, plain, strict=True):
+                communicator.transport = transport
+
+    def host_broadcast(self, value: Any, src: int) -> Any:
+        """Give every rank the (picklable) ``value`` of global rank ``src``, outside the groups.
+
+        Control data only: it goes through the rendezvous store and is no collective.
+        All ranks must call it in the same order.
+        """
+        if self.layout.world_size == 1:
+            return value
+        assert self._store is not None
+        key = f"weft/host/{self._host_messages}"
+        self._host_messages += 1
+        try:
+            if self.rank == src:
+                self._store.set(key, pickle.dumps(value))
+                return value
+            return pickle.loads(self._store.get(key))  # noqa: S301 - written by our own ranks
+        except RuntimeError as error:
+            raise CommunicationError(f"host message from rank {src}: {error}") from error
+
+    def host_gather(self, value: Any) -> list[Any]:
+        """Every rank's (picklable) ``value``, in rank order, on every rank; outside the groups."""
+        return [self.host_broadcast(value, src) for src in range(self.layout.world_size)]
+
+    def close(self) -> None:
+        """Destroy the process groups."""
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+    def __enter__(self) -> ProcessGroups:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def open_groups(
+    layout: Layout,
+    *,
+    rank: int = 0,
+    device: torch.device | None = None,
+    timeout_s: float = DEFAULT_TIMEOUT_S,
+) -> ProcessGroups:
+    """Join the other ranks (environment variables of the launcher) and build every group."""
+    device = device or torch.device("cpu")
+    if layout.world_size == 1:
+        return ProcessGroups(layout, 0, device, None)
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    try:
+        dist.init_process_group(
+            backend,
+            rank=rank,
+            world_size=layout.world_size,
+            timeout=timedelta(seconds=timeout_s),
+            device_id=device if device.type == "cuda" else None,
+        )
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise CommunicationError(f"rank {rank} cannot join the run: {reason}") from error
+    return ProcessGroups(layout, rank, device, dist.distributed_c10d._get_default_store())
+
+
+def open_fake_groups(layout: Layout, *, rank: int) -> ProcessGroups:
+    """Groups of torch's ``fake`` backend: every operation returns at once, no peer is needed."""
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=layout.world_size)
+    return ProcessGroups(layout, rank, torch.device("meta"), None)
+
+
+class _NoPeers:
+    """The transport of a group of one: never called."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise AssertionError(f"{name} in a group of one rank")
+
+
+_NO_PEERS: Final[Any] = _NoPeers()

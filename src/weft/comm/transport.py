@@ -1,0 +1,125 @@
+"""Transport: what a group of ranks can do, and the torch.distributed one.
+
+A transport knows nothing of models. Every operation blocks the caller until its
+result may be used (on CUDA: until it is ordered on the current stream), is bounded
+by the group's time-out, and raises CommunicationError naming the operation.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+import torch
+import torch.distributed as dist
+
+from weft.errors import CommunicationError, LostRankError
+
+
+# torch 2.13 renamed these; 2.11 and 2.12 have the old names only.
+_all_gather_single = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+_reduce_scatter_single = (
+    getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+)
+
+
+class Transport(Protocol):
+    """The operations of one group. ``site`` names the caller for recorders and errors."""
+
+    def all_reduce(self, tensor: torch.Tensor, site: str) -> torch.Tensor:
+        """Sum over the group, in place; returns ``tensor``."""
+
+    def all_gather(self, tensor: torch.Tensor, dim: int, site: str) -> torch.Tensor:
+        """Concatenate every rank's ``tensor`` along ``dim``, in rank order."""
+
+    def reduce_scatter(self, tensor: torch.Tensor, site: str) -> torch.Tensor:
+        """Sum over the group and keep this rank's equal part of dimension 0."""
+
+    def gather(self, tensor: torch.Tensor, dst: int, site: str) -> torch.Tensor | None:
+        """Concatenate along the last dimension on group rank ``dst``; None elsewhere."""
+
+    def broadcast(self, tensor: torch.Tensor, src: int, site: str) -> torch.Tensor:
+        """Overwrite ``tensor`` with that of group rank ``src``; returns it."""
+
+    def send(self, tensor: torch.Tensor, dst: int, site: str) -> None:
+        """Send to group rank ``dst``."""
+
+    def recv(self, tensor: torch.Tensor, src: int, site: str) -> torch.Tensor:
+        """Overwrite ``tensor`` with what group rank ``src`` sends; returns it."""
+
+    def all_to_all(self, tensor: torch.Tensor, site: str) -> torch.Tensor:
+        """Equal parts of dimension 0 change places: part i goes to rank i."""
+
+
+class TorchTransport:
+    """torch.distributed: gloo, nccl or fake."""
+
+    def __init__(self, group: dist.ProcessGroup, ranks: tuple[int, ...]) -> None:
+        self._group, self._ranks = group, ranks
+
+    def all_reduce(self, tensor: torch.Tensor, site: str) -> torch.Tensor:
+        with self._named("all_reduce", site):
+            dist.all_reduce(tensor, group=self._group)
+        return tensor
+
+    def all_gather(self, tensor: torch.Tensor, dim: int, site: str) -> torch.Tensor:
+        size = len(self._ranks)
+        stacked = tensor.new_empty((size, *tensor.shape))
+        with self._named("all_gather", site):
+            _all_gather_single(stacked, tensor.contiguous(), group=self._group)
+        return stacked.movedim(0, dim).flatten(dim, dim + 1)
+
+    def reduce_scatter(self, tensor: torch.Tensor, site: str) -> torch.Tensor:
+        part = tensor.new_empty((tensor.shape[0] // len(self._ranks), *tensor.shape[1:]))
+        with self._named("reduce_scatter", site):
+            _reduce_scatter_single(part, tensor.contiguous(), group=self._group)
+        return part
+
+    def gather(self, tensor: torch.Tensor, dst: int, site: str) -> torch.Tensor | None:
+        is_dst = dist.get_rank(self._group) == dst
+        parts = [torch.empty_like(tensor) for _ in self._ranks] if is_dst else None
+        with self._named("gather", site):
+            dist.gather(tensor.contiguous(), parts, group=self._group, group_dst=dst)
+        return None if parts is None else torch.cat(parts, dim=-1)
+
+    def broadcast(self, tensor: torch.Tensor, src: int, site: str) -> torch.Tensor:
+        with self._named("broadcast", site):
+            dist.broadcast(tensor, group=self._group, group_src=src)
+        return tensor
+
+    def send(self, tensor: torch.Tensor, dst: int, site: str) -> None:
+        with self._named("send", site):
+            dist.send(tensor.contiguous(), group=self._group, group_dst=dst)
+
+    def recv(self, tensor: torch.Tensor, src: int, site: str) -> torch.Tensor:
+        with self._named("recv", site):
+            dist.recv(tensor, group=self._group, group_src=src)
+        return tensor
+
+    def all_to_all(self, tensor: torch.Tensor, site: str) -> torch.Tensor:
+        result = torch.empty_like(tensor)
+        with self._named("all_to_all", site):
+            dist.all_to_all_single(result, tensor.contiguous(), group=self._group)
+        return result
+
+    @contextmanager
+    def _named(self, op: str, site: str) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as error:
+            raise _communication_error(op, site, self._ranks, error) from error
+
+
+_CLOSED = re.compile(r"closed by peer|reset by peer|broken pipe|Socket closed|remote", re.IGNORECASE)
+
+
+def _communication_error(
+    op: str, site: str, ranks: tuple[int, ...], error: RuntimeError
+) -> CommunicationError:
+    reason = str(error).strip().splitlines()[0]
+    where = f"{op} at {site} among ranks {','.join(map(str, ranks))}"
+    if _CLOSED.search(reason):
+        return LostRankError(f"{where}: a peer closed its connection ({reason})")
+    return CommunicationError(f"{where}: {reason}")

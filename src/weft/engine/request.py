@@ -1,0 +1,82 @@
+"""Requests: what a user asks for, what the engine knows of it, what comes back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from weft.errors import WorkloadError
+
+FinishReason = Literal["stop", "length", "abort"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingParams:
+    """How tokens are chosen and when to stop.
+
+    temperature 0 is greedy. top_k 0 and top_p 1 keep the whole vocabulary. With a
+    ``seed`` a request's tokens depend on nothing but its prompt, the weights and
+    these parameters; without one the engine's seed and the request's number decide.
+    """
+
+    max_tokens: int = 128
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int | None = None
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+
+    def __post_init__(self) -> None:
+        if self.max_tokens < 1:
+            raise WorkloadError(f"--decode {self.max_tokens}: must be at least 1")
+        if self.temperature < 0:
+            raise WorkloadError(f"--temperature {self.temperature}: must not be negative")
+        if self.top_k < 0:
+            raise WorkloadError(f"--top-k {self.top_k}: must be 0 (off) or positive")
+        if not 0 < self.top_p <= 1:
+            raise WorkloadError(f"--top-p {self.top_p}: must be above 0 and at most 1")
+
+    @property
+    def is_greedy(self) -> bool:
+        return self.temperature == 0
+
+
+@dataclass(kw_only=True)
+class Request:
+    """A request inside the engine. ``num_computed`` positions have their keys and values cached."""
+
+    number: int
+    prompt: list[int]
+    sampling: SamplingParams
+    stop_ids: frozenset[int]
+    output: list[int] = field(default_factory=list)
+    num_computed: int = 0
+    blocks: list[int] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
+
+    @property
+    def tokens(self) -> list[int]:
+        return self.prompt + self.output
+
+    @property
+    def length(self) -> int:
+        return len(self.prompt) + len(self.output)
+
+    def append(self, token: int) -> None:
+        """Add a sampled token and find out whether the request is finished."""
+        self.output.append(token)
+        if token in self.stop_ids:
+            self.finish_reason = "stop"
+        elif len(self.output) >= self.sampling.max_tokens:
+            self.finish_reason = "length"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Completion:
+    """A finished request. ``token_ids`` has the stop token where one ended it."""
+
+    prompt_token_ids: tuple[int, ...]
+    token_ids: tuple[int, ...]
+    text: str | None
+    finish_reason: FinishReason

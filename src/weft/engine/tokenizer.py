@@ -1,0 +1,79 @@
+"""Text to token ids and back: transformers' tokenizers, or bytes where a model has none."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+from weft.errors import ModelConfigError
+
+_TOKENIZER_FILES: Final = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
+
+
+class Tokenizer(Protocol):
+    """What the engine needs of a tokenizer."""
+
+    eos_token_ids: tuple[int, ...]
+
+    def encode(self, text: str) -> list[int]: ...
+
+    def decode(self, token_ids: Sequence[int]) -> str: ...
+
+
+class ByteTokenizer:
+    """UTF-8 bytes as ids 0-255, begin of text 256, end of text 257.
+
+    The built-in tokenizer of the embedded model: no files, any text. Other ids
+    decode to the replacement character.
+    """
+
+    BOS: Final = 256
+    EOS: Final = 257
+
+    def __init__(self) -> None:
+        self.eos_token_ids: tuple[int, ...] = (self.EOS,)
+
+    def encode(self, text: str) -> list[int]:
+        return [self.BOS, *text.encode()]
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        pieces = bytearray()
+        for token in token_ids:
+            if token < self.BOS:
+                pieces.append(token)
+            elif token > self.EOS:
+                pieces += "\N{REPLACEMENT CHARACTER}".encode()
+        return pieces.decode(errors="replace")
+
+
+class HubTokenizer:
+    """A tokenizer of the transformers library, from the model's directory."""
+
+    def __init__(self, directory: Path) -> None:
+        from transformers import AutoTokenizer
+
+        try:
+            self._tokenizer: Any = AutoTokenizer.from_pretrained(
+                str(directory), local_files_only=True
+            )
+        except (OSError, ValueError, KeyError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise ModelConfigError(f"{directory}: cannot load its tokenizer ({reason})") from None
+        eos = self._tokenizer.eos_token_id
+        self.eos_token_ids: tuple[int, ...] = () if eos is None else (eos,)
+
+    def encode(self, text: str) -> list[int]:
+        return list(self._tokenizer.encode(text))
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=True))
+
+
+def find_tokenizer(directory: Path | None) -> Tokenizer | None:
+    """The model's own tokenizer; bytes for models without a directory; None if it has no files."""
+    if directory is None:
+        return ByteTokenizer()
+    if any((directory / name).is_file() for name in _TOKENIZER_FILES):
+        return HubTokenizer(directory)
+    return None

@@ -1,0 +1,1 @@
+"""Traces of real engines read back as schedules: what was sent, when, and was it what should be."""

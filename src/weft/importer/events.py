@@ -1,0 +1,86 @@
+"""The parts of a Kineto trace that weft reads, decoded by msgspec; everything else is skipped."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import msgspec
+
+
+class Event(msgspec.Struct, gc=False):
+    """One entry of ``traceEvents``; times in microseconds, ``args`` still undecoded."""
+
+    ph: str = ""
+    cat: str = ""
+    name: str = ""
+    tid: msgspec.Raw = msgspec.Raw(b"")
+    ts: float = 0.0
+    dur: float = 0.0
+    args: msgspec.Raw = msgspec.Raw(b"")
+
+
+class Args(msgspec.Struct, gc=False, rename=None):
+    """The arguments of an event of interest. Fields of another type than expected read as absent."""
+
+    external_id: Any = msgspec.field(default=None, name="External id")
+    correlation: Any = None
+    stream: Any = None
+    collective: Any = msgspec.field(default=None, name="Collective name")
+    in_elements: Any = msgspec.field(default=None, name="In msg nelems")
+    out_elements: Any = msgspec.field(default=None, name="Out msg nelems")
+    dtype: Any = None
+    group_name: Any = msgspec.field(default=None, name="Process Group Name")
+    group_description: Any = msgspec.field(default=None, name="Process Group Description")
+    group_ranks: Any = msgspec.field(default=None, name="Process Group Ranks")
+    group_size: Any = msgspec.field(default=None, name="Group size")
+    group_start: Any = msgspec.field(default=None, name="Global rank start")
+    group_stride: Any = msgspec.field(default=None, name="Global rank stride")
+    source: Any = msgspec.field(default=None, name="Src Rank")
+    destination: Any = msgspec.field(default=None, name="Dst Rank")
+    dims: Any = msgspec.field(default=None, name="Input Dims")
+    types: Any = msgspec.field(default=None, name="Input type")
+
+
+_ARGS_DECODER: Final = msgspec.json.Decoder(Args)
+NO_ARGS: Final = Args()
+
+
+def decode_args(raw: msgspec.Raw) -> Args:
+    """The arguments of an event; an event whose arguments are no JSON object has none."""
+    try:
+        return _ARGS_DECODER.decode(raw)
+    except msgspec.DecodeError:
+        return NO_ARGS
+
+
+# Spellings of element types: c10 scalar types (record_param_comms) and C++ names (Input type).
+_DTYPES: Final = {
+    "BFloat16": "bfloat16",
+    "Half": "float16",
+    "Float": "float32",
+    "Double": "float64",
+    "Long": "int64",
+    "Int": "int32",
+    "Short": "int16",
+    "Byte": "uint8",
+    "Char": "int8",
+    "Bool": "bool",
+    "Float8_e4m3fn": "float8_e4m3fn",
+    "float": "float32",
+    "double": "float64",
+    "long int": "int64",
+    "long": "int64",
+    "int": "int32",
+    "short int": "int16",
+    "short": "int16",
+    "unsigned char": "uint8",
+    "signed char": "int8",
+    "bool": "bool",
+}
+
+
+def dtype_name(text: Any) -> str | None:
+    """A torch dtype name without ``torch.``; None for what is no element type weft knows."""
+    if not isinstance(text, str):
+        return None
+    return _DTYPES.get(text.removeprefix("c10::"))

@@ -1,0 +1,248 @@
+// What the ranks share, and the one way in which they wait for each other.
+//
+// Every rank owns one allocation that all peers can write:
+//
+//   Header | mailbox of even epochs | mailbox of odd epochs
+//
+// Protocol ("payload is the flag"): an idle mailbox word holds kEmpty, a NaN that no sender
+// ever writes. A receiver waits until none of the four words of a vector is kEmpty, so data
+// and flag cannot be seen apart, whatever order the fabric delivers words in. The receiver
+// puts kEmpty back before its kernel ends.
+//
+// Why two mailboxes suffice: a rank leaves call e only with a value that depends on every
+// rank's input of call e, so every rank has by then entered call e and, kernels of one
+// communicator being ordered, has left call e - 1 with its words put back. The mailbox
+// written in call e + 1 is the one of call e - 1. Because nothing but the parity of the epoch
+// is used, the counter may wrap.
+#pragma once
+#include "vector.cuh"
+
+constexpr int kWorld = WEFT_WORLD;
+constexpr int kMaxWorld = 8;
+constexpr int kMaxBlocks = 512;
+constexpr u32 kEmpty = 0xFFFFFFFFu;        // NaN in fp32, two NaNs in fp16 and bf16
+constexpr u32 kEmptyStandIn = 0x7FFFFFFFu;  // NaNs as well: sent where the data is kEmpty
+constexpr u32 kSpinsPerClockRead = 256;
+
+enum Step : u32 { kStepExchange = 1, kStepScatter = 2, kStepGather = 3, kStepBetweenNodes = 4 };
+
+struct Header {
+  u32 poison;              // 0, or 1 << 31 | step << 16 | bit mask of the missing ranks
+  u32 reported;            // the fault has been written to the host
+  u32 unused[30];
+  u32 entered[32];         // entered[r]: the last epoch that rank r entered (diagnosis only)
+  u32 epoch[kMaxBlocks];   // calls finished, one copy a block so that no block waits for another
+};
+constexpr u64 kHeaderBytes = 4096;
+static_assert(sizeof(Header) <= kHeaderBytes, "the header outgrew its page");
+
+struct Fault {  // pinned host memory
+  u32 raised;
+  u32 missing;
+  u32 step;
+  u32 epoch;
+};
+
+struct Comm {  // by value in every launch; mirrored in communicator.py
+  u8* peer[kMaxWorld];  // peer[k]: allocation of rank (rank + k) % world; peer[0] is our own
+  Fault* fault;
+  u64 mailbox_bytes;
+  u64 timeout_ns;
+  u32 rank;
+  u32 unused;
+};
+
+// ---- words on the fabric --------------------------------------------------------------------
+
+__device__ __forceinline__ void push(u8* slot, const Vec& vec) {
+  asm volatile("st.relaxed.sys.global.v4.u32 [%0], {%1,%2,%3,%4};" ::"l"(slot), "r"(vec.w[0]),
+               "r"(vec.w[1]), "r"(vec.w[2]), "r"(vec.w[3])
+               : "memory");
+}
+
+__device__ __forceinline__ Vec peek(const u8* slot) {
+  Vec vec;
+  asm volatile("ld.relaxed.sys.global.v4.u32 {%0,%1,%2,%3}, [%4];"
+               : "=r"(vec.w[0]), "=r"(vec.w[1]), "=r"(vec.w[2]), "=r"(vec.w[3])
+               : "l"(slot)
+               : "memory");
+  return vec;
+}
+
+__device__ __forceinline__ void push_word(u32* word, u32 value) {
+  asm volatile("st.relaxed.sys.global.u32 [%0], %1;" ::"l"(word), "r"(value) : "memory");
+}
+
+__device__ __forceinline__ u32 peek_word(const u32* word) {
+  u32 value;
+  asm volatile("ld.relaxed.sys.global.u32 %0, [%1];" : "=r"(value) : "l"(word) : "memory");
+  return value;
+}
+
+__device__ __forceinline__ bool arrived(const Vec& vec) {
+  return vec.w[0] != kEmpty && vec.w[1] != kEmpty && vec.w[2] != kEmpty && vec.w[3] != kEmpty;
+}
+
+__device__ __forceinline__ Vec sendable(Vec vec) {
+#pragma unroll
+  for (int i = 0; i < 4; ++i) vec.w[i] = vec.w[i] == kEmpty ? kEmptyStandIn : vec.w[i];
+  return vec;
+}
+
+__device__ __forceinline__ void put_back(u8* slot) {
+  asm volatile("st.global.v4.u32 [%0], {%1,%1,%1,%1};" ::"l"(slot), "r"(kEmpty) : "memory");
+}
+
+__device__ __forceinline__ u64 nanoseconds() {
+  u64 value;
+  asm volatile("mov.u64 %0, %globaltimer;" : "=l"(value));
+  return value;
+}
+
+__device__ __forceinline__ void wait_for_kernel_before() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+__device__ __forceinline__ void let_next_kernel_start() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+// ---- faults -----------------------------------------------------------------------------------
+
+// Tell the host and all peers, once. `waiting_for` is used where every rank has entered.
+__device__ __noinline__ void raise_fault(const Comm& comm, u32 step, u32 epoch, u32 waiting_for) {
+  Header* header = reinterpret_cast<Header*>(comm.peer[0]);
+  u32 poison = peek_word(&header->poison);
+  if (poison == 0) {
+    u32 missing = 0;
+    for (u32 s = 0; s < kWorld; ++s) {
+      if (s != comm.rank && static_cast<int>(peek_word(&header->entered[s]) - epoch) < 0) {
+        missing |= 1u << s;
+      }
+    }
+    poison = 0x80000000u | step << 16 | (missing != 0 ? missing : 1u << waiting_for);
+    const u32 before = atomicCAS(&header->poison, 0u, poison);
+    if (before != 0) poison = before;
+  }
+  if (atomicExch(&header->reported, 1u) != 0) return;
+  for (u32 k = 1; k < kWorld; ++k) {
+    push_word(&reinterpret_cast<Header*>(comm.peer[k])->poison, poison);
+  }
+  volatile Fault* fault = comm.fault;
+  fault->missing = poison & 0xFFFFu;
+  fault->step = poison >> 16 & 0x7FFFu;
+  fault->epoch = epoch;
+  __threadfence_system();
+  fault->raised = 1;
+}
+
+// ---- one call -----------------------------------------------------------------------------------
+
+struct Call {
+  const Comm& comm;
+  Header* header;
+  u32 epoch;        // of this call
+  u64 mailbox;      // offset of this call's mailbox in every allocation
+  bool poisoned;
+
+  // Programmatic dependent launch: everything before the wait may overlap the kernel before
+  // us, so nothing before it touches memory. Look at `poisoned` only after the first loads of
+  // the input have been issued: they then travel together with the loads of this constructor.
+  __device__ __forceinline__ explicit Call(const Comm& shared) : comm(shared) {
+    header = reinterpret_cast<Header*>(comm.peer[0]);
+    wait_for_kernel_before();
+    epoch = peek_word(&header->epoch[blockIdx.x]) + 1;
+    poisoned = peek_word(&header->poison) != 0;
+    let_next_kernel_start();
+    mailbox = kHeaderBytes + (epoch & 1) * comm.mailbox_bytes;
+  }
+
+  // Slot number `slot` (16 bytes each) in our own mailbox.
+  __device__ __forceinline__ u8* own_slot(u32 slot) const {
+    return comm.peer[0] + mailbox + static_cast<u64>(slot) * 16;
+  }
+
+  // The same in the mailbox of the rank `k` places after us.
+  __device__ __forceinline__ u8* slot_after(int k, u32 slot) const {
+    return comm.peer[k] + mailbox + static_cast<u64>(slot) * 16;
+  }
+
+  // Put kEmpty back into the slots whose bit is set in `mask`.
+  template <int kSlots>
+  __device__ __forceinline__ void clear(const u32 (&slot)[kSlots], u32 mask) const {
+#pragma unroll
+    for (int i = 0; i < kSlots; ++i) {
+      if (mask >> i & 1) put_back(own_slot(slot[i]));
+    }
+  }
+
+  // For diagnosis: say that we are here. After the payload, off the critical path.
+  __device__ __forceinline__ void announce() const {
+    if (blockIdx.x == 0 && threadIdx.x > 0 && threadIdx.x < kWorld) {
+      Header* peer = reinterpret_cast<Header*>(comm.peer[threadIdx.x]);
+      push_word(&peer->entered[comm.rank], epoch);
+    }
+  }
+
+  // Every thread of the block calls this last.
+  __device__ __forceinline__ void finish() const {
+    if (poisoned && threadIdx.x == 0) raise_fault(comm, 0, epoch, comm.rank);
+    __syncthreads();
+    for (u32 b = blockIdx.x + threadIdx.x * gridDim.x; b < kMaxBlocks; b += blockDim.x * gridDim.x) {
+      header->epoch[b] = epoch;
+    }
+  }
+
+  // Wait for the vectors whose bit is set in `pending`; value[i] is what came into slot[i], and
+  // slot i was written by rank sender(i). False: a rank is lost, and the fault has been raised.
+  template <int kSlots, typename Sender>
+  __device__ __forceinline__ bool wait(const u32 (&slot)[kSlots], Vec (&value)[kSlots], u32 pending,
+                                       Step step, Sender sender) const {
+    u32 spins = 0;
+    u64 deadline = 0;
+    while (true) {
+#pragma unroll
+      for (int i = 0; i < kSlots; ++i) {
+        if (pending >> i & 1) value[i] = peek(own_slot(slot[i]));
+      }
+#pragma unroll
+      for (int i = 0; i < kSlots; ++i) {
+        if ((pending >> i & 1) && arrived(value[i])) pending &= ~(1u << i);
+      }
+      if (pending == 0) return true;
+      if (++spins % kSpinsPerClockRead != 0) continue;
+      const u64 now = nanoseconds();
+      if (deadline == 0) deadline = now + comm.timeout_ns;
+      if (now > deadline || peek_word(&header->poison) != 0) {
+        raise_fault(comm, step, epoch, sender(__ffs(pending) - 1));
+        return false;
+      }
+    }
+  }
+};
+
+// ---- sums ---------------------------------------------------------------------------------------
+
+// Sum in rank order; our own vector takes its place among those received.
+template <int kUnroll>
+__device__ __forceinline__ Vec reduce_in_rank_order(const Vec& own,
+                                                    const Vec (&received)[kUnroll * kWorld], int u,
+                                                    u32 rank) {
+  float sum[kElements];
+#pragma unroll
+  for (int i = 0; i < kElements; ++i) sum[i] = 0.0f;
+#pragma unroll
+  for (int s = 0; s < kWorld; ++s) {
+    Vec vec = received[u * kWorld + s];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) vec.w[i] = s == rank ? own.w[i] : vec.w[i];
+    accumulate(sum, vec);
+  }
+  return pack(sum);
+}
+
+__device__ __forceinline__ u32 sender_of_slot(u32 i) { return i % kWorld; }

@@ -1,0 +1,141 @@
+// Sixteen bytes of a tensor: loads, stores, conversion to fp32 and back.
+//
+// No CUDA header is included, so that NVRTC needs no include path. The element
+// type is chosen by WEFT_ELEMENT (0 fp32, 1 fp16, 2 bf16) when compiling.
+#pragma once
+
+using u8 = unsigned char;
+using u16 = unsigned short;
+using u32 = unsigned int;
+using u64 = unsigned long long;
+
+#if WEFT_ELEMENT == 0
+using Bits = u32;
+#else
+using Bits = u16;
+#endif
+
+constexpr int kElementBytes = sizeof(Bits);
+constexpr int kElements = 16 / kElementBytes;  // elements of one vector
+
+struct alignas(16) Vec {
+  u32 w[4];
+};
+
+// ---- one element --------------------------------------------------------------------------
+
+__device__ __forceinline__ float to_float(Bits bits) {
+  float value;
+#if WEFT_ELEMENT == 0
+  value = __uint_as_float(bits);
+#elif WEFT_ELEMENT == 1
+  asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(bits));
+#else
+  value = __uint_as_float(static_cast<u32>(bits) << 16);
+#endif
+  return value;
+}
+
+// Two neighbouring elements rounded to nearest even and packed (fp32: see pack below).
+__device__ __forceinline__ u32 pack_pair(float low, float high) {
+  u32 packed;
+#if WEFT_ELEMENT == 1
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
+#else
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
+#endif
+  return packed;
+}
+
+// ---- one vector ---------------------------------------------------------------------------
+
+__device__ __forceinline__ void unpack(const Vec& vec, float (&value)[kElements]) {
+#pragma unroll
+  for (int i = 0; i < kElements; ++i) {
+#if WEFT_ELEMENT == 0
+    value[i] = to_float(vec.w[i]);
+#else
+    value[i] = to_float(static_cast<u16>(vec.w[i / 2] >> (16 * (i % 2))));
+#endif
+  }
+}
+
+__device__ __forceinline__ Vec pack(const float (&value)[kElements]) {
+  Vec vec;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+#if WEFT_ELEMENT == 0
+    vec.w[i] = __float_as_uint(value[i]);
+#else
+    vec.w[i] = pack_pair(value[2 * i], value[2 * i + 1]);
+#endif
+  }
+  return vec;
+}
+
+__device__ __forceinline__ void accumulate(float (&sum)[kElements], const Vec& vec) {
+  float value[kElements];
+  unpack(vec, value);
+#pragma unroll
+  for (int i = 0; i < kElements; ++i) sum[i] += value[i];
+}
+
+// ---- a tensor of any length and alignment, read and written 16 bytes at a time ---------------
+
+struct Tensor {
+  u8* data;
+  u64 num_elements;
+  bool aligned;  // data is a multiple of 16
+
+  __device__ __forceinline__ Tensor(const void* pointer, u64 count)
+      : data(static_cast<u8*>(const_cast<void*>(pointer))),
+        num_elements(count),
+        aligned((reinterpret_cast<u64>(pointer) & 15) == 0) {}
+
+  __device__ __forceinline__ u64 num_vectors() const {
+    return (num_elements + kElements - 1) / kElements;
+  }
+
+  __device__ __forceinline__ bool whole(u64 index) const {
+    return aligned && (index + 1) * kElements <= num_elements;
+  }
+
+  // Vector `index`; elements past the end read as zero.
+  __device__ __forceinline__ Vec load(u64 index) const {
+    Vec vec;
+    if (whole(index)) {
+      asm volatile("ld.global.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];"
+                   : "=r"(vec.w[0]), "=r"(vec.w[1]), "=r"(vec.w[2]), "=r"(vec.w[3])
+                   : "l"(data + index * 16));
+      return vec;
+    }
+    vec = Vec{{0, 0, 0, 0}};
+#pragma unroll
+    for (int i = 0; i < kElements; ++i) {
+      const u64 element = index * kElements + i;
+      if (element < num_elements) {
+        const u32 bits = reinterpret_cast<const volatile Bits*>(data)[element];
+        vec.w[i * kElementBytes / 4] |= bits << (8 * ((i * kElementBytes) % 4));
+      }
+    }
+    return vec;
+  }
+
+  // Elements past the end are not written.
+  __device__ __forceinline__ void store(u64 index, const Vec& vec) const {
+    if (whole(index)) {
+      asm volatile("st.global.v4.u32 [%0], {%1,%2,%3,%4};" ::"l"(data + index * 16),
+                   "r"(vec.w[0]), "r"(vec.w[1]), "r"(vec.w[2]), "r"(vec.w[3])
+                   : "memory");
+      return;
+    }
+#pragma unroll
+    for (int i = 0; i < kElements; ++i) {
+      const u64 element = index * kElements + i;
+      if (element < num_elements) {
+        reinterpret_cast<volatile Bits*>(data)[element] =
+            static_cast<Bits>(vec.w[i * kElementBytes / 4] >> (8 * ((i * kElementBytes) % 4)));
+      }
+    }
+  }
+};

@@ -1,0 +1,99 @@
+"""Whether the GPU kernels can be used here, and if not, why: one line, the same on all ranks."""
+
+from __future__ import annotations
+
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from weft.errors import EnvironmentUnavailable
+from weft.kernels import nvrtc
+from weft.kernels.driver import driver
+
+MAX_RANKS = 8
+MIN_CAPABILITY = (8, 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where one rank runs and what keeps it from using the kernels (None: nothing)."""
+
+    host: str
+    device_uuid: str
+    capability: tuple[int, int]
+    problem: str | None
+
+
+def local_problem(device: torch.device | None = None) -> str | None:
+    """Why this process cannot use the kernels, or None. Starts no process group."""
+    if not torch.cuda.is_available():
+        return "no CUDA device"
+    capability = torch.cuda.get_device_capability(device)
+    if capability < MIN_CAPABILITY:
+        return f"compute capability {capability[0]}.{capability[1]} is below 8.0"
+    try:
+        driver()
+        nvrtc.version()
+    except EnvironmentUnavailable as error:
+        return str(error)
+    return None
+
+
+def supported(group: dist.ProcessGroup, device: torch.device | None = None) -> str | None:
+    """Why ``group`` cannot use the kernels, or None. Collective; the same answer on all ranks."""
+    places: list[Place | None] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(places, _place(device), group=group)
+    return verdict([place for place in places if place is not None])
+
+
+def verdict(places: list[Place]) -> str | None:
+    """The decision that every rank takes from what all ranks said."""
+    if len(places) < 2:
+        return "a group of one rank has nothing to reduce"
+    if len(places) > MAX_RANKS:
+        return f"{len(places)} ranks; the kernels take at most {MAX_RANKS}"
+    for rank, place in enumerate(places):
+        if place.problem is not None:
+            return f"rank {rank}: {place.problem}"
+    if len({place.host for place in places}) > 1:
+        return "the ranks are on several hosts"
+    if len({place.capability for place in places}) > 1:
+        return "the ranks have GPUs of different kinds"
+    return _peer_problem(places)
+
+
+def _peer_problem(places: list[Place]) -> str | None:
+    """Every GPU visible here must be able to reach every other one of the group."""
+    uuids = {place.device_uuid for place in places}
+    visible = [i for i in range(torch.cuda.device_count()) if _uuid(i) in uuids]
+    for one in visible:
+        for other in visible:
+            if one != other and not torch.cuda.can_device_access_peer(one, other):
+                return f"GPU {one} cannot reach the memory of GPU {other}"
+    return None
+
+
+def _place(device: torch.device | None) -> Place:
+    problem = local_problem(device)
+    if not torch.cuda.is_available():
+        return Place(host=_host(), device_uuid="", capability=(0, 0), problem=problem)
+    index = torch.cuda.current_device() if device is None else device.index
+    return Place(
+        host=_host(),
+        device_uuid=_uuid(index),
+        capability=torch.cuda.get_device_capability(index),
+        problem=problem,
+    )
+
+
+def _uuid(index: int) -> str:
+    return str(torch.cuda.get_device_properties(index).uuid)
+
+
+def _host() -> str:
+    """Name and boot of this machine: containers may share the one, hosts not the other."""
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    return f"{socket.gethostname()} {boot.read_text().strip() if boot.is_file() else ''}"

@@ -1,0 +1,183 @@
+"""Start the ranks of a run on this machine through torch's elastic launcher.
+
+The launcher watches its ranks and ends all of them when one fails; this module
+finds out which one failed first and raises that as one error of weft's own tree.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import signal
+import sys
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from weft.errors import (
+    CheckFailed,
+    EnvironmentUnavailable,
+    LostRankError,
+    UserError,
+    WeftError,
+)
+
+if TYPE_CHECKING:
+    from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
+
+_SHUTDOWN_S: Final = 3
+_JOIN_S: Final = 60
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launch:
+    """Where ranks are started: this node's share of them, and where all nodes meet.
+
+    One launcher runs on each node; with ``num_nodes`` 1 the meeting place is chosen
+    here and never collides.
+    """
+
+    ranks_per_node: int
+    num_nodes: int = 1
+    node_rank: int = 0
+    master_address: str = "127.0.0.1"
+    master_port: int = 29500
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.node_rank < self.num_nodes:
+            raise UserError(
+                f"--node-rank {self.node_rank}: must be 0 to {self.num_nodes - 1} (--nnodes)"
+            )
+
+
+def run_ranks(arguments: Sequence[str], launch: Launch) -> None:
+    """Run ``python ARGUMENTS`` once a rank and wait for all of them.
+
+    Raises the error of the rank that failed first: LostRankError for one that was
+    killed, else the UserError, CheckFailed or EnvironmentUnavailable it ended with.
+    """
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import elastic_launch
+
+    with _environment(_variables(launch)), _quiet():
+        try:
+            elastic_launch(_config(launch), sys.executable)(*arguments)
+        except ChildFailedError as error:
+            raise _first_failure(error.failures) from None
+        except SignalException as error:
+            if error.sigval == signal.SIGINT:
+                raise KeyboardInterrupt from None
+            raise EnvironmentUnavailable(f"ended by signal {error.sigval.name}") from None
+        except (RuntimeError, OSError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise EnvironmentUnavailable(
+                f"cannot start the ranks at {launch.master_address}:{launch.master_port}: "
+                f"{reason}; check --master-addr, --master-port and that every node started"
+            ) from None
+
+
+def _config(launch: Launch) -> Any:
+    from torch.distributed.launcher.api import LaunchConfig
+
+    meeting: dict[str, Any] = {
+        "rdzv_backend": "c10d",
+        "rdzv_endpoint": "127.0.0.1:0",
+        "local_addr": "127.0.0.1",
+    }
+    if launch.num_nodes > 1:
+        meeting = {
+            "rdzv_backend": "static",
+            "rdzv_endpoint": f"{launch.master_address}:{launch.master_port}",
+            "rdzv_configs": {"rank": launch.node_rank, "timeout": _JOIN_S},
+        }
+    fields = {field.name for field in dataclasses.fields(LaunchConfig)}
+    if "shutdown_timeout" in fields:
+        meeting["shutdown_timeout"] = _SHUTDOWN_S
+    return LaunchConfig(
+        min_nodes=launch.num_nodes,
+        max_nodes=launch.num_nodes,
+        nproc_per_node=launch.ranks_per_node,
+        run_id=f"weft-{os.getpid()}" if launch.num_nodes == 1 else "weft",
+        max_restarts=0,
+        monitor_interval=0.1,
+        **meeting,
+    )
+
+
+def _variables(launch: Launch) -> dict[str, str]:
+    threads = max(1, (os.cpu_count() or 1) // launch.ranks_per_node)
+    variables = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))}
+    if launch.master_address in ("127.0.0.1", "localhost"):
+        variables["GLOO_SOCKET_IFNAME"] = os.environ.get("GLOO_SOCKET_IFNAME", "lo")
+    return variables
+
+
+@contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep torch's launcher from logging what our own one-line error says."""
+    loggers = [logging.getLogger(name) for name in ("torch.distributed", "torch.distributed.elastic")]
+    levels = [logger.level for logger in loggers]
+    handlers = {sig: signal.getsignal(sig) for sig in (signal.SIGINT, signal.SIGTERM)}
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+        for sig, handler in handlers.items():
+            signal.signal(sig, handler)
+
+
+def _first_failure(failures: Mapping[int, ProcessFailure]) -> WeftError:
+    """The cause: a killed rank before one that raised, before those that lost a peer."""
+    rank, failure = min(failures.items(), key=lambda item: (_consequence(item[1]), item[1].timestamp))
+    if failure.exitcode < 0:
+        return LostRankError(
+            f"rank {rank} was killed by {failure.signal_name()} (process {failure.pid}); "
+            "the other ranks were ended"
+        )
+    message, exit_code = _message(failure)
+    error_type = {1: CheckFailed, 2: UserError}.get(exit_code, EnvironmentUnavailable)
+    return error_type(message if exit_code == 2 else f"rank {rank}: {message}")
+
+
+def _consequence(failure: ProcessFailure) -> int:
+    """0: killed from outside; 1: raised by itself; 2: followed another rank's failure."""
+    if failure.exitcode < 0:
+        return 2 if -failure.exitcode == signal.SIGTERM else 0
+    return 2 if _extra(failure).get("follows") else 1
+
+
+def _message(failure: ProcessFailure) -> tuple[str, int]:
+    extra = _extra(failure)
+    if extra:
+        message = failure.message
+        text = message.get("message", "") if isinstance(message, dict) else message
+        return str(text), int(extra.get("exit_code", failure.exitcode))
+    return f"ended with exit code {failure.exitcode}", failure.exitcode
+
+
+def _extra(failure: ProcessFailure) -> dict[str, Any]:
+    message = failure.message
+    return message.get("extraInfo", {}) if isinstance(message, dict) else {}

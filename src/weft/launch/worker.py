@@ -1,0 +1,64 @@
+"""What every rank's process does around its work: die with its launcher, report its error."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+from weft.errors import CommunicationError, WeftError
+
+_WATCH_S: Final = 0.5
+
+
+@contextmanager
+def worker() -> Iterator[None]:
+    """Run one rank's work; an error is written for the launcher and ends the process.
+
+    Signals end the rank at once, also while it waits inside a collective; so does the
+    end of its launcher.
+    """
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, signal.SIG_DFL)
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        threading.Thread(target=_die_with, args=(os.getppid(),), daemon=True).start()
+    try:
+        yield
+    except WeftError as error:
+        _report(error, error.exit_code)
+    except Exception as error:  # noqa: BLE001 - whatever ends a rank must be reported
+        traceback.print_exc()
+        _report(error, 3)
+
+
+def _die_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(_WATCH_S)
+    os._exit(3)
+
+
+def _report(error: Exception, exit_code: int) -> None:
+    """Leave the error where torch's launcher looks for it, or on stderr, and exit."""
+    text = str(error) if isinstance(error, WeftError) else f"{type(error).__name__}: {error}"
+    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if path:
+        extra = {
+            "timestamp": str(int(time.time())),
+            "py_callstack": traceback.format_exc(),
+            "exit_code": exit_code,
+            "follows": isinstance(error, CommunicationError),
+        }
+        with open(path, "w", encoding="utf-8") as file:  # noqa: PTH123
+            json.dump({"message": {"message": text, "extraInfo": extra}}, file)
+    if not path or "TORCHELASTIC_USE_AGENT_STORE" not in os.environ:
+        print(f"weft: error: rank {os.environ.get('RANK', '0')}: {text}", file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(exit_code)

@@ -1,0 +1,64 @@
+"""Vocabulary-parallel embedding and head: each rank holds v/t rows of the vocabulary."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from weft.layers.linear import Placement
+from weft.layers.shards import Piece, ShardedParameter, rows_of, sharded_parameter
+
+
+def vocabulary_shard(
+    source: str, vocab_size: int, hidden_size: int, where: Placement
+) -> ShardedParameter:
+    """[ceil(v/t), h]: this rank's rows; rows past the end of the vocabulary are zero."""
+    start, stop = rows_of(vocab_size, where.tp_rank, where.tp_size)
+    share = -(-vocab_size // where.tp_size)
+    piece = Piece(source=source, shape=(vocab_size, hidden_size), dim=0, start=start, stop=stop)
+    weight = sharded_parameter(
+        (share, hidden_size), [piece], dtype=where.dtype, device=where.device
+    )
+    weight.data[stop - start :].zero_()
+    return weight
+
+
+class VocabularyEmbedding(nn.Module):
+    """Token ids [T] -> [T, h], a partial sum over the group: rows of other ranks are zero."""
+
+    def __init__(
+        self, weight: ShardedParameter, vocab_size: int, where: Placement
+    ) -> None:
+        super().__init__()
+        self.weight = weight
+        self.start, self.stop = rows_of(vocab_size, where.tp_rank, where.tp_size)
+        self.is_whole = where.tp_size == 1
+
+    def forward(self, token_ids: torch.Tensor) -> torch.Tensor:
+        if self.is_whole:
+            return F.embedding(token_ids, self.weight)
+        foreign = (token_ids < self.start) | (token_ids >= self.stop)
+        local = (token_ids - self.start).masked_fill(foreign, 0)
+        return F.embedding(local, self.weight).masked_fill(foreign[:, None], 0)
+
+
+class VocabularyHead(nn.Module):
+    """Hidden states [N, h] -> logits [N, ceil(v/t)] of this rank's part of the vocabulary.
+
+    Columns past the end of the vocabulary are minus infinity.
+    """
+
+    def __init__(
+        self, weight: ShardedParameter, vocab_size: int, where: Placement
+    ) -> None:
+        super().__init__()
+        self.weight = weight
+        self.start, stop = rows_of(vocab_size, where.tp_rank, where.tp_size)
+        self.num_real = stop - self.start
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits = F.linear(x, self.weight)
+        if self.num_real < logits.shape[1]:
+            logits[:, self.num_real :] = float("-inf")
+        return logits

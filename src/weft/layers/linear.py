@@ -1,0 +1,90 @@
+"""Linear layers that hold one shard of a checkpoint's matrices. They never communicate.
+
+Shapes: T token rows, I input features, O output features, t tensor-parallel degree.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from weft.layers.shards import Piece, rows_of, sharded_parameter
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    """Where a layer lives: its share of the tensor-parallel group, element type and device."""
+
+    tp_rank: int
+    tp_size: int
+    dtype: torch.dtype
+    device: torch.device
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """One checkpoint matrix [O, I] inside a column-parallel layer.
+
+    ``part`` of ``num_parts`` equal row blocks is held; KV heads that are fewer than
+    the ranks are replicated by giving several ranks the same part.
+    """
+
+    name: str
+    out_features: int
+    part: int
+    num_parts: int
+
+    @property
+    def rows(self) -> tuple[int, int]:
+        return rows_of(self.out_features, self.part, self.num_parts)
+
+
+class ColumnParallelLinear(nn.Module):
+    """[T, I] -> [T, sum of O/t]: this rank's rows of one or several stacked matrices."""
+
+    def __init__(
+        self, in_features: int, sections: list[Section], *, bias: bool, where: Placement
+    ) -> None:
+        super().__init__()
+        self.split_sizes = [stop - start for start, stop in (s.rows for s in sections)]
+        total = sum(self.split_sizes)
+        weights, biases, at = [], [], 0
+        for section in sections:
+            start, stop = section.rows
+            shape = (section.out_features, in_features)
+            place = {"dim": 0, "start": start, "stop": stop, "at": at}
+            weights.append(Piece(source=f"{section.name}.weight", shape=shape, **place))
+            biases.append(Piece(source=f"{section.name}.bias", shape=shape[:1], **place))
+            at += stop - start
+        options = {"dtype": where.dtype, "device": where.device}
+        self.weight = sharded_parameter((total, in_features), weights, **options)
+        self.bias = sharded_parameter((total,), biases, **options) if bias else None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.linear(x, self.weight, self.bias)
+
+
+class RowParallelLinear(nn.Module):
+    """[T, I/t] -> [T, O]: a partial sum that the caller must reduce over the group."""
+
+    def __init__(
+        self, name: str, in_features: int, out_features: int, *, bias: bool, where: Placement
+    ) -> None:
+        super().__init__()
+        start, stop = rows_of(in_features, where.tp_rank, where.tp_size)
+        shape = (out_features, in_features)
+        weight = Piece(source=f"{name}.weight", shape=shape, dim=1, start=start, stop=stop)
+        options = {"dtype": where.dtype, "device": where.device}
+        self.weight = sharded_parameter((out_features, stop - start), [weight], **options)
+        self.bias = None
+        if bias and where.tp_rank == 0:
+            piece = Piece(
+                source=f"{name}.bias", shape=shape[:1], dim=0, start=0, stop=out_features
+            )
+            self.bias = sharded_parameter((out_features,), [piece], **options)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.linear(x, self.weight, self.bias)

@@ -1,0 +1,30 @@
+"""RMSNorm, with the residual addition that always precedes it."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from weft.layers.linear import Placement
+from weft.layers.shards import Piece, sharded_parameter
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * weight over the last dimension."""
+
+    def __init__(self, name: str, size: int, eps: float, where: Placement) -> None:
+        super().__init__()
+        piece = Piece(source=f"{name}.weight", shape=(size,), dim=0, start=0, stop=size)
+        self.weight = sharded_parameter((size,), [piece], dtype=where.dtype, device=where.device)
+        self.eps = eps
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+
+    def add(
+        self, hidden: torch.Tensor, residual: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(norm(hidden + residual), hidden + residual); shapes [T, h]."""
+        total = hidden if residual is None else hidden + residual
+        return self(total), total

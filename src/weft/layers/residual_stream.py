@@ -1,0 +1,82 @@
+"""The residual stream between blocks: whole on every rank, or split by token.
+
+These two classes are the only place where a layer meets communication. A block
+(attention or MLP) takes whole token rows and returns a partial sum; the stream
+reduces it. With plain tensor parallelism that is one all-reduce; with Megatron
+sequence parallelism a reduce-scatter, and an all-gather before the next block.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch.nn import functional as F
+
+from weft.comm.communicator import Communicator
+from weft.layers.norm import RMSNorm
+
+
+class ResidualStream(Protocol):
+    """How partial sums [T, h] enter the stream and how blocks read it."""
+
+    def enter(self, x: torch.Tensor, num_tokens: int, site: str) -> torch.Tensor:
+        """Stream rows -> all ``num_tokens`` rows, for a block that needs them."""
+
+    def reduce(self, partial: torch.Tensor, site: str) -> torch.Tensor:
+        """Partial sums of all rows -> stream rows."""
+
+    def reduce_and_norm(
+        self, partial: torch.Tensor, residual: torch.Tensor | None, norm: RMSNorm, site: str
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Reduce, add to ``residual``, normalise: (normalised rows, new residual)."""
+
+    def num_rows(self, num_tokens: int) -> int:
+        """Rows of the stream that this rank holds."""
+
+
+class ReplicatedStream:
+    """Every rank of the group holds all rows."""
+
+    def __init__(self, tp: Communicator) -> None:
+        self._tp = tp
+
+    def enter(self, x: torch.Tensor, num_tokens: int, site: str) -> torch.Tensor:  # noqa: ARG002
+        return x
+
+    def reduce(self, partial: torch.Tensor, site: str) -> torch.Tensor:
+        return self._tp.all_reduce(partial, site)
+
+    def reduce_and_norm(
+        self, partial: torch.Tensor, residual: torch.Tensor | None, norm: RMSNorm, site: str
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return norm.add(self._tp.all_reduce(partial, site), residual)
+
+    def num_rows(self, num_tokens: int) -> int:
+        return num_tokens
+
+
+class SequenceParallelStream:
+    """Each rank holds an equal share of the rows, padded with zero rows to a multiple of tp.
+
+    Source: Korthikanti et al., "Reducing Activation Recomputation in Large Transformer
+    Models", section 4.2.2.
+    """
+
+    def __init__(self, sp: Communicator) -> None:
+        self._sp = sp
+
+    def enter(self, x: torch.Tensor, num_tokens: int, site: str) -> torch.Tensor:
+        return self._sp.all_gather(x, 0, site)[:num_tokens]
+
+    def reduce(self, partial: torch.Tensor, site: str) -> torch.Tensor:
+        padding = -partial.shape[0] % self._sp.size
+        return self._sp.reduce_scatter(F.pad(partial, (0, 0, 0, padding)), site)
+
+    def reduce_and_norm(
+        self, partial: torch.Tensor, residual: torch.Tensor | None, norm: RMSNorm, site: str
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return norm.add(self.reduce(partial, site), residual)
+
+    def num_rows(self, num_tokens: int) -> int:
+        return -(-num_tokens // self._sp.size)

@@ -1,0 +1,220 @@
+"""The decoder: Llama, Mistral, Qwen2 and Qwen3 in plain PyTorch.
+
+One class a part, no branches on parallelism. A rank builds the layers of its own
+pipeline stage with its own shard of every matrix; ``stream`` reduces partial sums
+(see layers/residual_stream.py).
+
+Shapes: T token rows, N sequences, h hidden size, H and K query and key-value heads
+of this rank, D head_dim.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from weft.layers.attention import AttentionBatch, LayerCache, attend
+from weft.layers.embedding import VocabularyEmbedding, VocabularyHead, vocabulary_shard
+from weft.layers.linear import ColumnParallelLinear, Placement, RowParallelLinear, Section
+from weft.layers.norm import RMSNorm
+from weft.layers.residual_stream import ResidualStream
+from weft.layers.rope import rotate
+from weft.vocabulary.model_spec import ModelSpec
+
+
+@dataclass(kw_only=True)
+class StepBatch:
+    """One engine step: token ids and positions [T], the rows [N] whose logits are wanted."""
+
+    token_ids: torch.Tensor
+    positions: torch.Tensor
+    logit_rows: torch.Tensor
+    attention: AttentionBatch
+    cos_sin: tuple[torch.Tensor, torch.Tensor]
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.token_ids)
+
+
+@dataclass(kw_only=True)
+class Boundary:
+    """What crosses a pipeline boundary: hidden states [rows, h] and their residual (or None)."""
+
+    hidden: torch.Tensor
+    residual: torch.Tensor | None
+
+
+class Attention(nn.Module):
+    """Token rows [T, h] -> partial sum [T, h] over this rank's heads."""
+
+    def __init__(self, spec: ModelSpec, prefix: str, where: Placement) -> None:
+        super().__init__()
+        tp, rank = where.tp_size, where.tp_rank
+        kv_parts = min(tp, spec.num_kv_heads)
+        kv_size = spec.num_kv_heads * spec.head_dim
+        query = Section(
+            name=f"{prefix}.q_proj",
+            out_features=spec.num_heads * spec.head_dim,
+            part=rank,
+            num_parts=tp,
+        )
+        key, value = (
+            Section(
+                name=f"{prefix}.{which}_proj",
+                out_features=kv_size,
+                part=rank * kv_parts // tp,
+                num_parts=kv_parts,
+            )
+            for which in "kv"
+        )
+        self.head_dim, self.sliding_window = spec.head_dim, spec.sliding_window
+        self.qkv = ColumnParallelLinear(
+            spec.hidden_size, [query, key, value], bias=spec.qkv_bias, where=where
+        )
+        self.output = RowParallelLinear(
+            f"{prefix}.o_proj",
+            spec.num_heads * spec.head_dim,
+            spec.hidden_size,
+            bias=spec.output_bias,
+            where=where,
+        )
+        self.query_norm = self.key_norm = None
+        if spec.qk_norm:
+            self.query_norm = RMSNorm(f"{prefix}.q_norm", spec.head_dim, spec.norm_eps, where)
+            self.key_norm = RMSNorm(f"{prefix}.k_norm", spec.head_dim, spec.norm_eps, where)
+
+    def forward(self, x: torch.Tensor, batch: StepBatch, cache: LayerCache) -> torch.Tensor:
+        heads = (part.unflatten(1, (-1, self.head_dim)) for part in self._split(self.qkv(x)))
+        queries, keys, values = heads
+        if self.query_norm is not None and self.key_norm is not None:
+            queries, keys = self.query_norm(queries), self.key_norm(keys)
+        queries, keys = rotate(queries, batch.cos_sin), rotate(keys, batch.cos_sin)
+        mixed = attend(queries, keys, values, cache, batch.attention, self.sliding_window)
+        return self.output(mixed)
+
+    def _split(self, qkv: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return qkv.split(self.qkv.split_sizes, dim=1)
+
+
+class MLP(nn.Module):
+    """Token rows [T, h] -> partial sum [T, h]: down(silu(gate(x)) * up(x))."""
+
+    def __init__(self, spec: ModelSpec, prefix: str, where: Placement) -> None:
+        super().__init__()
+        sections = [
+            Section(
+                name=f"{prefix}.{which}_proj",
+                out_features=spec.intermediate_size,
+                part=where.tp_rank,
+                num_parts=where.tp_size,
+            )
+            for which in ("gate", "up")
+        ]
+        self.gate_up = ColumnParallelLinear(spec.hidden_size, sections, bias=False, where=where)
+        self.down = RowParallelLinear(
+            f"{prefix}.down_proj",
+            spec.intermediate_size,
+            spec.hidden_size,
+            bias=False,
+            where=where,
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        gate, up = self.gate_up(x).chunk(2, dim=1)
+        return self.down(F.silu(gate) * up)
+
+
+class DecoderLayer(nn.Module):
+    """Attention and MLP with the norms in front of them."""
+
+    def __init__(self, spec: ModelSpec, index: int, stream: ResidualStream, where: Placement):
+        super().__init__()
+        prefix = f"model.layers.{index}"
+        self.site, self.stream = f"layers.{index}", stream
+        self.input_norm = RMSNorm(
+            f"{prefix}.input_layernorm", spec.hidden_size, spec.norm_eps, where
+        )
+        self.attention = Attention(spec, f"{prefix}.self_attn", where)
+        self.mlp_norm = RMSNorm(
+            f"{prefix}.post_attention_layernorm", spec.hidden_size, spec.norm_eps, where
+        )
+        self.mlp = MLP(spec, f"{prefix}.mlp", where)
+
+    def forward(
+        self, x: torch.Tensor, residual: torch.Tensor, batch: StepBatch, cache: LayerCache
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Normalised stream rows and residual -> the MLP's partial sum and the residual."""
+        stream, num_tokens = self.stream, batch.num_tokens
+        rows = stream.enter(x, num_tokens, f"{self.site}.attention")
+        partial = self.attention(rows, batch, cache)
+        x, residual = stream.reduce_and_norm(
+            partial, residual, self.mlp_norm, f"{self.site}.attention"
+        )
+        rows = stream.enter(x, num_tokens, f"{self.site}.mlp")
+        return self.mlp(rows), residual
+
+
+class DecoderStage(nn.Module):
+    """The consecutive layers of one pipeline stage, with embedding or head where it has them."""
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        layers: range,
+        stream: ResidualStream,
+        where: Placement,
+    ) -> None:
+        super().__init__()
+        self.spec, self.stream = spec, stream
+        self.is_first, self.is_last = layers.start == 0, layers.stop == spec.num_layers
+        self.layers = nn.ModuleList(DecoderLayer(spec, i, stream, where) for i in layers)
+        self.embedding = self.final_norm = self.head = None
+        table = None
+        if self.is_first or (self.is_last and spec.tie_embeddings):
+            table = vocabulary_shard(
+                "model.embed_tokens.weight", spec.vocab_size, spec.hidden_size, where
+            )
+        if self.is_first:
+            assert table is not None
+            self.embedding = VocabularyEmbedding(table, spec.vocab_size, where)
+        if self.is_last:
+            self.final_norm = RMSNorm("model.norm", spec.hidden_size, spec.norm_eps, where)
+            if table is None or not spec.tie_embeddings:
+                table = vocabulary_shard(
+                    "lm_head.weight", spec.vocab_size, spec.hidden_size, where
+                )
+            self.head = VocabularyHead(table, spec.vocab_size, where)
+
+    def forward(
+        self, batch: StepBatch, caches: list[LayerCache], received: Boundary | None
+    ) -> Boundary | torch.Tensor:
+        """What the next stage needs; on the last stage this rank's logits [N, ceil(v/t)]."""
+        x, residual = self._start(batch, received)
+        following: list[RMSNorm | None] = [layer.input_norm for layer in self.layers][1:]
+        following.append(self.final_norm)
+        for layer, norm, cache in zip(self.layers, following, caches, strict=True):
+            partial, residual = layer(x, residual, batch, cache)
+            if norm is None:
+                return Boundary(
+                    hidden=self.stream.reduce(partial, f"{layer.site}.mlp"), residual=residual
+                )
+            x, residual = self.stream.reduce_and_norm(
+                partial, residual, norm, f"{layer.site}.mlp"
+            )
+        rows = self.stream.enter(x, batch.num_tokens, "head")
+        assert self.head is not None
+        return self.head(rows[batch.logit_rows])
+
+    def _start(
+        self, batch: StepBatch, received: Boundary | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        first_norm = self.layers[0].input_norm
+        if self.embedding is not None:
+            partial = self.embedding(batch.token_ids)
+            return self.stream.reduce_and_norm(partial, None, first_norm, "embedding")
+        assert received is not None
+        return first_norm.add(received.hidden, received.residual)

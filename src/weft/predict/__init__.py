@@ -1,0 +1,1 @@
+"""Latency, memory and throughput of a model on a layout, without running it (torch-free)."""

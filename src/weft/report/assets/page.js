@@ -1,0 +1,66 @@
+"use strict";
+(() => {
+  const plots = [...document.querySelectorAll(".plot")].map((element) => ({
+    element,
+    figure: JSON.parse(element.querySelector("script").textContent),
+  }));
+  const colour = (name) =>
+    getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+
+  function fewerTicks({ tickvals, ticktext }) {
+    if (!tickvals || tickvals.length < 6) return {};
+    const keep = (_, index) => index % 2 === 0;
+    return { tickvals: tickvals.filter(keep), ticktext: ticktext.filter(keep) };
+  }
+
+  function axis(settings, narrow) {
+    const title = settings.title && { ...settings.title, font: { size: 12, color: colour("--soft") } };
+    return {
+      ...settings,
+      ...(title && { title }),
+      ...(narrow && fewerTicks(settings)),
+      color: colour("--text"),
+      gridcolor: colour("--grid"),
+      linecolor: colour("--line"),
+      zerolinecolor: colour("--line"),
+      tickfont: { size: narrow ? 10 : 12 },
+      fixedrange: matchMedia("(pointer: coarse)").matches,
+      automargin: true,
+    };
+  }
+
+  function themed(layout, narrow) {
+    const result = {
+      ...layout,
+      paper_bgcolor: "rgba(0,0,0,0)",
+      plot_bgcolor: "rgba(0,0,0,0)",
+      font: { family: getComputedStyle(document.body).fontFamily, size: narrow ? 11 : 13, color: colour("--text") },
+      hoverlabel: {
+        bgcolor: colour("--panel"), bordercolor: colour("--line"), align: "left",
+        font: { color: colour("--text"), size: 12 },
+      },
+      margin: narrow ? { l: 12, r: 12, t: 12, b: 36 } : { l: 24, r: 24, t: 20, b: 44 },
+    };
+    for (const key of Object.keys(layout)) {
+      if (/^[xy]axis\d*$/.test(key)) result[key] = axis(layout[key], narrow);
+    }
+    if (layout.annotations) {
+      result.annotations = layout.annotations.map((note) => ({
+        ...note, font: { size: narrow ? 10 : 12, color: colour("--soft") },
+      }));
+    }
+    return result;
+  }
+
+  function draw({ element, figure }) {
+    const narrow = element.clientWidth < 560;
+    const options = { responsive: true, displaylogo: false, displayModeBar: false };
+    return Plotly.react(element, figure.data, themed(figure.layout, narrow), options);
+  }
+
+  const drawAll = () => Promise.all(plots.map(draw));
+  for (const { element } of plots) element.replaceChildren();
+  if (plots.length) drawAll().then(() => document.documentElement.classList.add("drawn"));
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawAll);
+  matchMedia("(max-width: 600px)").addEventListener("change", drawAll);
+})();

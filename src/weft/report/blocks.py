@@ -1,0 +1,92 @@
+"""What a report is made of: sections that hold prose, facts, tables and charts.
+
+Every text is plain text; the page escapes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final, Literal
+
+import plotly.graph_objects as go
+
+Tone = Literal["good", "bad", "neutral"]
+
+_BAD_WORDS: Final = ("different", "missing", "surplus", "wrong", "failed")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Badge:
+    """A short word in a coloured frame: a verdict."""
+
+    text: str
+    tone: Tone = "neutral"
+
+
+Cell = str | int | float | bool | Badge | None
+
+
+def verdict_badge(verdict: str) -> Badge:
+    """Good for ``equal`` and ``ok``, bad for the ways to differ, else neutral."""
+    if verdict in ("equal", "ok", "passed"):
+        return Badge(text=verdict, tone="good")
+    return Badge(text=verdict, tone="bad" if verdict in _BAD_WORDS else "neutral")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prose:
+    """One paragraph."""
+
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """Names with values, e.g. the machine."""
+
+    items: Mapping[str, Cell]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """Rows with equal keys in equal order; the keys are the column heads.
+
+    Columns of numbers are set to the right. ``folded`` hides the rows behind the
+    caption until the reader opens it.
+    """
+
+    caption: str
+    rows: Sequence[Mapping[str, Cell]]
+    note: str | None = None
+    folded: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chart:
+    """A Plotly figure under its title; ``note`` says how to read it."""
+
+    title: str
+    figure: go.Figure
+    note: str | None = None
+
+
+Block = Prose | Facts | Table | Chart
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """A heading and what stands under it."""
+
+    title: str
+    blocks: Sequence[Block]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """A whole page. ``summary`` is the one line that a reader must not miss."""
+
+    title: str
+    summary: str
+    sections: Sequence[Section] = field(default=())
+    verdict: Badge | None = None

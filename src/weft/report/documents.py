@@ -1,0 +1,103 @@
+"""A Report from the JSON documents that weft's commands write, by their ``schema`` field."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+from weft.errors import FileFormatError
+from weft.report.bench_section import bench_summary, sections_of_bench
+from weft.report.blocks import Badge, Report, Section
+from weft.report.node import Node
+from weft.report.plan_section import (
+    plan_summary,
+    scoreboard_summary,
+    sections_of_plan,
+    sections_of_scoreboard,
+)
+from weft.report.schedule_section import (
+    compared_schedules,
+    schedule_summary,
+    schedule_title,
+    sections_of_schedule,
+)
+from weft.report.study_section import sections_of_study, study_passed, study_summary
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Kind:
+    title: Callable[[Node], str]
+    summary: Callable[[Node], str]
+    sections: Callable[[Node], list[Section]]
+    passed: Callable[[Node], bool] | None = None
+
+
+def _plan_title(plan: Node) -> str:
+    return f"Plan for {plan.child('model').text()}"
+
+
+_KINDS: Final = {
+    "weft.schedule/1": _Kind(
+        title=schedule_title, summary=schedule_summary, sections=sections_of_schedule
+    ),
+    "weft.study/1": _Kind(
+        title=lambda _: "Study of layouts",
+        summary=study_summary,
+        sections=sections_of_study,
+        passed=study_passed,
+    ),
+    "weft.bench.allreduce/1": _Kind(
+        title=lambda _: "All-reduce benchmark", summary=bench_summary, sections=sections_of_bench
+    ),
+    "weft.plan/1": _Kind(title=_plan_title, summary=plan_summary, sections=sections_of_plan),
+    "weft.scoreboard/1": _Kind(
+        title=lambda _: "Predicted and measured",
+        summary=scoreboard_summary,
+        sections=sections_of_scoreboard,
+    ),
+}
+
+
+def report_of(documents: Sequence[Node]) -> Report:
+    """One report of all documents, in their order.
+
+    Raises FileFormatError for an unknown ``schema`` or a field that is wrong.
+    """
+    reports = [_single(document) for document in documents]
+    if len(reports) == 1:
+        return reports[0]
+    schedules = [node for node in documents if node.child("schema").value == "weft.schedule/1"]
+    return Report(
+        title="weft report",
+        summary="; ".join(f"{report.title}: {report.summary}" for report in reports),
+        sections=[
+            *([compared_schedules(schedules)] if len(schedules) > 1 else []),
+            *(section for report in reports for section in _titled(report)),
+        ],
+    )
+
+
+def _titled(report: Report) -> list[Section]:
+    """The report's sections under its name."""
+    return [
+        replace(section, title=f"{report.title}: {section.title}") for section in report.sections
+    ]
+
+
+def _single(document: Node) -> Report:
+    schema = document.child("schema").value
+    kind = _KINDS.get(schema) if isinstance(schema, str) else None
+    if kind is None:
+        known = ", ".join(_KINDS)
+        raise FileFormatError(f"{document.place}: schema {schema!r} is not one of {known}")
+    badge = None
+    if kind.passed is not None:
+        passed = kind.passed(document)
+        badge = Badge(text="passed" if passed else "failed", tone="good" if passed else "bad")
+    return Report(
+        title=kind.title(document),
+        summary=kind.summary(document),
+        sections=kind.sections(document),
+        verdict=badge,
+    )

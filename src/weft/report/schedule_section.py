@@ -1,0 +1,217 @@
+"""Sections from a schedule document (``weft.schedule/1``), measured or not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from weft.report import figures
+from weft.report.blocks import Block, Chart, Facts, Prose, Section, Table, verdict_badge
+from weft.report.node import Node
+from weft.report.rows import (
+    comparison_cells,
+    decode_growth,
+    layout_name,
+    message_counts,
+    operation_volumes,
+    schedule_cells,
+)
+from weft.report.text import decimal_bytes
+from weft.vocabulary.schedule import Schedule
+
+_SOURCES = {
+    "closed-form": "in closed form",
+    "dry-run": "from a dry run",
+    "run": "from a real run",
+    "import": "from imported traces",
+}
+
+
+def schedule_sections(schedule: Schedule) -> list[Section]:
+    """Sections of a schedule in memory."""
+    return sections_of_schedule(Node(schedule.to_json(), "schedule"))
+
+
+def schedule_title(schedule: Node) -> str:
+    model = schedule.child("model").child("name").text()
+    return f"{model} · {layout_name(schedule.child('layout'))} · {schedule.child('engine').text()}"
+
+
+def schedule_summary(schedule: Node) -> str:
+    """One line: what was sent, for how many tokens, and where the rows come from."""
+    workload, source = schedule.child("workload"), schedule.child("source").text()
+    total = schedule.child("totals").child("volume_bytes").number()
+    parts = [f"{decimal_bytes(total)} {_SOURCES.get(source, source)}"]
+    for key, name in (
+        ("prompt_tokens", "prompt tokens"),
+        ("decode_tokens", "decode tokens"),
+        ("batch", "in the batch"),
+    ):
+        if key in workload:
+            parts.append(f"{workload.child(key).integer():,} {name}")
+    return ", ".join(parts)
+
+
+def sections_of_schedule(schedule: Node) -> list[Section]:
+    """Facts, volume, message sizes, rows, and whatever times and verdicts the document has."""
+    blocks: list[Block] = [Facts(items=_facts(schedule)), *_volume_charts(schedule)]
+    sections = [Section(title="Volume", blocks=blocks)]
+    if "conformance" in schedule:
+        sections.append(_conformance(schedule.child("conformance")))
+    times = [*_time_charts(schedule)]
+    if times:
+        sections.append(Section(title="Times", blocks=times))
+    rows = Table(caption="Collectives of one rank of each stage", rows=schedule_cells(schedule))
+    sections.append(Section(title="Every collective", blocks=[rows, *_unexplained(schedule)]))
+    return sections
+
+
+def compared_schedules(schedules: Sequence[Node]) -> Section:
+    """Volumes of several schedules beside each other."""
+    return volume_section({schedule_title(schedule): schedule for schedule in schedules})
+
+
+def volume_section(schedules: Mapping[str, Node]) -> Section:
+    """Volume by name and operation, and against the decode length."""
+    volumes = {name: operation_volumes(schedule) for name, schedule in schedules.items()}
+    growth = {name: decode_growth(schedule) for name, schedule in schedules.items()}
+    return Section(
+        title="Volume compared",
+        blocks=[
+            Chart(
+                title="Volume by layout and operation",
+                figure=figures.volume_by_layout(volumes),
+                note="Bytes that cross a rank's links, with each operation's correction factor.",
+            ),
+            Chart(
+                title="Volume against decode length",
+                figure=figures.volume_by_decode_length(growth),
+                note="The same prompt: prefill is paid once, each decode step adds the same volume.",
+            ),
+        ],
+    )
+
+
+def _facts(schedule: Node) -> dict[str, Any]:
+    total = schedule.child("totals").child("volume_bytes").number()
+    workload = {key: node.cell() for key, node in schedule.child("workload").items()}
+    return {
+        "model": schedule.child("model").child("name").text(),
+        "layout": layout_name(schedule.child("layout")),
+        "engine": schedule.child("engine").text(),
+        "source": schedule.child("source").text(),
+        **workload,
+        "volume": decimal_bytes(total),
+    }
+
+
+def _volume_charts(schedule: Node) -> list[Block]:
+    volumes = operation_volumes(schedule)
+    if not volumes:
+        return [Prose(text="This layout sends nothing between ranks.")]
+    phases = phase_volumes(schedule)
+    return [
+        Chart(
+            title="Volume by phase and operation",
+            figure=figures.volume_by_layout(phases),
+            note="Sum over the rows of the table; a receive is the other end of a send and is not counted.",
+        ),
+        message_chart(schedule),
+    ]
+
+
+def phase_volumes(schedule: Node) -> dict[str, dict[str, float]]:
+    """Bytes by phase and operation, of the rows that the totals count."""
+    last_stage = schedule.child("layout").child("pp").integer() - 1
+    volumes: dict[str, dict[str, float]] = {}
+    for row in schedule.child("collectives").elements():
+        op, size = row.child("op").text(), row.child("volume_bytes").optional_number()
+        if size is not None and _counts(op, row.child("stage").integer(), last_stage):
+            phase = volumes.setdefault(row.child("phase").text(), {})
+            phase[op] = phase.get(op, 0.0) + size
+    return volumes
+
+
+def _counts(op: str, stage: int, last_stage: int) -> bool:
+    if op == "all_reduce":
+        return stage == 0
+    if op in ("gather", "broadcast"):
+        return stage == last_stage
+    return op != "recv"
+
+
+def message_chart(schedule: Node) -> Chart:
+    return Chart(
+        title="Message sizes",
+        figure=figures.message_sizes(message_counts(schedule)),
+        note="Calls of one rank of each stage, in bins of powers of two; both axes are logarithmic.",
+    )
+
+
+def _conformance(conformance: Node) -> Section:
+    rows = comparison_cells(conformance.child("rows"))
+    equal = sum(row["verdict"] == verdict_badge("equal") for row in rows)
+    engine = conformance.child("engine").text()
+    blocks: list[Block] = [
+        Prose(text=f"{equal} of {len(rows)} rows are equal to the schedule of {engine}.")
+    ]
+    if "explanation" in conformance:
+        blocks.append(Prose(text=conformance.child("explanation").text()))
+    blocks.append(Table(caption="Expected and actual calls", rows=rows))
+    return Section(title="Conformance", blocks=blocks)
+
+
+def _time_charts(schedule: Node) -> list[Block]:
+    charts: list[Block] = []
+    if "time_share" in schedule:
+        charts.append(time_share_chart(schedule.child("time_share").elements()))
+    if "waiting" in schedule:
+        charts.append(_waiting_chart(schedule.child("waiting").elements()))
+    if "timeline" in schedule:
+        charts.append(timeline_chart(schedule.child("timeline").elements()))
+    return charts
+
+
+def time_share_chart(steps: Sequence[Node]) -> Chart:
+    parts = [(step.child("step").text(), step.child("kinds_us").numbers()) for step in steps]
+    return Chart(title="Where the time of each step went", figure=figures.time_share(parts))
+
+
+def _waiting_chart(ranks: Sequence[Node]) -> Chart:
+    times = {
+        node.child("rank").integer(): {
+            "wait": node.child("wait_us").number(),
+            "transfer": node.child("transfer_us").number(),
+        }
+        for node in ranks
+    }
+    return Chart(
+        title="Waiting by rank",
+        figure=figures.waiting_by_rank(times),
+        note="Waiting lasts until the last rank of the group has arrived; transfer is the rest.",
+    )
+
+
+def timeline_chart(events: Sequence[Node]) -> Chart:
+    chosen = [
+        figures.TimelineEvent(
+            rank=node.child("rank").integer(),
+            name=node.child("name").text(),
+            kind=node.child("kind").text(),
+            start_us=node.child("start_us").number(),
+            end_us=node.child("end_us").number(),
+        )
+        for node in events
+    ]
+    return Chart(title="Timeline of one step", figure=figures.step_timeline(chosen))
+
+
+def _unexplained(schedule: Node) -> list[Block]:
+    calls = schedule.child("unexplained").elements()
+    if not calls:
+        return []
+    names = list(dict.fromkeys(key for call in calls for key, _ in call.items()))
+    rows = [{name: call.child(name).cell() for name in names} for call in calls]
+    return [
+        Table(caption="Unexplained: no rule of the engine's schedule has these calls", rows=rows)
+    ]

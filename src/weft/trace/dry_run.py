@@ -1,0 +1,97 @@
+"""Dry run: the real model code without values, peers or devices.
+
+The decoder runs on torch's ``meta`` device with torch's ``fake`` process group, once
+a pipeline stage, with one prefill and one decode step; what a decode step sends does
+not depend on its position, so its calls are counted ``decode_tokens - 1`` times.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from weft.closed_form.schedule import check_length
+from weft.comm.groups import ProcessGroups, open_fake_groups
+from weft.engine.batch import build_batch
+from weft.engine.block_pool import BlockPool
+from weft.engine.request import Request, SamplingParams
+from weft.engine.runner import StageRunner
+from weft.engine.scheduler import ScheduledStep, Scheduler
+from weft.trace.recorded import rows_from_calls
+from weft.vocabulary.conventions import Conventions, engine_named
+from weft.vocabulary.layout import Layout
+from weft.vocabulary.model_spec import ModelSpec
+from weft.vocabulary.schedule import Collective, Schedule, merge_rows
+from weft.vocabulary.workload import Workload
+
+_BLOCK_SIZE = 16
+
+
+def dry_run(spec: ModelSpec, layout: Layout, workload: Workload, engine: str = "weft") -> Schedule:
+    """Every collective that one rank of each stage makes for ``workload``.
+
+    Raises LayoutError or WorkloadError where the model cannot run that way.
+    """
+    layout.check_model(spec)
+    check_length(spec, workload)
+    conventions = engine_named(engine)
+    rows = [
+        row
+        for stage in range(layout.pp)
+        for row in _stage_rows(spec, layout, workload, conventions, stage)
+    ]
+    return Schedule(
+        source="dry-run",
+        engine=engine,
+        model=spec,
+        layout=layout,
+        workload=workload,
+        collectives=merge_rows(rows),
+    )
+
+
+def _stage_rows(
+    spec: ModelSpec, layout: Layout, workload: Workload, conventions: Conventions, stage: int
+) -> Iterator[Collective]:
+    rank = layout.rank_of(stage=stage)
+    with open_fake_groups(layout, rank=rank) as groups, groups.recording() as recorder:
+        runner = StageRunner(
+            spec,
+            groups,
+            conventions,
+            max_length=workload.prompt_tokens + workload.decode_tokens,
+            num_slots=1,
+        )
+        for step in _one_step_of_each_phase(workload):
+            with recorder.step(step.phase, step.num_tokens):
+                _run(runner, step)
+    for row in rows_from_calls(recorder.calls, stage, timed=False):
+        repeats = workload.num_decode_steps if row.phase == "decode" else 1
+        yield replace(row, count=row.count * repeats)
+
+
+def _one_step_of_each_phase(workload: Workload) -> Iterator[ScheduledStep]:
+    length = workload.prompt_tokens + 2
+    pool = BlockPool(1 + workload.batch * -(-length // _BLOCK_SIZE), _BLOCK_SIZE)
+    scheduler = Scheduler(
+        pool,
+        max_batch_tokens=workload.batch * workload.prompt_tokens,
+        max_batch_requests=workload.batch,
+    )
+    for number in range(workload.batch):
+        sampling = SamplingParams(max_tokens=min(2, workload.decode_tokens), ignore_eos=True)
+        prompt = [0] * workload.prompt_tokens
+        scheduler.add(
+            Request(number=number, prompt=prompt, sampling=sampling, stop_ids=frozenset())
+        )
+    while scheduler.has_work:
+        step = scheduler.schedule()
+        yield step
+        scheduler.finish(step, [0] * workload.batch)
+
+
+def _run(runner: StageRunner, step: ScheduledStep) -> None:
+    batch = build_batch(
+        step, runner.rope, block_size=_BLOCK_SIZE, dtype=runner.dtype, device=runner.device
+    )
+    runner.run(batch, [chunk.request for chunk in step.chunks])

@@ -1,0 +1,47 @@
+"""From recorded calls to the rows of a schedule."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable
+from dataclasses import replace
+
+from weft.comm.recorder import Call
+from weft.vocabulary.schedule import Collective, Statistics, merge_rows
+
+
+def rows_from_calls(calls: Iterable[Call], stage: int, *, timed: bool) -> tuple[Collective, ...]:
+    """One row per kind of call; with ``timed`` also the calls' durations (waiting included)."""
+    calls = list(calls)
+    singles = [_row(call, stage) for call in calls]
+    merged = merge_rows(singles)
+    if not timed:
+        return merged
+    durations: dict[tuple[object, ...], list[float]] = {}
+    for row, call in zip(singles, calls, strict=True):
+        durations.setdefault(row.key, []).append((call.end_s - call.start_s) * 1e6)
+    return tuple(
+        replace(row, duration_us=summarize(durations[row.key]), bound="upper") for row in merged
+    )
+
+
+def summarize(values: list[float]) -> Statistics:
+    """Min, median, max and total of a non-empty list."""
+    return Statistics(
+        min=min(values), median=statistics.median(values), max=max(values), total=sum(values)
+    )
+
+
+def _row(call: Call, stage: int) -> Collective:
+    return Collective(
+        stage=stage,
+        phase=call.phase,
+        op=call.op,
+        group=call.group,
+        group_size=call.group_size,
+        count=1,
+        input_shape=call.input_shape,
+        output_shape=call.output_shape,
+        dtype=call.dtype,
+        provenance="metadata",
+    )

