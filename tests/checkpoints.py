@@ -43,9 +43,17 @@ def make_config(family: str):
     if family == "mistral":
         return transformers.MistralConfig(**_SIZES, sliding_window=24, head_dim=8)
     if family == "qwen2":
-        return transformers.Qwen2Config(**_SIZES)
+        return transformers.Qwen2Config(**_SIZES | {"num_key_value_heads": 2})
     if family == "qwen3":
         return transformers.Qwen3Config(**_SIZES, head_dim=16)
+    if family == "mixtral":
+        return transformers.MixtralConfig(**_SIZES, num_local_experts=4, num_experts_per_tok=2)
+    if family == "qwen3-moe":
+        experts = {"num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 32}
+        return transformers.Qwen3MoeConfig(**_SIZES, **experts, head_dim=16, norm_topk_prob=True)
+    if family == "qwen3-moe-unnormalized":
+        experts = {"num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 32}
+        return transformers.Qwen3MoeConfig(**_SIZES, **experts, head_dim=16, norm_topk_prob=False)
     raise ValueError(family)
 
 
@@ -57,12 +65,15 @@ FAMILIES = (
     "mistral",
     "qwen2",
     "qwen3",
+    "mixtral",
+    "qwen3-moe",
+    "qwen3-moe-unnormalized",
 )
 
 
 def make_checkpoint(directory: Path, family: str, *, shard_size: str = "5GB") -> Path:
     """Random weights (biases and norms too) saved in fp32 with ``save_pretrained``."""
-    torch.manual_seed(hash(family) % 2**31)
+    torch.manual_seed(FAMILIES.index(family))
     config = make_config(family)
     config._attn_implementation = "eager"
     model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)

@@ -13,7 +13,10 @@ from weft.report.text import binary_bytes, decimal_bytes, number
 
 def test_numbers_stand_right_and_text_left() -> None:
     html = table_html(
-        Table(caption="c", rows=[{"op": "send", "count": 254, "wait_us": None}, {"op": "recv", "count": 2.5}])
+        Table(
+            caption="c",
+            rows=[{"op": "send", "count": 254, "wait_us": None}, {"op": "recv", "count": 2.5}],
+        )
     )
     assert '<th scope="col">op</th>' in html
     assert '<th scope="col" class="number">count</th>' in html

@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from weft.allreduce import nccl_model
-from weft.allreduce.algorithms import PROGRAMS, UnknownAlgorithmError
+from weft.allreduce.algorithms import PROGRAMS
+from weft.allreduce.errors import UnknownAlgorithmError
 from weft.allreduce.pairing import Pairing
 from weft.fabric.fabric import Fabric, Tier, check_shape
 

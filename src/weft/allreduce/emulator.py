@@ -17,6 +17,7 @@ from functools import lru_cache
 import numpy as np
 
 from weft.allreduce.algorithms import build
+from weft.allreduce.errors import lost_rank_error
 from weft.allreduce.numerics import STORAGE, Values, add_in_order
 from weft.allreduce.packets import (
     NO_EPOCH,
@@ -73,7 +74,10 @@ class Call:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """results[call][rank], None where the rank did not get there; errors of the ranks."""
+    """results[call][rank], None where the rank did not get there; errors of the ranks.
+
+    furthest_ahead: the most calls that one rank had begun more than another.
+    """
 
     results: list[list[Values | None]]
     errors: dict[int, LostRankError]
@@ -111,10 +115,14 @@ class _Message:
         self.flags_left: list[int] = []
 
 
-@lru_cache(maxsize=4096)
+_Slots = list[dict[tuple[int, int], Slot]]
+_Layout = tuple[list[Program], _Slots]
+
+
+@lru_cache(maxsize=256)
 def _layout(
     algorithm: str, topology: Topology, count: int, element_bytes: int, packet: Packet
-) -> tuple[list[Program], list[dict[tuple[int, int], Slot]]]:
+) -> _Layout:
     programs = [build(algorithm, topology, count, rank) for rank in range(topology.ranks)]
     slots = [
         receive_slots(program, rank, element_bytes, packet) for rank, program in enumerate(programs)
@@ -138,7 +146,8 @@ class Emulator:
     def __post_init__(self) -> None:
         self._random = random.Random(self.seed)  # noqa: S311 - an adversary, not a secret
         generator = np.random.default_rng(self.seed)
-        words = max(self._words_of(call) for call in self.calls)
+        self._layouts = [self._layout_of(call) for call in self.calls]
+        words = max(_total_words(slots) for _, slots in self._layouts)
         ranks = range(self.topology.ranks)
         self._memory = [_Memory(words, generator, self.stale_flags) for _ in ranks]
         self._in_flight: list[_Message] = []
@@ -168,9 +177,9 @@ class Emulator:
 
     def _act(self, ranks: dict[int, Generator[None]], runnable: list[int]) -> None:
         """Let one rank go on until it waits, or for a random part of what it can do."""
-        place = self._random.randrange(len(runnable))
+        place = self._pick(len(runnable))
         rank = runnable[place]
-        for _ in range(self._random.randint(1, self._patience[rank])):
+        for _ in range(1 + self._pick(self._patience[rank])):
             try:
                 next(ranks[rank])
             except StopIteration:
@@ -184,21 +193,21 @@ class Emulator:
     def _rank(self, rank: int) -> Generator[None]:
         epoch = self.last_epoch
         for number, call in enumerate(self.calls):
-            programs, _ = self._layout_of(call)
-            self._begun[rank] = number
-            self._furthest = max(self._furthest, number - min(self._begun))
+            program = self._layouts[number][0][rank]
+            self._begun[rank] += bool(program)
+            self._furthest = max(self._furthest, self._begun[rank] - min(self._begun))
             values = call.inputs[rank].copy()
-            if programs[rank] or self.faults.epoch_for_empty:
+            if program or self.faults.epoch_for_empty:
                 epoch = next_epoch(epoch)
-            for index, step in enumerate(programs[rank]):
+            for index, step in enumerate(program):
                 limit = self._sends_before_death(rank, number, index)
                 for send in step.sends[:limit]:
-                    self._write(call, rank, index, send, values, epoch)
+                    self._write(number, rank, index, send, values, epoch)
                     yield
                 if limit is not None:
                     return
-                values = yield from self._combine(call, rank, index, step, values, epoch)
-            if programs[rank] and clears_after(epoch) and not self.faults.no_clear:
+                values = yield from self._combine(number, rank, index, step, values, epoch)
+            if program and clears_after(epoch) and not self.faults.no_clear:
                 self._memory[rank].flags[self._buffer(epoch)] = NO_EPOCH
             self._results[number][rank] = values
 
@@ -209,9 +218,9 @@ class Emulator:
         return lost.sends
 
     def _write(
-        self, call: Call, rank: int, index: int, send: Send, values: Values, epoch: int
+        self, number: int, rank: int, index: int, send: Send, values: Values, epoch: int
     ) -> None:
-        _, slots = self._layout_of(call)
+        _, slots = self._layouts[number]
         self._in_flight.append(
             _Message(
                 target=send.target,
@@ -224,7 +233,7 @@ class Emulator:
         )
 
     def _combine(
-        self, call: Call, rank: int, index: int, step: Step, values: Values, epoch: int
+        self, number: int, rank: int, index: int, step: Step, values: Values, epoch: int
     ) -> Generator[None, None, Values]:
         after = values.copy()
         for combine in step.combines:
@@ -235,15 +244,15 @@ class Emulator:
                     continue
                 count = combine.stop - combine.start
                 wait = _Wait(source=source, step=step.name, epoch=epoch)
-                parts.append((yield from self._read(call, rank, index, count, wait)))
-            after[combine.start : combine.stop] = add_in_order(parts, call.dtype)
+                parts.append((yield from self._read(number, rank, index, count, wait)))
+            after[combine.start : combine.stop] = add_in_order(parts, self.calls[number].dtype)
         return after
 
     def _read(
-        self, call: Call, rank: int, index: int, count: int, wait: _Wait
+        self, number: int, rank: int, index: int, count: int, wait: _Wait
     ) -> Generator[None, None, Values]:
         """Wait until every word of the slot carries the epoch; take the data of those loads."""
-        _, slots = self._layout_of(call)
+        _, slots = self._layouts[number]
         where = slots[rank][index, wait.source].range
         buffer, memory = self._buffer(wait.epoch), self._memory[rank]
         while not (memory.flags[buffer, where] == wait.epoch).all():
@@ -253,14 +262,14 @@ class Emulator:
         words = memory.data[buffer, where].copy()
         memory.unread[buffer, where] = False
         yield
-        return unpack(words, count, STORAGE[call.dtype])
+        return unpack(words, count, STORAGE[self.calls[number].dtype])
 
     def _deliver(self) -> int:
         """Deliver some words of one message; the held ones only where nothing else is left."""
-        place = self._random.randrange(len(self._in_flight))
+        place = self._pick(len(self._in_flight))
         message = self._in_flight[place]
         if message.held and self._random.random() < 0.9:
-            place = self._random.randrange(len(self._in_flight))
+            place = self._pick(len(self._in_flight))
             message = self._in_flight[place]
         self._store(message)
         if not message.data_left and not message.flags_left:
@@ -294,7 +303,7 @@ class Emulator:
             left.clear()
             return taken
         self._random.shuffle(left)
-        cut = self._random.randrange(len(left))
+        cut = self._pick(len(left))
         taken = left[cut:]
         del left[cut:]
         return taken
@@ -312,19 +321,13 @@ class Emulator:
     def _buffer(self, epoch: int) -> int:
         return 0 if self.faults.single_buffer else buffer_index(epoch)
 
-    def _layout_of(self, call: Call) -> tuple[list[Program], list[dict[tuple[int, int], Slot]]]:
+    def _layout_of(self, call: Call) -> _Layout:
         size = STORAGE[call.dtype].itemsize
         return _layout(call.algorithm, self.topology, call.count, size, self.packet)
 
-    def _words_of(self, call: Call) -> int:
-        _, slots = self._layout_of(call)
-        return max(sum(slot.words for slot in of_rank.values()) for of_rank in slots)
+    def _pick(self, size: int) -> int:
+        return int(self._random.random() * size)
 
 
-def lost_rank_error(rank: int, missing: Sequence[int], step: str, epoch: int) -> LostRankError:
-    """The error that a waiting rank raises, the same over every transport."""
-    names = ", ".join(map(str, missing))
-    return LostRankError(
-        f"rank {rank}: all-reduce gave up waiting in step {step!r} of call {epoch}: "
-        f"rank {names} never came"
-    )
+def _total_words(slots: _Slots) -> int:
+    return max(sum(slot.words for slot in of_rank.values()) for of_rank in slots)

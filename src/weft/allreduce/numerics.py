@@ -29,8 +29,9 @@ def add_in_order(parts: Sequence[Values], dtype: str) -> Values:
     if len(parts) == 1:
         return parts[0].copy()
     total = _widen(parts[0], dtype)
-    for part in parts[1:]:
-        total = total + _widen(part, dtype)
+    with np.errstate(invalid="ignore", over="ignore"):
+        for part in parts[1:]:
+            total = total + _widen(part, dtype)
     return from_float(total, dtype) if dtype in ("bfloat16", "float16") else total
 
 
@@ -48,7 +49,8 @@ def to_float(values: Values, dtype: str) -> Values:
 def from_float(values: Values, dtype: str) -> Values:
     """Numbers rounded to nearest even in the stored form of ``dtype``."""
     if dtype != "bfloat16":
-        return values.astype(STORAGE[dtype])
+        with np.errstate(over="ignore"):
+            return values.astype(STORAGE[dtype])
     bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
     rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
     return np.where(np.isnan(values), 0x7FC0, rounded).astype(np.uint16)

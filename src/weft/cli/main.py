@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import typer
 
 from weft import __version__
-from weft.cli import models, predict
+from weft.cli import models, predict, report, study, trace
+from weft.cli import run as run_command
 from weft.errors import WeftError
 
 app = typer.Typer(
@@ -38,7 +39,11 @@ def _root(
 
 
 app.command("models")(models.models)
+app.command("run")(run_command.run)
+app.add_typer(study.app, name="study")
+app.command("trace")(trace.trace)
 app.command("predict")(predict.predict)
+app.command("report")(report.report)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -49,7 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code; errors are one line on stderr."""
     try:
-        result = app(args=arguments, standalone_mode=False, prog_name="weft")
+        words = list(sys.argv[1:] if arguments is None else arguments)
+        result = app(args=words, standalone_mode=False, prog_name="weft", obj=words)
     except typer.TyperException as error:
         return _usage(error)
     except WeftError as error:

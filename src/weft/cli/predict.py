@@ -1,14 +1,50 @@
-"""``weft predict``: what a layout sends, in closed form."""
+"""``weft predict``: what a layout sends and, given a machine, how long it takes.
+
+``weft predict MODEL`` prints the schedule; with ``--accelerator`` it predicts latency and
+memory. ``scoreboard`` and ``scaling`` in the place of MODEL are commands of their own.
+"""
 
 from __future__ import annotations
 
-from weft.cli import options
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from weft.cli import options, scaling, scoreboard
 from weft.cli.output import OutputFormat
 from weft.cli.schedule_output import print_schedule
 from weft.closed_form.schedule import closed_form
+from weft.errors import UserError
+from weft.vocabulary.layout import Layout
 from weft.vocabulary.model_source import load_spec
+from weft.vocabulary.workload import Workload
+
+_MODEL_COMMAND = "MODEL"
 
 
+class _ModelOrCommand(TyperGroup):
+    """A group whose first word may also be a model: then the model command runs."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if not args or args[0] not in self.commands or args[0] == _MODEL_COMMAND:
+            args = [_MODEL_COMMAND, *args]
+        return super().parse_args(ctx, args)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
+        name, command, rest = super().resolve_command(ctx, args)
+        return ("" if name == _MODEL_COMMAND else name), command, rest
+
+
+app = typer.Typer(cls=_ModelOrCommand, rich_markup_mode=None)
+
+
+@app.command(
+    _MODEL_COMMAND,
+    hidden=True,
+    epilog="Also: weft predict scoreboard (predictions against measurements), "
+    "weft predict scaling (strong scaling to many GPUs).",
+)
 def predict(
     model: options.Model,
     tp: options.Tp = 1,
@@ -23,14 +59,64 @@ def predict(
     decode: options.Decode = None,
     batch: options.Batch = None,
     engine: options.Engine = "weft",
+    accelerator: Annotated[
+        str | None,
+        typer.Option(help="Predict latency on this device: a built-in name or a file."),
+    ] = None,
+    fabric: Annotated[
+        str | None,
+        typer.Option(help="Links under it: a built-in name or a file [the device's usual one]."),
+    ] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="Type of the layers' weights, e.g. float8_e4m3fn.")
+    ] = None,
+    rate: Annotated[
+        float | None, typer.Option(help="Requests a second of a server under load.")
+    ] = None,
+    inputs: Annotated[
+        bool, typer.Option("--inputs", help="List every input of the time model with its source.")
+    ] = False,
     output_format: options.Format = OutputFormat.TABLE,
 ) -> None:
-    """Print the schedule of collectives of one request in closed form.
+    """Print the schedule of collectives of one request, or its latency on a machine.
 
     Example: weft predict llama-2-13b --tp 4 --prompt 128 --decode 128 --engine vllm-v0
+
+    Example: weft predict llama-3.1-8b --tp 2 --engine vllm --accelerator h200-sxm
     """
     layout = options.make_layout(
         tp=tp, pp=pp, sp=sp, ep=ep, dp=dp, nodes=nodes, stage_layers=stage_layers
     )
     load = options.make_workload(workload, prompt, decode, batch)
+    if accelerator is not None:
+        settings = (engine, accelerator, fabric, weights)
+        _print_latency(model, layout, load, settings, rate, inputs, output_format)
+        return
+    given = {"--fabric": fabric, "--weights": weights, "--rate": rate, "--inputs": inputs or None}
+    for option, value in given.items():
+        if value is not None:
+            raise UserError(f"{option} {value}: is about latency; name a device (--accelerator)")
     print_schedule(closed_form(load_spec(model), layout, load, engine), output_format)
+
+
+def _print_latency(
+    model: str,
+    layout: Layout,
+    load: Workload,
+    settings: tuple[str, str, str | None, str | None],
+    rate: float | None,
+    inputs: bool,
+    output_format: OutputFormat,
+) -> None:
+    from weft.cli.predict_latency import print_prediction, print_serving
+    from weft.predict.machines import machine_named
+
+    machine = machine_named(*settings)
+    if rate is None:
+        print_prediction(load_spec(model), layout, load, machine, output_format, inputs=inputs)
+    else:
+        print_serving(load_spec(model), layout, load, machine, rate, output_format)
+
+
+app.command("scoreboard")(scoreboard.scoreboard)
+app.command("scaling")(scaling.scaling)

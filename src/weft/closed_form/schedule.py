@@ -7,7 +7,7 @@ of the stage, T token rows of the step, h hidden size, v vocabulary, t = tp, B b
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from weft.errors import WorkloadError
@@ -28,17 +28,31 @@ def closed_form(
     layout.check_model(spec)
     check_length(spec, workload)
     conventions = engine_named(engine)
-    rows: list[Collective] = []
-    for stage in range(layout.pp):
-        for step in _steps(workload):
-            rows += _StageStep(spec, layout, conventions, stage, step).rows()
     return Schedule(
         source="closed-form",
         engine=engine,
         model=spec,
         layout=layout,
         workload=workload,
-        collectives=merge_rows(rows),
+        collectives=rows_of_steps(spec, layout, _steps(workload), conventions),
+    )
+
+
+def rows_of_steps(
+    spec: ModelSpec,
+    layout: Layout,
+    steps: Iterable[Step],
+    conventions: Conventions,
+    stages: Iterable[int] | None = None,
+) -> tuple[Collective, ...]:
+    """The rows of any series of engine steps, on all stages or on the given ones."""
+    chosen = range(layout.pp) if stages is None else stages
+    all_steps = tuple(steps)
+    return merge_rows(
+        row
+        for stage in chosen
+        for step in all_steps
+        for row in _StageStep(spec, layout, conventions, stage, step).rows()
     )
 
 
@@ -53,27 +67,32 @@ def check_length(spec: ModelSpec, workload: Workload) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Step:
-    """``count`` equal engine steps of ``rows`` token rows."""
+class Step:
+    """``count`` equal engine steps of ``rows`` token rows and ``sequences`` rows of logits.
+
+    ``returns_ids`` is False for a step whose sampled ids no later step needs (a chunk
+    of a prompt that is not its last).
+    """
 
     phase: Phase
     rows: int
     sequences: int
     count: int
+    returns_ids: bool = True
 
 
-def _steps(workload: Workload) -> Iterator[_Step]:
+def _steps(workload: Workload) -> Iterator[Step]:
     batch = workload.batch
     prompt_rows = batch * workload.prompt_tokens
-    yield _Step(phase="prefill", rows=prompt_rows, sequences=batch, count=1)
-    yield _Step(phase="decode", rows=batch, sequences=batch, count=workload.num_decode_steps)
+    yield Step(phase="prefill", rows=prompt_rows, sequences=batch, count=1)
+    yield Step(phase="decode", rows=batch, sequences=batch, count=workload.num_decode_steps)
 
 
 class _StageStep:
     """What one rank of one stage sends in one kind of step."""
 
     def __init__(
-        self, spec: ModelSpec, layout: Layout, conventions: Conventions, stage: int, step: _Step
+        self, spec: ModelSpec, layout: Layout, conventions: Conventions, stage: int, step: Step
     ) -> None:
         self.spec, self.layout, self.conventions = spec, layout, conventions
         self.stage, self.step = stage, step
@@ -87,20 +106,39 @@ class _StageStep:
             yield from self._sequence_parallel_blocks()
         elif self.layout.tp > 1:
             shape = (self.step.rows, self.spec.hidden_size)
-            yield self._call("all_reduce", "tp", 2 * self.num_layers + self.is_first, shape, shape)
+            blocks = self.num_layers * (1 if self._exchanges_experts else 2)
+            yield self._call("all_reduce", "tp", blocks + self.is_first, shape, shape)
+        if self._exchanges_experts:
+            yield from self._expert_blocks()
         if not self.is_last:
             yield from self._boundary("send")
         elif self.layout.tp > 1:
             yield self._logits()
-        if self.layout.pp > 1:
+        if self.layout.pp > 1 and self.step.returns_ids:
             yield from self._sampled_ids()
 
     def _sequence_parallel_blocks(self) -> Iterator[Collective]:
         """Megatron sequence parallelism: reduce-scatter out of and all-gather into every block."""
         whole = (self._padded_rows, self.spec.hidden_size)
         part = (self._padded_rows // self.layout.tp, self.spec.hidden_size)
-        yield self._call("reduce_scatter", "sp", 2 * self.num_layers + self.is_first, whole, part)
-        yield self._call("all_gather", "sp", 2 * self.num_layers + self.is_last, part, whole)
+        blocks = self.num_layers * (1 if self._exchanges_experts else 2)
+        yield self._call("reduce_scatter", "sp", blocks + self.is_first, whole, part)
+        yield self._call("all_gather", "sp", blocks + self.is_last, part, whole)
+
+    @property
+    def _exchanges_experts(self) -> bool:
+        return self.layout.ep > 1 and self.conventions.expert_exchange == "all_to_all"
+
+    def _expert_blocks(self) -> Iterator[Collective]:
+        """Rows and gates out to the experts, outputs back; room for all rows of a rank at each."""
+        share, hidden = self._padded_rows // self.layout.tp, self.spec.hidden_size
+        there = (self.layout.ep * share, hidden)
+        gates = (self.layout.ep * share, self.spec.num_experts // self.layout.ep)
+        yield self._call("all_to_all", "ep", 2 * self.num_layers, there, there)
+        yield self._call("all_to_all", "ep", self.num_layers, gates, gates, dtype="float32")
+        if self.layout.sp == 1 and self.layout.tp > 1:
+            whole = (self._padded_rows, hidden)
+            yield self._call("all_gather", "tp", self.num_layers, (share, hidden), whole)
 
     def _boundary(self, op: Operation) -> Iterator[Collective]:
         count, tp = self.conventions.boundary_tensors, self.layout.tp
@@ -117,13 +155,14 @@ class _StageStep:
 
     def _logits(self) -> Collective:
         tp, sequences = self.layout.tp, self.step.sequences
-        shard = -(-self.spec.vocab_size // tp)
+        shard = self.conventions.logits_shard(self.spec.vocab_size, tp)
         if self.conventions.logits == "candidates":
             pairs = (sequences, 2)
             return self._call("all_gather", "tp", 1, pairs, (tp * sequences, 2), dtype="float32")
-        op: Operation = "all_gather" if self.conventions.logits == "all_gather" else "gather"
-        rows = () if op == "gather" and sequences == 1 else (sequences,)
-        return self._call(op, "tp", 1, (*rows, shard), (*rows, shard * tp))
+        if self.conventions.logits == "all_gather":
+            return self._call("all_gather", "tp", 1, (sequences, shard), (sequences * tp, shard))
+        rows = () if sequences == 1 else (sequences,)
+        return self._call("gather", "tp", 1, (*rows, shard), (*rows, shard * tp))
 
     def _sampled_ids(self) -> Iterator[Collective]:
         if self.conventions.sampled_ids == "host":
@@ -132,9 +171,12 @@ class _StageStep:
         if self.conventions.sampled_ids == "broadcast":
             yield self._call("broadcast", "pp", 1, ids, ids, dtype="int64")
             return
-        column = (*ids, 1)
+        column, counts = (*ids, 1), (2, *ids)
+        if self.conventions.sampled_ids == "broadcast_int32":
+            yield self._call("broadcast", "pp", 1, column, column, dtype="int32")
+            return
         yield self._call("broadcast", "pp", 1, column, column, dtype="int64")
-        yield self._call("broadcast", "pp", 1, (2,), (2,), dtype="int32")
+        yield self._call("broadcast", "pp", 1, counts, counts, dtype="int32")
 
     @property
     def _padded_rows(self) -> int:
@@ -155,7 +197,7 @@ class _StageStep:
             phase=self.step.phase,
             op=op,
             group=group,
-            group_size=self.layout.pp if group == "pp" else self.layout.tp,
+            group_size={"pp": self.layout.pp, "ep": self.layout.ep}.get(group, self.layout.tp),
             count=calls_per_step * self.step.count,
             input_shape=input_shape,
             output_shape=output_shape,

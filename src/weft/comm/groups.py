@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -29,7 +30,7 @@ class ProcessGroups:
 
     def __init__(self, layout: Layout, rank: int, device: torch.device, store: dist.Store | None):
         self.layout, self.rank, self.device = layout, rank, device
-        self._store, self._host_messages = store, 0
+        self._store, self._host_messages = store, Counter[str]()
         self._process_groups: dict[tuple[int, ...], dist.ProcessGroup] = {}
         self.world = self._communicator("world")
         self.tp = self._communicator("tp")
@@ -83,17 +84,17 @@ class ProcessGroups:
             for communicator, transport in zip(self.communicators, plain, strict=True):
                 communicator.transport = transport
 
-    def host_broadcast(self, value: Any, src: int) -> Any:
+    def host_broadcast(self, value: Any, src: int, scope: str = "world") -> Any:
         """Give every rank the (picklable) ``value`` of global rank ``src``, outside the groups.
 
         Control data only: it goes through the rendezvous store and is no collective.
-        All ranks must call it in the same order.
+        The ranks that share a ``scope`` must call it in the same order.
         """
         if self.layout.world_size == 1:
             return value
         assert self._store is not None
-        key = f"weft/host/{self._host_messages}"
-        self._host_messages += 1
+        key = f"weft/{scope}/{self._host_messages[scope]}"
+        self._host_messages[scope] += 1
         try:
             if self.rank == src:
                 self._store.set(key, pickle.dumps(value))

@@ -66,10 +66,12 @@ class TorchTransport:
 
     def all_gather(self, tensor: torch.Tensor, dim: int, site: str) -> torch.Tensor:
         size = len(self._ranks)
-        stacked = tensor.new_empty((size, *tensor.shape))
+        stacked = tensor.new_empty((size * tensor.shape[0], *tensor.shape[1:]))
         with self._named("all_gather", site):
             _all_gather_single(stacked, tensor.contiguous(), group=self._group)
-        return stacked.movedim(0, dim).flatten(dim, dim + 1)
+        if dim == 0:
+            return stacked
+        return stacked.unflatten(0, (size, -1)).movedim(0, dim).flatten(dim, dim + 1)
 
     def reduce_scatter(self, tensor: torch.Tensor, site: str) -> torch.Tensor:
         part = tensor.new_empty((tensor.shape[0] // len(self._ranks), *tensor.shape[1:]))

@@ -11,9 +11,9 @@ from weft.comm.groups import ProcessGroups
 from weft.engine.pipeline import StageLink
 from weft.engine.request import Request
 from weft.engine.sampling import Sampler
+from weft.engine.streams import open_streams
 from weft.layers.attention import LayerCache
 from weft.layers.linear import Placement
-from weft.layers.residual_stream import ReplicatedStream, ResidualStream, SequenceParallelStream
 from weft.layers.rope import RotaryTable
 from weft.models.decoder import Boundary, DecoderStage, StepBatch
 from weft.models.weights import fill_dummy, load_weights
@@ -39,14 +39,16 @@ class StageRunner:
         layout, self.device = groups.layout, groups.device
         self.dtype = getattr(torch, spec.dtype)
         where = Placement(
-            tp_rank=groups.tp.rank, tp_size=groups.tp.size, dtype=self.dtype, device=self.device
+            tp_rank=groups.tp.rank,
+            tp_size=groups.tp.size,
+            dtype=self.dtype,
+            device=self.device,
+            vocab_multiple=conventions.vocab_multiple,
         )
-        stream: ResidualStream = (
-            SequenceParallelStream(groups.sp) if layout.sp > 1 else ReplicatedStream(groups.tp)
-        )
+        streams = open_streams(spec, groups, conventions)
         layers = layout.layers_of_stages(spec.num_layers)[groups.stage]
-        self._stream, self._rows_like = stream, torch.empty(0, dtype=self.dtype, device=self.device)
-        self.stage = DecoderStage(spec, layers, stream, where).eval()
+        self._stream, self._rows_like = streams.residual, torch.empty(0, dtype=self.dtype, device=self.device)
+        self.stage = DecoderStage(spec, layers, streams, where).eval()
         num_kv_heads = max(1, spec.num_kv_heads // layout.tp)
         self.caches = [
             LayerCache(num_slots, num_kv_heads, spec.head_dim, self._rows_like) for _ in layers

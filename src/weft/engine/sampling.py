@@ -20,7 +20,7 @@ class Sampler:
 
     def __init__(self, groups: ProcessGroups, conventions: Conventions, vocab_size: int) -> None:
         self._groups, self._conventions, self._vocab_size = groups, conventions, vocab_size
-        self._first_id = groups.tp.rank * -(-vocab_size // groups.tp.size)
+        self._first_id = groups.tp.rank * conventions.logits_shard(vocab_size, groups.tp.size)
 
     def choose(self, logits: torch.Tensor, requests: Sequence[Request]) -> torch.Tensor | None:
         """Logits [N, ceil(v/t)] of this rank -> ids [N]; None where another rank chooses."""
@@ -45,7 +45,8 @@ class Sampler:
         if how == "broadcast":
             return pp.broadcast(ids, pp.size - 1, "sampled ids")
         ids = pp.broadcast(ids[:, None].contiguous(), pp.size - 1, "sampled ids")[:, 0]
-        pp.broadcast(ids.new_zeros(2, dtype=torch.int32), pp.size - 1, "sampled ids")
+        counts = ids.new_zeros((2, len(ids)), dtype=torch.int32)
+        pp.broadcast(counts, pp.size - 1, "sampled ids")
         return ids
 
     def _share_on_host(self, ids: torch.Tensor | None, like: torch.Tensor) -> torch.Tensor:
@@ -53,7 +54,9 @@ class Sampler:
         if groups.device.type == "meta" or (groups.pp.size == 1 and self._every_rank_chooses):
             return like if ids is None else ids
         src = groups.layout.rank_of(stage=groups.layout.pp - 1, replica=groups.replica)
-        values = groups.host_broadcast(None if ids is None else ids.tolist(), src)
+        values = groups.host_broadcast(
+            None if ids is None else ids.tolist(), src, scope=f"replica{groups.replica}"
+        )
         return torch.tensor(values, dtype=like.dtype, device=like.device)
 
     @property
@@ -65,7 +68,8 @@ class Sampler:
         if self._conventions.logits == "gather":
             row = logits.squeeze(0) if len(logits) == 1 else logits
             return tp.gather(row, 0, "logits")
-        return tp.all_gather(logits, 1, "logits")
+        stacked = tp.all_gather(logits, 0, "logits").view(tp.size, *logits.shape)
+        return stacked.movedim(0, 1).flatten(1)
 
     def _best_candidate(self, logits: torch.Tensor) -> torch.Tensor:
         """Greedy without moving the logits: each rank offers its best (value, id) pair."""

@@ -43,7 +43,11 @@ class TraceBytes:
                 if piece:
                     yield piece
                 if member.eof:
-                    packed, member, between_members = member.unused_data, zlib.decompressobj(31), True
+                    packed, member, between_members = (
+                        member.unused_data,
+                        zlib.decompressobj(31),
+                        True,
+                    )
             yield from () if between_members else self._rest(member)
         except zlib.error:
             self.truncated = True

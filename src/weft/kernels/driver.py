@@ -34,11 +34,14 @@ class Kernel:
     Not safe for two host threads at once: the arguments live in the object.
     """
 
-    def __init__(self, function: Any, arguments: Sequence[Any], *, overlap: bool) -> None:
+    def __init__(
+        self, function: Any, arguments: Sequence[Any], *, overlap: bool, cluster: int = 1
+    ) -> None:
         """Take ``arguments`` as ctypes values; change them in place before a launch.
 
         overlap: allow the launch to overtake the end of the kernel before it
         (programmatic dependent launch), for kernels that wait for it themselves.
+        cluster: blocks of a cluster; the blocks of a launch are a multiple of it.
         """
         self._function = function
         self.arguments = list(arguments)
@@ -52,17 +55,23 @@ class Kernel:
         self._config.gridDimY = self._config.gridDimZ = 1
         self._config.blockDimY = self._config.blockDimZ = 1
         self._config.sharedMemBytes = 0
-        if overlap:
-            self._config.attrs = [self._overlap_attribute()]
-            self._config.numAttrs = 1
-        else:
-            self._config.numAttrs = 0
+        attributes = [self._overlap_attribute()] if overlap else []
+        attributes += [self._cluster_attribute(cluster)] if cluster > 1 else []
+        self._config.attrs = attributes
+        self._config.numAttrs = len(attributes)
 
     def _overlap_attribute(self) -> Any:
         attribute = self._driver.CUlaunchAttribute()
         identifiers = self._driver.CUlaunchAttributeID
         attribute.id = identifiers.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
         attribute.value.programmaticStreamSerializationAllowed = 1
+        return attribute
+
+    def _cluster_attribute(self, blocks: int) -> Any:
+        attribute = self._driver.CUlaunchAttribute()
+        attribute.id = self._driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
+        shape = attribute.value.clusterDim
+        shape.x, shape.y, shape.z = blocks, 1, 1
         return attribute
 
     def launch(self, blocks: int, threads: int, stream: int) -> None:

@@ -121,6 +121,6 @@ def _checked(result: tuple[Any, ...], what: str) -> Any:
 
 
 def _text(size: Any, read: Any, program: Any) -> str:
-    buffer = b" " * _checked(size(program), "the log")
+    buffer: bytes = b" " * _checked(size(program), "the log")
     _checked(read(program, buffer), "the log")
     return buffer.decode(errors="replace").rstrip("\0")

@@ -7,6 +7,7 @@ when we say so, and several ranks may share one GPU (which is how the tests run 
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Collection
 from typing import Any
 
 import torch.distributed as dist
@@ -18,10 +19,16 @@ from weft.kernels.driver import checked, driver
 class PeerMemory:
     """``num_bytes`` of this rank's GPU, and the addresses of the same on all ranks."""
 
-    def __init__(self, group: dist.ProcessGroup, num_bytes: int) -> None:
-        """Collective over ``group``; EnvironmentUnavailable on all ranks if one of them fails."""
+    def __init__(
+        self, group: dist.ProcessGroup, num_bytes: int, reachable: Collection[int] | None = None
+    ) -> None:
+        """Collective over ``group``; EnvironmentUnavailable on all ranks if one of them fails.
+
+        reachable: the ranks whose memory is mapped (default: all); others have address 0.
+        """
         self.num_bytes = num_bytes
         self.rank = dist.get_rank(group)
+        self._reachable = reachable
         self._driver = driver()
         self._group = group
         self._own: int | None = None
@@ -76,7 +83,7 @@ class PeerMemory:
     def _open(self, handles: list[Any]) -> str | None:
         try:
             for rank, data in enumerate(handles):
-                if rank != self.rank:
+                if rank != self.rank and (self._reachable is None or rank in self._reachable):
                     self._opened[rank] = self._open_one(data)
         except EnvironmentUnavailable as error:
             return str(error)
@@ -91,7 +98,7 @@ class PeerMemory:
 
     def _address(self, rank: int) -> int:
         assert self._own is not None
-        return self._own if rank == self.rank else self._opened[rank]
+        return self._own if rank == self.rank else self._opened.get(rank, 0)
 
     def _agree(self, value: Any, problem: str | None) -> list[Any]:
         answers: list[Any] = [None] * dist.get_world_size(self._group)

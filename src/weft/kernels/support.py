@@ -14,7 +14,8 @@ from weft.kernels import nvrtc
 from weft.kernels.driver import driver
 
 MAX_RANKS = 8
-MIN_CAPABILITY = (8, 0)
+TRANSPORTS = ("peer", "tcp")
+MIN_CAPABILITY = (9, 0)  # clusters and dependent launches
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +34,7 @@ def local_problem(device: torch.device | None = None) -> str | None:
         return "no CUDA device"
     capability = torch.cuda.get_device_capability(device)
     if capability < MIN_CAPABILITY:
-        return f"compute capability {capability[0]}.{capability[1]} is below 8.0"
+        return f"compute capability {capability[0]}.{capability[1]} is below 9.0"
     try:
         driver()
         nvrtc.version()
@@ -42,27 +43,54 @@ def local_problem(device: torch.device | None = None) -> str | None:
     return None
 
 
-def supported(group: dist.ProcessGroup, device: torch.device | None = None) -> str | None:
-    """Why ``group`` cannot use the kernels, or None. Collective; the same answer on all ranks."""
+def supported(
+    group: dist.ProcessGroup,
+    device: torch.device | None = None,
+    *,
+    nodes: int = 1,
+    transport: str = "peer",
+) -> str | None:
+    """Why ``group`` cannot use the kernels, or None. Collective; the same answer on all ranks.
+
+    nodes, transport: as for DeviceAllReduce.
+    """
     places: list[Place | None] = [None] * dist.get_world_size(group)
     dist.all_gather_object(places, _place(device), group=group)
-    return verdict([place for place in places if place is not None])
+    return verdict([place for place in places if place is not None], nodes, transport)
 
 
-def verdict(places: list[Place]) -> str | None:
+def verdict(places: list[Place], nodes: int = 1, transport: str = "peer") -> str | None:
     """The decision that every rank takes from what all ranks said."""
-    if len(places) < 2:
-        return "a group of one rank has nothing to reduce"
-    if len(places) > MAX_RANKS:
-        return f"{len(places)} ranks; the kernels take at most {MAX_RANKS}"
-    for rank, place in enumerate(places):
-        if place.problem is not None:
-            return f"rank {rank}: {place.problem}"
-    if len({place.host for place in places}) > 1:
-        return "the ranks are on several hosts"
+    problems = (
+        _group_problem(len(places), nodes, transport),
+        next((f"rank {r}: {p.problem}" for r, p in enumerate(places) if p.problem), None),
+    )
+    for problem in problems:
+        if problem is not None:
+            return problem
     if len({place.capability for place in places}) > 1:
         return "the ranks have GPUs of different kinds"
-    return _peer_problem(places)
+    return _host_problem(places, nodes if transport == "tcp" else 1) or _peer_problem(places)
+
+
+def _group_problem(num_ranks: int, nodes: int, transport: str) -> str | None:
+    if transport not in TRANSPORTS:
+        return f"unknown transport {transport!r}; known: {', '.join(TRANSPORTS)}"
+    if num_ranks < 2:
+        return "a group of one rank has nothing to reduce"
+    if num_ranks > MAX_RANKS:
+        return f"{num_ranks} ranks; the kernels take at most {MAX_RANKS}"
+    if nodes < 1 or num_ranks % nodes:
+        return f"{num_ranks} ranks do not make {nodes} equal nodes"
+    return None
+
+
+def _host_problem(places: list[Place], nodes: int) -> str | None:
+    size = len(places) // nodes
+    for first in range(0, len(places), size):
+        if len({place.host for place in places[first : first + size]}) > 1:
+            return f"ranks {first} to {first + size - 1} are on several hosts"
+    return None
 
 
 def _peer_problem(places: list[Place]) -> str | None:
@@ -79,10 +107,10 @@ def _peer_problem(places: list[Place]) -> str | None:
 def _place(device: torch.device | None) -> Place:
     problem = local_problem(device)
     if not torch.cuda.is_available():
-        return Place(host=_host(), device_uuid="", capability=(0, 0), problem=problem)
+        return Place(host=host_identity(), device_uuid="", capability=(0, 0), problem=problem)
     index = torch.cuda.current_device() if device is None else device.index
     return Place(
-        host=_host(),
+        host=host_identity(),
         device_uuid=_uuid(index),
         capability=torch.cuda.get_device_capability(index),
         problem=problem,
@@ -93,7 +121,7 @@ def _uuid(index: int) -> str:
     return str(torch.cuda.get_device_properties(index).uuid)
 
 
-def _host() -> str:
+def host_identity() -> str:
     """Name and boot of this machine: containers may share the one, hosts not the other."""
     boot = Path("/proc/sys/kernel/random/boot_id")
     return f"{socket.gethostname()} {boot.read_text().strip() if boot.is_file() else ''}"

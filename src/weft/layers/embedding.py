@@ -7,15 +7,15 @@ from torch import nn
 from torch.nn import functional as F
 
 from weft.layers.linear import Placement
-from weft.layers.shards import Piece, ShardedParameter, rows_of, sharded_parameter
+from weft.layers.shards import Piece, ShardedParameter, sharded_parameter
 
 
 def vocabulary_shard(
     source: str, vocab_size: int, hidden_size: int, where: Placement
 ) -> ShardedParameter:
     """[ceil(v/t), h]: this rank's rows; rows past the end of the vocabulary are zero."""
-    start, stop = rows_of(vocab_size, where.tp_rank, where.tp_size)
-    share = -(-vocab_size // where.tp_size)
+    start, stop = where.vocab_rows(vocab_size)
+    share = where.vocab_share(vocab_size)
     piece = Piece(source=source, shape=(vocab_size, hidden_size), dim=0, start=start, stop=stop)
     weight = sharded_parameter(
         (share, hidden_size), [piece], dtype=where.dtype, device=where.device
@@ -32,7 +32,7 @@ class VocabularyEmbedding(nn.Module):
     ) -> None:
         super().__init__()
         self.weight = weight
-        self.start, self.stop = rows_of(vocab_size, where.tp_rank, where.tp_size)
+        self.start, self.stop = where.vocab_rows(vocab_size)
         self.is_whole = where.tp_size == 1
 
     def forward(self, token_ids: torch.Tensor) -> torch.Tensor:
@@ -54,7 +54,7 @@ class VocabularyHead(nn.Module):
     ) -> None:
         super().__init__()
         self.weight = weight
-        self.start, stop = rows_of(vocab_size, where.tp_rank, where.tp_size)
+        self.start, stop = where.vocab_rows(vocab_size)
         self.num_real = stop - self.start
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

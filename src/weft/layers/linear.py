@@ -16,12 +16,27 @@ from weft.layers.shards import Piece, rows_of, sharded_parameter
 
 @dataclass(frozen=True, kw_only=True)
 class Placement:
-    """Where a layer lives: its share of the tensor-parallel group, element type and device."""
+    """Where a layer lives: its share of the tensor-parallel group, element type and device.
+
+    The vocabulary is padded to a multiple of ``vocab_multiple`` before it is split.
+    """
 
     tp_rank: int
     tp_size: int
     dtype: torch.dtype
     device: torch.device
+    vocab_multiple: int = 1
+
+    def vocab_share(self, vocab_size: int) -> int:
+        """Rows of the vocabulary that each rank holds, padding included."""
+        padded = -(-vocab_size // self.vocab_multiple) * self.vocab_multiple
+        return -(-padded // self.tp_size)
+
+    def vocab_rows(self, vocab_size: int) -> tuple[int, int]:
+        """First and last+1 token id of this rank."""
+        share = self.vocab_share(vocab_size)
+        start = min(self.tp_rank * share, vocab_size)
+        return start, min(start + share, vocab_size)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,7 @@
 """The residual stream between blocks: whole on every rank, or split by token.
 
-These two classes are the only place where a layer meets communication. A block
+These classes, and the exchange of experts (expert_exchange.py), are the only places where a
+layer meets communication. A block
 (attention or MLP) takes whole token rows and returns a partial sum; the stream
 reduces it. With plain tensor parallelism that is one all-reduce; with Megatron
 sequence parallelism a reduce-scatter, and an all-gather before the next block.
@@ -80,3 +81,34 @@ class SequenceParallelStream:
 
     def num_rows(self, num_tokens: int) -> int:
         return -(-num_tokens // self._sp.size)
+
+
+class RowShareStream:
+    """Around a block of experts: each rank of the group takes its equal share of the rows.
+
+    Between blocks the rows are where ``is_split`` says: already split by token (sequence
+    parallelism; then nothing has to move), or whole on every rank, in which case an
+    all-gather puts the finished shares together. Rows are padded to a multiple of tp.
+    """
+
+    def __init__(self, tp: Communicator, *, is_split: bool) -> None:
+        self._tp, self._is_split = tp, is_split
+
+    def enter(self, x: torch.Tensor, num_tokens: int, site: str) -> torch.Tensor:  # noqa: ARG002
+        if self._is_split:
+            return x
+        share = self.num_rows(num_tokens)
+        padded = F.pad(x, (0, 0, 0, share * self._tp.size - num_tokens))
+        return padded[self._tp.rank * share : (self._tp.rank + 1) * share]
+
+    def reduce(self, partial: torch.Tensor, site: str) -> torch.Tensor:
+        return partial if self._is_split else self._tp.all_gather(partial, 0, site)
+
+    def reduce_and_norm(
+        self, partial: torch.Tensor, residual: torch.Tensor | None, norm: RMSNorm, site: str
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        rows = self.reduce(partial, site)
+        return norm.add(rows if residual is None else rows[: len(residual)], residual)
+
+    def num_rows(self, num_tokens: int) -> int:
+        return -(-num_tokens // self._tp.size)

@@ -1,4 +1,4 @@
-"""The decoder: Llama, Mistral, Qwen2 and Qwen3 in plain PyTorch.
+"""The decoder: Llama, Mistral, Mixtral, Qwen2, Qwen3 and Qwen3-MoE in plain PyTorch.
 
 One class a part, no branches on parallelism. A rank builds the layers of its own
 pipeline stage with its own shard of every matrix; ``stream`` reduces partial sums
@@ -18,10 +18,12 @@ from torch.nn import functional as F
 
 from weft.layers.attention import AttentionBatch, LayerCache, attend
 from weft.layers.embedding import VocabularyEmbedding, VocabularyHead, vocabulary_shard
+from weft.layers.expert_exchange import ExpertExchange
 from weft.layers.linear import ColumnParallelLinear, Placement, RowParallelLinear, Section
 from weft.layers.norm import RMSNorm
 from weft.layers.residual_stream import ResidualStream
 from weft.layers.rope import rotate
+from weft.models.moe import MixtureOfExperts
 from weft.vocabulary.model_spec import ModelSpec
 
 
@@ -46,6 +48,15 @@ class Boundary:
 
     hidden: torch.Tensor
     residual: torch.Tensor | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Streams:
+    """How rows travel: between the blocks, around the feed-forward blocks, between experts."""
+
+    residual: ResidualStream
+    mlp: ResidualStream
+    experts: ExpertExchange | None = None
 
 
 class Attention(nn.Module):
@@ -129,12 +140,12 @@ class MLP(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """Attention and MLP with the norms in front of them."""
+    """Attention and MLP (or experts) with the norms in front of them."""
 
-    def __init__(self, spec: ModelSpec, index: int, stream: ResidualStream, where: Placement):
+    def __init__(self, spec: ModelSpec, index: int, streams: Streams, where: Placement):
         super().__init__()
         prefix = f"model.layers.{index}"
-        self.site, self.stream = f"layers.{index}", stream
+        self.site, self.streams = f"layers.{index}", streams
         self.input_norm = RMSNorm(
             f"{prefix}.input_layernorm", spec.hidden_size, spec.norm_eps, where
         )
@@ -142,19 +153,23 @@ class DecoderLayer(nn.Module):
         self.mlp_norm = RMSNorm(
             f"{prefix}.post_attention_layernorm", spec.hidden_size, spec.norm_eps, where
         )
-        self.mlp = MLP(spec, f"{prefix}.mlp", where)
+        self.mlp: nn.Module
+        if streams.experts is None:
+            self.mlp = MLP(spec, f"{prefix}.mlp", where)
+        else:
+            self.mlp = MixtureOfExperts(spec, prefix, streams.experts, where)
 
     def forward(
         self, x: torch.Tensor, residual: torch.Tensor, batch: StepBatch, cache: LayerCache
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Normalised stream rows and residual -> the MLP's partial sum and the residual."""
-        stream, num_tokens = self.stream, batch.num_tokens
+        stream, num_tokens = self.streams.residual, batch.num_tokens
         rows = stream.enter(x, num_tokens, f"{self.site}.attention")
         partial = self.attention(rows, batch, cache)
         x, residual = stream.reduce_and_norm(
             partial, residual, self.mlp_norm, f"{self.site}.attention"
         )
-        rows = stream.enter(x, num_tokens, f"{self.site}.mlp")
+        rows = self.streams.mlp.enter(x, num_tokens, f"{self.site}.mlp")
         return self.mlp(rows), residual
 
 
@@ -165,13 +180,13 @@ class DecoderStage(nn.Module):
         self,
         spec: ModelSpec,
         layers: range,
-        stream: ResidualStream,
+        streams: Streams,
         where: Placement,
     ) -> None:
         super().__init__()
-        self.spec, self.stream = spec, stream
+        self.spec, self.streams = spec, streams
         self.is_first, self.is_last = layers.start == 0, layers.stop == spec.num_layers
-        self.layers = nn.ModuleList(DecoderLayer(spec, i, stream, where) for i in layers)
+        self.layers = nn.ModuleList(DecoderLayer(spec, i, streams, where) for i in layers)
         self.embedding = self.final_norm = self.head = None
         table = None
         if self.is_first or (self.is_last and spec.tie_embeddings):
@@ -199,13 +214,12 @@ class DecoderStage(nn.Module):
         for layer, norm, cache in zip(self.layers, following, caches, strict=True):
             partial, residual = layer(x, residual, batch, cache)
             if norm is None:
-                return Boundary(
-                    hidden=self.stream.reduce(partial, f"{layer.site}.mlp"), residual=residual
-                )
-            x, residual = self.stream.reduce_and_norm(
+                hidden = self.streams.mlp.reduce(partial, f"{layer.site}.mlp")
+                return Boundary(hidden=hidden[: len(residual)], residual=residual)
+            x, residual = self.streams.mlp.reduce_and_norm(
                 partial, residual, norm, f"{layer.site}.mlp"
             )
-        rows = self.stream.enter(x, batch.num_tokens, "head")
+        rows = self.streams.residual.enter(x, batch.num_tokens, "head")
         assert self.head is not None
         return self.head(rows[batch.logit_rows])
 
@@ -215,6 +229,6 @@ class DecoderStage(nn.Module):
         first_norm = self.layers[0].input_norm
         if self.embedding is not None:
             partial = self.embedding(batch.token_ids)
-            return self.stream.reduce_and_norm(partial, None, first_norm, "embedding")
+            return self.streams.residual.reduce_and_norm(partial, None, first_norm, "embedding")
         assert received is not None
         return first_norm.add(received.hidden, received.residual)

@@ -31,7 +31,8 @@ class Accelerator:
     decode attention over its KV cache; copy_gb_s: bytes read plus written by elementwise
     kernels. attention_tflops: prefill attention over a long context; attention_ramp_tokens:
     context at which it reaches half of that. ``*_call_us``: fixed device time of one kernel
-    of that kind inside a CUDA graph.
+    of that kind inside a CUDA graph. launch_us: host time of launching one kernel outside a
+    graph; host_step_us: host time of one step's bookkeeping (inputs in, sampled ids out).
     """
 
     name: str
@@ -46,6 +47,8 @@ class Accelerator:
     matmul_call_us: Quantity
     attention_call_us: Quantity
     elementwise_call_us: Quantity
+    launch_us: Quantity
+    host_step_us: Quantity
 
     def quantities(self) -> dict[str, Quantity]:
         """Every number by name, for reports of provenance."""

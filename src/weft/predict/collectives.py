@@ -7,6 +7,8 @@ rule. The other operations are rings and single hops over the same links.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import lru_cache
+from itertools import pairwise
 from typing import Final
 
 from weft.allreduce.cost import WEFT_ALGORITHMS, latency_uncertainty_us, latency_us
@@ -22,11 +24,13 @@ VLLM_CUSTOM_RANKS: Final = (2, 4, 6, 8)
 # computes; fitted to the TP=2 TTFT rows of the H200 measurements (data/measurements).
 LARGE_MESSAGE_EFFICIENCY: Final = 0.62
 
-# Barrier-and-pull all-reduce of vLLM, as measured on 2 and 4 H200 (fabric h200-nvlink):
-# fixed time of one and of two phases, time a rank, and part of the copy bandwidth.
+# Barrier-and-pull all-reduce of vLLM: fixed time and time a rank of its one-phase and its
+# two-phase form, and part of the copy bandwidth. 2 and 4 ranks: fabric h200-nvlink; the
+# growth with ranks: 8 H100 in aiconfigurator's tables (Apache-2.0).
 _CUSTOM_ONE_SHOT_US: Final = 4.2
-_CUSTOM_TWO_SHOT_US: Final = 5.6
-_CUSTOM_RANK_US: Final = 0.12
+_CUSTOM_ONE_SHOT_RANK_US: Final = 0.06
+_CUSTOM_TWO_SHOT_US: Final = 3.0
+_CUSTOM_TWO_SHOT_RANK_US: Final = 0.8
 _CUSTOM_EFFICIENCY: Final = 0.7
 
 _TABLE_SPREAD: Final = 0.08
@@ -51,10 +55,11 @@ def tensor_group(layout: Layout) -> Group:
     return Group(nodes=-(-layout.tp // width), gpus_per_node=width)
 
 
+@lru_cache(maxsize=512)
 def num_network_hops(layout: Layout) -> int:
     """Pipeline boundaries whose two stages lie on different nodes."""
     nodes = [layout.node_of(layout.rank_of(stage=stage)) for stage in range(layout.pp)]
-    return sum(a != b for a, b in zip(nodes, nodes[1:], strict=False))
+    return sum(a != b for a, b in pairwise(nodes))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,14 +80,25 @@ class Pricing:
     _known: dict[tuple[str, int, Group], Price] = field(default_factory=dict)
 
     def price(self, row: Collective, layout: Layout) -> Price:
-        """One call of ``row``; a send carries its hop, the matching recv is free."""
+        """One call of ``row``; a send carries its hop, the matching recv is free.
+
+        Hops of a pipeline that crosses nodes are averaged over its boundaries.
+        """
         size = row.message_bytes or 0
-        if row.group == "pp":
-            crossing = num_network_hops(layout) > 0
-            group = Group(nodes=2 if crossing else 1, gpus_per_node=1 if crossing else 2)
-        else:
-            group = tensor_group(layout)
-        return self.cached(row.op, size, group)
+        if row.group != "pp":
+            return self.cached(row.op, size, tensor_group(layout))
+        width = 2 if row.op == "send" else layout.pp
+        near = self.cached(row.op, size, Group(nodes=1, gpus_per_node=width))
+        crossing = num_network_hops(layout)
+        if not crossing:
+            return near
+        far = self.cached(row.op, size, Group(nodes=width, gpus_per_node=1))
+        share = crossing / (layout.pp - 1) if row.op == "send" else 1.0
+        return Price(
+            time_us=share * far.time_us + (1 - share) * near.time_us,
+            deviation_us=share * far.deviation_us + (1 - share) * near.deviation_us,
+            algorithm=far.algorithm,
+        )
 
     def cached(self, op: str, size: int, group: Group) -> Price:
         key = (op, size, group)
@@ -122,9 +138,13 @@ def _candidates(rule: AllReduceRule, size: int, group: Group) -> tuple[str, ...]
         return ("vllm_custom",) if custom else ("nccl",)
     if rule == "weft":
         return (*WEFT_ALGORITHMS, "nccl")
-    return (*WEFT_ALGORITHMS, "nccl", "vllm_custom") if group.nodes == 1 else (
-        *WEFT_ALGORITHMS,
-        "nccl",
+    return (
+        (*WEFT_ALGORITHMS, "nccl", "vllm_custom")
+        if group.nodes == 1
+        else (
+            *WEFT_ALGORITHMS,
+            "nccl",
+        )
     )
 
 
@@ -155,9 +175,9 @@ def _streaming_us(size: int, group: Group, fabric: Fabric) -> float:
 def _custom_us(size: int, group: Group, fabric: Fabric) -> float:
     n = group.ranks
     us_per_byte = 1e-3 / (fabric.intra.bandwidth_gb_s * _CUSTOM_EFFICIENCY)
-    one_shot = _CUSTOM_ONE_SHOT_US + (n - 1) * size * us_per_byte
-    two_shot = _CUSTOM_TWO_SHOT_US + 2 * (n - 1) / n * size * us_per_byte
-    return _CUSTOM_RANK_US * n + min(one_shot, two_shot)
+    one_shot = _CUSTOM_ONE_SHOT_US + n * _CUSTOM_ONE_SHOT_RANK_US + (n - 1) * size * us_per_byte
+    two_shot = _CUSTOM_TWO_SHOT_US + n * _CUSTOM_TWO_SHOT_RANK_US
+    return min(one_shot, two_shot + 2 * (n - 1) / n * size * us_per_byte)
 
 
 def _deviation_us(name: str, size: int, group: Group, fabric: Fabric, time: float) -> float:

@@ -17,7 +17,7 @@ SCHEMA: Final = "weft.engine-profile/1"
 
 AllReduceRule = Literal["vllm", "nccl", "weft", "fastest"]
 
-PROFILES: Final = ("weft", "vllm", "vllm-v0", "vllm-cpu")
+PROFILES: Final = ("weft", "vllm", "vllm-v0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,15 +29,17 @@ class EngineProfile:
     max_batched_tokens: tokens of one step at most; longer prefills are split.
     memory_fraction: part of the device memory that the engine takes.
     request_us: host time of a request before its first step and after its first token.
+    server_us: host time of a request through an HTTP server, beside request_us.
     arrival_us: between two requests of one batch becoming visible to the scheduler.
     schedule_us: host time between two steps put in flight (pipeline start only).
     ranks_us: extra host time of a prefill with more than one rank (dispatch to workers).
-    layer_launch_us: host time of launching one layer outside a whole-step graph.
+    decode_graph: decode steps are one captured graph (else they are launched by layer too).
+    layer_launches: kernels that the host launches a layer outside a whole-step graph.
     step_us: device-visible time of a step outside the layers (metadata, sampling).
     sequence_us: the same for every sequence of the step.
     hop_us: fixed time of one pipeline hop beside the fabric's own latency.
     reserved_gb: device memory for context, graphs and communication buffers.
-    tpot_spread, ttft_spread: relative error of the time model itself (leave-one-out).
+    tpot_spread, ttft_spread: relative standard deviation of the time model's own error.
     """
 
     name: str
@@ -45,11 +47,13 @@ class EngineProfile:
     all_reduce: AllReduceRule
     max_batched_tokens: int
     memory_fraction: float
+    decode_graph: bool
     request_us: Quantity
+    server_us: Quantity
     arrival_us: Quantity
     schedule_us: Quantity
     ranks_us: Quantity
-    layer_launch_us: Quantity
+    layer_launches: Quantity
     step_us: Quantity
     sequence_us: Quantity
     hop_us: Quantity
@@ -67,9 +71,7 @@ class EngineProfile:
 def profile_named(name: str) -> EngineProfile:
     """The built-in profile, or a UserError that lists the names."""
     if name not in PROFILES:
-        raise UserError(
-            f"--engine {name}: no latency profile; choose one of {', '.join(PROFILES)}"
-        )
+        raise UserError(f"--engine {name}: no latency profile; choose one of {', '.join(PROFILES)}")
     file = resources.files("weft.predict") / "data" / "engines" / f"{name}.json"
     return profile_from_json(json.loads(file.read_text(encoding="utf-8")))
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Final
 
 from weft.errors import WorkloadError
 from weft.fabric.fabric import Fabric
@@ -26,7 +26,10 @@ from weft.vocabulary.layout import Layout
 from weft.vocabulary.model_spec import ModelSpec
 from weft.vocabulary.workload import Workload
 
-FLOAT8 = "float8_e4m3fn"
+FLOAT8: Final = "float8_e4m3fn"
+
+PARTS: Final = ("matmul", "attention", "elementwise", "fixed", "communication", "waiting")
+"""Parts of a :class:`PhaseTime`, in order."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,8 +129,7 @@ class Prediction:
 
 def phase_json(phase: PhaseTime) -> dict[str, Any]:
     """One phase as JSON, with its collectives."""
-    names = ("matmul", "attention", "elementwise", "fixed", "communication", "waiting", "total")
-    return {f"{name}_ms": getattr(phase, f"{name}_ms") for name in names} | {
+    return {f"{name}_ms": getattr(phase, f"{name}_ms") for name in (*PARTS, "total")} | {
         "communication_share": phase.communication_share,
         "collectives": [
             {
@@ -180,6 +182,18 @@ def provenance(machine: Machine) -> dict[str, Mapping[str, Any]]:
     return rows
 
 
+def step_timer(spec: ModelSpec, layout: Layout, machine: Machine) -> StepTimer:
+    """The timer of single steps of ``spec`` on ``layout``."""
+    return StepTimer(
+        spec=spec,
+        layout=layout,
+        accelerator=machine.accelerator,
+        pricing=machine.pricing,
+        profile=machine.profile,
+        weight_dtype=machine.weight_dtype or spec.dtype,
+    )
+
+
 def predict_latency(
     spec: ModelSpec, layout: Layout, workload: Workload, machine: Machine
 ) -> Prediction:
@@ -200,14 +214,7 @@ class _Predictor:
         self.profile = machine.profile
         self.weight_dtype = machine.weight_dtype or spec.dtype
         self.batch = -(-workload.batch // layout.dp)
-        self.timer = StepTimer(
-            spec=spec,
-            layout=layout,
-            accelerator=machine.accelerator,
-            pricing=machine.pricing,
-            profile=self.profile,
-            weight_dtype=self.weight_dtype,
-        )
+        self.timer = step_timer(spec, layout, machine)
 
     def prediction(self) -> Prediction:
         start = self._fill()

@@ -95,9 +95,7 @@ def memory_of(
 
     ``step_rows`` are the token rows of the largest step, which size the activations.
     """
-    shard = Shard(
-        spec=spec, tp=layout.tp, sp=layout.sp, ep=layout.ep, weight_dtype=weight_dtype
-    )
+    shard = Shard(spec=spec, tp=layout.tp, sp=layout.sp, ep=layout.ep, weight_dtype=weight_dtype)
     stages = layout.layers_of_stages(spec.num_layers)
     activations = _activation_bytes(shard, step_rows) / GB
     buffers = profile.reserved_gb.value
@@ -122,9 +120,7 @@ def memory_of(
     return worst
 
 
-def _cache_room(
-    shard: Shard, layout: Layout, stage: int, num_layers: int, room_gb: float
-) -> int:
+def _cache_room(shard: Shard, layout: Layout, stage: int, num_layers: int, room_gb: float) -> int:
     free = room_gb * GB - weight_bytes_of_stage(shard, layout, stage)
     return max(0, int(free / (num_layers * shard.cache_bytes_per_token_layer)))
 

@@ -118,7 +118,7 @@ def _roofline_us(
         rate = accelerator.matmul8_tflops.value
     memory = traffic * 1e-3 / accelerator.stream_gb_s.value
     compute = operations * 1e-6 / rate
-    smooth = (memory**_RIDGE_NORM + compute**_RIDGE_NORM) ** (1 / _RIDGE_NORM)
+    smooth = float((memory**_RIDGE_NORM + compute**_RIDGE_NORM) ** (1 / _RIDGE_NORM))
     return accelerator.matmul_call_us.value + smooth
 
 

@@ -103,10 +103,13 @@ class Period:
 
 def decode_period(groups: Sequence[float], stage_times: StageTimes) -> Period:
     """One decode step of every sequence, with ``groups`` of them in flight at once."""
-    times = [stage_times(group) for group in groups]
-    path = max(times, key=_path_us)
-    columns = list(zip(*times, strict=True))
-    busiest = max(columns, key=_load_us)
+    different = {group: stage_times(group) for group in set(groups)}
+    path = max(different.values(), key=_path_us)
+    busiest_stage = max(
+        range(len(path)),
+        key=lambda stage: sum(different[group][stage].busy_us for group in groups),
+    )
+    busiest = tuple(different[group][busiest_stage] for group in groups)
     if _path_us(path) >= _load_us(busiest):
         return Period(time_us=_path_us(path), steps=tuple(path), follows_path=True)
     return Period(time_us=_load_us(busiest), steps=busiest, follows_path=False)

@@ -6,9 +6,10 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from functools import lru_cache
 
-from weft.closed_form.schedule import closed_form
+from weft.closed_form.schedule import Step as ScheduleStep
+from weft.closed_form.schedule import rows_of_steps
 from weft.predict.accelerator import Accelerator
-from weft.predict.collectives import Pricing
+from weft.predict.collectives import Price, Pricing
 from weft.predict.engine_profile import EngineProfile
 from weft.predict.operators import (
     PartTimes,
@@ -19,10 +20,10 @@ from weft.predict.operators import (
     layer_times,
 )
 from weft.predict.quantity import root_sum_square
+from weft.vocabulary.conventions import engine_named
 from weft.vocabulary.layout import Layout
 from weft.vocabulary.model_spec import ModelSpec
 from weft.vocabulary.schedule import Collective
-from weft.vocabulary.workload import Workload
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,28 +40,28 @@ class CollectiveTime:
 
 
 @dataclass(frozen=True, kw_only=True)
+class StageKind:
+    """What tells one pipeline stage from another."""
+
+    is_first: bool
+    is_last: bool
+    num_layers: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class StageTime:
-    """One step on one stage, in µs. ``hop_us`` is the way to the next stage (``sends`` and host)."""
+    """One step on one stage, in µs.
+
+    hop_us: the way to the next stage (``sends`` and host). busy_us: what the stage is
+    occupied for: the device's work, or the host launching it.
+    """
 
     parts: PartTimes
     collectives: tuple[CollectiveTime, ...]
     sends: tuple[CollectiveTime, ...]
     hop_us: float
     fixed_us: float
-    launch_us: float
-
-    @property
-    def communication_us(self) -> float:
-        return sum(item.time_us for item in self.collectives)
-
-    @property
-    def device_us(self) -> float:
-        return self.parts.total_us + self.communication_us + self.fixed_us
-
-    @property
-    def busy_us(self) -> float:
-        """What the stage is occupied for: the device's work, or the host launching it."""
-        return max(self.device_us, self.launch_us)
+    busy_us: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,11 +74,10 @@ class StepTimer:
     pricing: Pricing
     profile: EngineProfile
     weight_dtype: str
-    _layers: tuple[int, ...] = field(init=False)
-
-    def __post_init__(self) -> None:
-        stages = self.layout.layers_of_stages(self.spec.num_layers)
-        object.__setattr__(self, "_layers", tuple(len(stage) for stage in stages))
+    _known: dict[Step, list[StageTime]] = field(default_factory=dict, repr=False)
+    _calls: dict[tuple[int, int], dict[StageKind, list[CollectiveTime]]] = field(
+        default_factory=dict, repr=False
+    )
 
     @property
     def shard(self) -> Shard:
@@ -92,78 +92,97 @@ class StepTimer:
 
     def stages(self, step: Step) -> list[StageTime]:
         """The step on every stage. A step with prefill is launched layer by layer."""
-        shard, last = self.shard, len(self._layers) - 1
-        layer = layer_times(shard, step, self.accelerator)
+        if step not in self._known:
+            self._known[step] = self._stages(step)
+        return self._known[step]
+
+    def _stages(self, step: Step) -> list[StageTime]:
+        layer = layer_times(self.shard, step, self.accelerator)
         rows = self._collectives(step)
-        stages = []
-        for index, count in enumerate(self._layers):
-            parts = PartTimes().plus(layer, count)
-            if index == 0:
-                parts = parts.plus(embedding_times(shard, step, self.accelerator))
-            if index == last:
-                parts = parts.plus(head_times(shard, step, self.accelerator))
-            stages.append(self._stage(step, parts, rows[index], count, index == last))
-        return stages
+        kinds = stage_kinds(self.layout, self.spec.num_layers)
+        times = {kind: self._stage(step, layer, rows[kind], kind) for kind in set(kinds)}
+        return [times[kind] for kind in kinds]
 
     def _stage(
-        self,
-        step: Step,
-        parts: PartTimes,
-        rows: list[CollectiveTime],
-        num_layers: int,
-        is_last: bool,
+        self, step: Step, layer: PartTimes, rows: list[CollectiveTime], kind: StageKind
     ) -> StageTime:
         profile = self.profile
+        parts = PartTimes().plus(layer, kind.num_layers)
         fixed = 0.0
-        if is_last:
+        if kind.is_first:
+            parts = parts.plus(embedding_times(self.shard, step, self.accelerator))
+        if kind.is_last:
+            parts = parts.plus(head_times(self.shard, step, self.accelerator))
             fixed = profile.step_us.value + step.sequences * profile.sequence_us.value
-        launch = num_layers * profile.layer_launch_us.value if step.prefill_tokens else 0.0
+        launched = step.prefill_tokens > 0 or not profile.decode_graph
+        host = self.accelerator.host_step_us.value
+        if launched:
+            launches = kind.num_layers * profile.layer_launches.value
+            host += launches * self.accelerator.launch_us.value
         sends = tuple(row for row in rows if row.op == "send")
+        device = parts.total_us + fixed + sum(row.time_us for row in rows if row.op != "send")
+        hop = sum(row.time_us for row in sends) + profile.hop_us.value
         return StageTime(
             parts=parts,
             collectives=tuple(row for row in rows if row.op != "send"),
             sends=sends,
-            hop_us=0.0 if is_last else sum(row.time_us for row in sends) + profile.hop_us.value,
+            hop_us=0.0 if kind.is_last else hop,
             fixed_us=fixed,
-            launch_us=launch,
+            busy_us=max(device, host),
         )
 
-    def _collectives(self, step: Step) -> list[list[CollectiveTime]]:
+    def _collectives(self, step: Step) -> dict[StageKind, list[CollectiveTime]]:
         rows = max(1, round(step.rows))
         sequences = max(1, min(round(step.sequences), rows))
-        stages: list[list[CollectiveTime]] = [[] for _ in self._layers]
-        for row in step_schedule(
-            self.spec, self.layout, self.profile.conventions, rows, sequences
-        ):
-            price = self.pricing.price(row, self.layout)
-            if price.time_us:
-                stages[row.stage].append(_times(row, price.time_us, price.deviation_us, price.algorithm))
-        return stages
+        key = (rows, sequences)
+        if key not in self._calls:
+            schedule = step_schedule(self.spec, self.layout, self.profile.conventions, *key)
+            self._calls[key] = {kind: self._priced(calls) for kind, calls in schedule.items()}
+        return self._calls[key]
+
+    def _priced(self, calls: tuple[Collective, ...]) -> list[CollectiveTime]:
+        prices = [(row, self.pricing.price(row, self.layout)) for row in calls]
+        return [_times(row, price) for row, price in prices if price.time_us]
 
 
-def _times(row: Collective, time_us: float, deviation_us: float, algorithm: str) -> CollectiveTime:
+def _times(row: Collective, price: Price) -> CollectiveTime:
     return CollectiveTime(
         op=row.op,
         group=f"{row.group}{row.group_size}",
         message_bytes=row.message_bytes or 0,
         count=row.count,
-        time_us=row.count * time_us,
-        deviation_us=row.count * deviation_us,
-        algorithm=algorithm,
+        time_us=row.count * price.time_us,
+        deviation_us=row.count * price.deviation_us,
+        algorithm=price.algorithm,
+    )
+
+
+@lru_cache(maxsize=512)
+def stage_kinds(layout: Layout, num_layers: int) -> tuple[StageKind, ...]:
+    """The kind of every stage, in order."""
+    stages = layout.layers_of_stages(num_layers)
+    last = len(stages) - 1
+    return tuple(
+        StageKind(is_first=index == 0, is_last=index == last, num_layers=len(layers))
+        for index, layers in enumerate(stages)
     )
 
 
 @lru_cache(maxsize=4096)
 def step_schedule(
     spec: ModelSpec, layout: Layout, engine: str, rows: int, sequences: int
-) -> tuple[Collective, ...]:
-    """The closed form's collectives of one step of ``rows`` tokens of ``sequences`` prompts.
+) -> dict[StageKind, tuple[Collective, ...]]:
+    """The closed form's collectives of one step of ``rows`` tokens, by kind of stage.
 
-    Rows are split as evenly as whole tokens allow (the closed form has equal prompts).
+    Long pipelines repeat few kinds of stage, so one stage of each kind is asked for.
     """
-    tokens = min(-(-rows // sequences), spec.max_position - 1)
-    load = Workload(prompt_tokens=max(tokens, 1), decode_tokens=1, batch=sequences)
-    return closed_form(spec, layout, load, engine).collectives
+    kinds = stage_kinds(layout, spec.num_layers)
+    first_of = {kind: kinds.index(kind) for kind in kinds}
+    step = ScheduleStep(phase="mixed", rows=rows, sequences=sequences, count=1)
+    found = rows_of_steps(spec, layout, [step], engine_named(engine), first_of.values())
+    return {
+        kind: tuple(row for row in found if row.stage == stage) for kind, stage in first_of.items()
+    }
 
 
 def merge_collectives(items: list[CollectiveTime]) -> list[CollectiveTime]:

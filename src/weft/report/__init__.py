@@ -22,10 +22,14 @@ or from the documents that commands write, as ``weft report FILE.json…`` does:
 
     write_report(report_of([document(study_json, "study")]), Path("report.html"))
 
+A figure that ``figures`` lacks starts from ``figures.new_figure`` and takes its colours
+from ``weft.report.colours`` (``kind_colour`` for operations and kinds of time,
+``series_colour`` for other lines); the page adds the theme, the fonts and the margins.
+
 Documents and their schemas (docs/formats.md has every field): ``weft.schedule/1``
 (with the optional lists ``conformance``, ``time_share``, ``waiting``, ``timeline``
-and ``unexplained``), ``weft.study/1``, ``weft.bench.allreduce/1``, ``weft.plan/1``
-and ``weft.scoreboard/1``. ``compared_rows`` and ``conformance_rows`` write the
+and ``unexplained``), ``weft.study/1``, ``weft.bench.allreduce/1``,
+``weft.prediction/1``, ``weft.plan/1`` and ``weft.scoreboard/1``. ``compared_rows`` and ``conformance_rows`` write the
 compared rows of the first two.
 
 Nothing here imports torch or starts a process group.

@@ -21,9 +21,15 @@ OPERATION_COLOURS: Final = {
 
 KIND_COLOURS: Final = {
     "compute": "#94a0b0",
+    "matmul": "#94a0b0",
+    "attention": "#71829c",
+    "elementwise": "#bcc4ce",
+    "communication": "#3f7fc9",
     **OPERATION_COLOURS,
     "host": "#7d7468",
+    "fixed": "#7d7468",
     "wait": "#d8564f",
+    "waiting": "#d8564f",
     "transfer": "#3f7fc9",
     "idle": "#c3c9d1",
 }

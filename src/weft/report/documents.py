@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from weft.errors import FileFormatError
 from weft.report.bench_section import bench_summary, sections_of_bench
 from weft.report.blocks import Badge, Report, Section
 from weft.report.node import Node
@@ -16,13 +15,19 @@ from weft.report.plan_section import (
     sections_of_plan,
     sections_of_scoreboard,
 )
+from weft.report.prediction_section import (
+    prediction_summary,
+    prediction_title,
+    sections_of_prediction,
+)
 from weft.report.schedule_section import (
     compared_schedules,
     schedule_summary,
     schedule_title,
+    schedule_verdict,
     sections_of_schedule,
 )
-from weft.report.study_section import sections_of_study, study_passed, study_summary
+from weft.report.study_section import sections_of_study, study_summary, study_verdict
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +35,7 @@ class _Kind:
     title: Callable[[Node], str]
     summary: Callable[[Node], str]
     sections: Callable[[Node], list[Section]]
-    passed: Callable[[Node], bool] | None = None
+    verdict: Callable[[Node], Badge | None] = lambda _: None
 
 
 def _plan_title(plan: Node) -> str:
@@ -39,16 +44,22 @@ def _plan_title(plan: Node) -> str:
 
 _KINDS: Final = {
     "weft.schedule/1": _Kind(
-        title=schedule_title, summary=schedule_summary, sections=sections_of_schedule
+        title=schedule_title,
+        summary=schedule_summary,
+        sections=sections_of_schedule,
+        verdict=schedule_verdict,
     ),
     "weft.study/1": _Kind(
         title=lambda _: "Study of layouts",
         summary=study_summary,
         sections=sections_of_study,
-        passed=study_passed,
+        verdict=study_verdict,
     ),
     "weft.bench.allreduce/1": _Kind(
         title=lambda _: "All-reduce benchmark", summary=bench_summary, sections=sections_of_bench
+    ),
+    "weft.prediction/1": _Kind(
+        title=prediction_title, summary=prediction_summary, sections=sections_of_prediction
     ),
     "weft.plan/1": _Kind(title=_plan_title, summary=plan_summary, sections=sections_of_plan),
     "weft.scoreboard/1": _Kind(
@@ -86,18 +97,13 @@ def _titled(report: Report) -> list[Section]:
 
 
 def _single(document: Node) -> Report:
-    schema = document.child("schema").value
-    kind = _KINDS.get(schema) if isinstance(schema, str) else None
+    schema = document.child("schema")
+    kind = _KINDS.get(schema.value) if isinstance(schema.value, str) else None
     if kind is None:
-        known = ", ".join(_KINDS)
-        raise FileFormatError(f"{document.place}: schema {schema!r} is not one of {known}")
-    badge = None
-    if kind.passed is not None:
-        passed = kind.passed(document)
-        badge = Badge(text="passed" if passed else "failed", tone="good" if passed else "bad")
+        raise schema.wrong(f"one of {', '.join(_KINDS)}")
     return Report(
         title=kind.title(document),
         summary=kind.summary(document),
         sections=kind.sections(document),
-        verdict=badge,
+        verdict=kind.verdict(document),
     )

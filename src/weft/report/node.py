@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -24,15 +23,15 @@ class Node:
         return isinstance(self.value, Mapping) and self.value.get(key) is not None
 
     def wrong(self, wanted: str) -> FileFormatError:
-        shown = json.dumps(self.value)
-        shown = shown if len(shown) <= 60 else f"{shown[:57]}..."
-        return FileFormatError(f"{self.place} is {shown}, must be {wanted}")
+        return FileFormatError(f"{self.place} is {_short(self.value)}, must be {wanted}")
 
     def child(self, key: str) -> Node:
         """The value of ``key``; a missing one is null."""
         if not isinstance(self.value, Mapping):
             raise self.wrong("an object")
-        return Node(self.value.get(key), f"{self.place}{self._separator}{key}", is_root=False)
+        return Node(
+            self.value.get(key), f"{self.place}{self._separator}{_shown(key)}", is_root=False
+        )
 
     def items(self) -> Iterator[tuple[str, Node]]:
         """The pairs of an object; null has none."""
@@ -62,7 +61,7 @@ class Node:
         value = self.value
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise self.wrong("a number")
-        if not math.isfinite(value) or abs(value) > _LARGEST:
+        if not abs(value) <= _LARGEST:
             raise self.wrong(f"a finite number of at most {_LARGEST:g}")
         return value
 
@@ -85,10 +84,19 @@ class Node:
     def cell(self) -> str | int | float | bool | None:
         """Any value as it stands in a table: lists and objects as compact JSON."""
         if isinstance(self.value, list | Mapping):
-            return json.dumps(self.value)
+            return json.dumps(self.value) if self.value else None
         if isinstance(self.value, int | float) and not isinstance(self.value, bool):
             return self.number()
         return self.value  # type: ignore[no-any-return]
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _shown(key: str) -> str:
+    return key if key.isidentifier() and len(key) <= 60 else _short(key)
 
 
 def read_document(path: Path) -> Node:

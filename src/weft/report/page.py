@@ -114,7 +114,7 @@ def _block_html(block: Block) -> str:
 
 def _chart_html(chart: Chart) -> Iterator[str]:
     height = int(chart.figure.layout.height or 360)
-    data = chart.figure.to_json(engine="json").replace("<", "\\u003c")
+    data = chart.figure.to_json(engine="json")
     yield f'<figure><p class="caption">{escape(chart.title)}</p>'
     yield f'<div class="plot" role="img" aria-label="{escape(chart.title)}" style="height:{height}px">'
     yield f'<script type="application/json">{data}</script></div>'

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from weft.report import figures
 from weft.report.blocks import Block, Cell, Chart, Facts, Prose, Section, Table
 from weft.report.node import Node
+from weft.report.prediction_section import estimate_text, estimate_value
 from weft.report.rows import layout_name
-from weft.report.text import number
 
 
 def plan_summary(plan: Node) -> str:
@@ -14,7 +16,7 @@ def plan_summary(plan: Node) -> str:
     counts = f"{len(plans):,} layouts ranked, {len(rejected):,} rejected"
     if not plans:
         return f"no layout fits; {counts}"
-    return f"best: {_name(plans[0])} at {_text(plans[0].child('tpot_ms'), 'ms')} TPOT; {counts}"
+    return f"best: {_name(plans[0])} at {estimate_text(plans[0].child('tpot_ms'), 'ms')} TPOT; {counts}"
 
 
 def sections_of_plan(plan: Node) -> list[Section]:
@@ -23,7 +25,7 @@ def sections_of_plan(plan: Node) -> list[Section]:
     blocks: list[Block] = [Facts(items=_facts(plan))]
     if plans:
         blocks.append(Table(caption="Layouts, best first", rows=[_cells(node) for node in plans]))
-        blocks += _charts(plans)
+        blocks += _charts(plans, plan.child("pareto").elements())
     else:
         blocks.append(Prose(text="No layout fits; the reasons are below."))
     sections = [Section(title="Plan", blocks=blocks)]
@@ -46,52 +48,56 @@ def _facts(plan: Node) -> dict[str, Cell]:
     return facts
 
 
+def _layout(node: Node) -> str:
+    return layout_name(node.child("layout"))
+
+
 def _name(node: Node) -> str:
-    name = layout_name(node.child("layout"))
+    name = _layout(node)
     return f"{name}, batch {node.child('batch').integer():,}" if "batch" in node else name
 
 
 def _cells(node: Node) -> dict[str, Cell]:
     return {
-        "layout": layout_name(node.child("layout")),
+        "layout": _layout(node),
         "batch": node.child("batch").optional_integer(),
-        "TTFT": _text(node.child("ttft_ms"), "ms"),
-        "TPOT": _text(node.child("tpot_ms"), "ms"),
-        "tokens/s per GPU": _value(node.child("throughput_per_gpu")),
+        "TTFT": estimate_text(node.child("ttft_ms"), "ms"),
+        "TPOT": estimate_text(node.child("tpot_ms"), "ms"),
+        "tokens/s per GPU": estimate_value(node.child("throughput_per_gpu")),
         "memory_gib": node.child("memory_gib").optional_number(),
         "note": node.child("note").cell(),
     }
 
 
-def _value(quantity: Node) -> float:
-    """A number, or the value of ``{"value", "low", "high"}``."""
-    node = quantity.child("value") if isinstance(quantity.value, dict) else quantity
-    return node.number()
-
-
-def _text(quantity: Node, unit: str) -> str:
-    text = f"{number(round(_value(quantity), 3))} {unit}"
-    if isinstance(quantity.value, dict) and "low" in quantity and "high" in quantity:
-        low, high = quantity.child("low").number(), quantity.child("high").number()
-        return f"{text} ({number(round(low, 3))} to {number(round(high, 3))})"
-    return text
-
-
-def _charts(plans: list[Node]) -> list[Block]:
-    points = [
+def _points(
+    plans: list[Node], front: list[Node], name: Callable[[Node], str]
+) -> list[figures.LayoutPoint]:
+    """The ranked layouts, and the front: its own list, or the plans that say they are on it."""
+    return [
         figures.LayoutPoint(
-            name=_name(node),
-            tpot_ms=_value(node.child("tpot_ms")),
-            throughput_per_gpu=_value(node.child("throughput_per_gpu")),
-            on_front=node.child("on_front").value is True,
+            name=_name(node) if front else name(node),
+            tpot_ms=estimate_value(node.child("tpot_ms")),
+            throughput_per_gpu=estimate_value(node.child("throughput_per_gpu")),
+            on_front=is_front,
         )
-        for node in plans
+        for node, is_front in (
+            [(node, not front and node.child("on_front").value is True) for node in plans]
+            + [(node, True) for node in front]
+        )
     ]
+
+
+def _charts(plans: list[Node], front: list[Node]) -> list[Block]:
+    name = _name if len({node.child("batch").value for node in plans}) > 1 else _layout
     charts: list[Block] = [
-        Chart(title="Throughput against latency", figure=figures.pareto_front(points))
+        Chart(
+            title="Throughput against latency",
+            figure=figures.pareto_front(_points(plans, front, name)),
+            note="No layout and batch beats a point of the front in both.",
+        )
     ]
     parts = {
-        _name(node): node.child("breakdown_us").numbers()
+        name(node): node.child("breakdown_us").numbers()
         for node in plans[:12]
         if "breakdown_us" in node
     }
@@ -111,14 +117,16 @@ def scoreboard_summary(scoreboard: Node) -> str:
 
 
 def sections_of_scoreboard(scoreboard: Node) -> list[Section]:
-    """Predicted beside measured, one chart a quantity."""
+    """Predicted beside measured, one chart a quantity and source of measurements."""
     rows = scoreboard.child("rows").elements()
     blocks: list[Block] = []
-    for quantity in dict.fromkeys(row.child("quantity").text() for row in rows):
-        chosen = [row for row in rows if row.child("quantity").text() == quantity]
-        points = [_prediction(row) for row in chosen]
+    groups: dict[tuple[str, str], list[figures.Prediction]] = {}
+    for row in rows:
+        source = str(row.child("source").cell() or "predicted and measured")
+        groups.setdefault((row.child("quantity").text(), source), []).append(_prediction(row))
+    for (quantity, source), points in groups.items():
         figure = figures.predicted_and_measured(points, x_title=quantity)
-        blocks.append(Chart(title=f"{quantity}: predicted and measured", figure=figure))
+        blocks.append(Chart(title=f"{quantity}: {source}", figure=figure))
     blocks.append(Table(caption="Every point", rows=[_score_cells(row) for row in rows]))
     return [Section(title="Scoreboard", blocks=blocks)]
 
@@ -138,6 +146,7 @@ def _score_cells(row: Node) -> dict[str, Cell]:
     measured = point.measured
     error = 100 * (point.predicted / measured - 1) if measured else None
     return {
+        **({"source": row.child("source").cell()} if "source" in row else {}),
         "case": point.name,
         "quantity": row.child("quantity").text(),
         "predicted": round(point.predicted, 3),

@@ -55,15 +55,29 @@ def conformance_rows(comparisons: Sequence[RowComparison]) -> list[dict[str, Any
 def comparison_cells(rows: Node) -> list[dict[str, Cell]]:
     """Table rows of a list of compared rows."""
     elements = rows.elements()
+    kinds = _known_columns([_kind_cells(node.child("row")) for node in elements])
     sources = list(
         dict.fromkeys(key for node in elements for key, _ in node.child("counts").items())
     )
     return [
-        _kind_cells(node.child("row"))
+        kind
         | {source: node.child("counts").child(source).optional_integer() for source in sources}
         | {"verdict": verdict_badge(node.child("verdict").text())}
-        for node in elements
+        for kind, node in zip(kinds, elements, strict=True)
     ]
+
+
+def _known_columns(rows: list[dict[str, Cell]]) -> list[dict[str, Cell]]:
+    """The rows without the columns that are empty in all of them."""
+    known = {name for row in rows for name, value in row.items() if value is not None}
+    return [{name: value for name, value in row.items() if name in known} for row in rows]
+
+
+def object_cells(objects: Node) -> list[dict[str, Cell]]:
+    """Table rows of a list of objects as they stand, with every key that occurs."""
+    elements = objects.elements()
+    names = list(dict.fromkeys(key for node in elements for key, _ in node.items()))
+    return [{name: node.child(name).cell() for name in names} for node in elements]
 
 
 def schedule_cells(schedule: Node) -> list[dict[str, Cell]]:

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 from weft.report import figures
-from weft.report.blocks import Block, Chart, Facts, Prose, Section, Table, verdict_badge
+from weft.report.blocks import Badge, Block, Chart, Facts, Prose, Section, Table, verdict_badge
 from weft.report.node import Node
 from weft.report.rows import (
     comparison_cells,
     decode_growth,
     layout_name,
     message_counts,
+    object_cells,
     operation_volumes,
     schedule_cells,
 )
 from weft.report.text import decimal_bytes
 from weft.vocabulary.schedule import Schedule
 
-_SOURCES = {
+_SOURCES: Final = {
     "closed-form": "in closed form",
     "dry-run": "from a dry run",
     "run": "from a real run",
@@ -52,6 +53,22 @@ def schedule_summary(schedule: Node) -> str:
     return ", ".join(parts)
 
 
+def schedule_verdict(schedule: Node) -> Badge | None:
+    """Whether an imported schedule conforms to its engine's; None where that was not checked."""
+    conforms = (
+        schedule.child("conformance").child("conforms").value
+        if ("conformance" in schedule)
+        else None
+    )
+    if conforms is None:
+        return None
+    return (
+        Badge(text="conforms", tone="good")
+        if conforms is True
+        else Badge(text="does not conform", tone="bad")
+    )
+
+
 def sections_of_schedule(schedule: Node) -> list[Section]:
     """Facts, volume, message sizes, rows, and whatever times and verdicts the document has."""
     blocks: list[Block] = [Facts(items=_facts(schedule)), *_volume_charts(schedule)]
@@ -62,7 +79,10 @@ def sections_of_schedule(schedule: Node) -> list[Section]:
     if times:
         sections.append(Section(title="Times", blocks=times))
     rows = Table(caption="Collectives of one rank of each stage", rows=schedule_cells(schedule))
-    sections.append(Section(title="Every collective", blocks=[rows, *_unexplained(schedule)]))
+    sections.append(Section(title="Every collective", blocks=[rows]))
+    details = _import_details(schedule)
+    if details:
+        sections.append(Section(title="Beside the schedule", blocks=details))
     return sections
 
 
@@ -94,7 +114,11 @@ def volume_section(schedules: Mapping[str, Node]) -> Section:
 
 def _facts(schedule: Node) -> dict[str, Any]:
     total = schedule.child("totals").child("volume_bytes").number()
-    workload = {key: node.cell() for key, node in schedule.child("workload").items()}
+    workload = {
+        key: node.cell()
+        for key, node in schedule.child("workload").items()
+        if node.value is not None
+    }
     return {
         "model": schedule.child("model").child("name").text(),
         "layout": layout_name(schedule.child("layout")),
@@ -157,6 +181,7 @@ def _conformance(conformance: Node) -> Section:
     ]
     if "explanation" in conformance:
         blocks.append(Prose(text=conformance.child("explanation").text()))
+    blocks += [Prose(text=node.text()) for node in conformance.child("differences").elements()]
     blocks.append(Table(caption="Expected and actual calls", rows=rows))
     return Section(title="Conformance", blocks=blocks)
 
@@ -206,12 +231,22 @@ def timeline_chart(events: Sequence[Node]) -> Chart:
     return Chart(title="Timeline of one step", figure=figures.step_timeline(chosen))
 
 
-def _unexplained(schedule: Node) -> list[Block]:
-    calls = schedule.child("unexplained").elements()
-    if not calls:
-        return []
-    names = list(dict.fromkeys(key for call in calls for key, _ in call.items()))
-    rows = [{name: call.child(name).cell() for name in names} for call in calls]
-    return [
-        Table(caption="Unexplained: no rule of the engine's schedule has these calls", rows=rows)
+_IMPORT_LISTS: Final = {
+    "unexplained": "Unexplained: no rule of the engine's schedule has these calls",
+    "control": "Control: calls that carry no tensor of the model",
+    "steps": "Steps of the engine",
+    "ranks": "Ranks",
+    "clocks": "Clocks against each other",
+}
+
+
+def _import_details(schedule: Node) -> list[Block]:
+    """What only an import has: notes, calls beside the schedule, steps, ranks and clocks."""
+    notes: list[Block] = [
+        Prose(text=f"Note: {note.text()}") for note in schedule.child("notes").elements()
     ]
+    tables = [
+        Table(caption=caption, rows=object_cells(schedule.child(key)))
+        for key, caption in _IMPORT_LISTS.items()
+    ]
+    return [*notes, *(table for table in tables if table.rows)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from weft.report.blocks import Block, Cell, Facts, Prose, Section, Table, verdict_badge
+from weft.report.blocks import Badge, Block, Cell, Facts, Prose, Section, Table, verdict_badge
 from weft.report.node import Node
 from weft.report.rows import comparison_cells, layout_name, operation_volumes
 from weft.report.schedule_section import message_chart, timeline_chart, volume_section
@@ -17,9 +17,10 @@ def study_summary(study: Node) -> str:
     return f"{passed:,} of {total:,} checks passed"
 
 
-def study_passed(study: Node) -> bool:
+def study_verdict(study: Node) -> Badge:
     checks = study.child("checks")
-    return checks.child("passed").integer() == checks.child("total").integer()
+    passed = checks.child("passed").integer() == checks.child("total").integer()
+    return Badge(text="passed" if passed else "failed", tone="good" if passed else "bad")
 
 
 def sections_of_study(study: Node) -> list[Section]:
@@ -47,7 +48,7 @@ def _overview(study: Node, layouts: list[Node]) -> Section:
     workload = {key: node.cell() for key, node in study.child("workload").items()}
     rows = [_overview_row(node) for node in layouts]
     blocks: list[Block] = [
-        Facts(items=workload),
+        Facts(items=_subject(study) | workload),
         Table(
             caption="Layouts",
             rows=rows,
@@ -55,6 +56,10 @@ def _overview(study: Node, layouts: list[Node]) -> Section:
         ),
     ]
     return Section(title="Overview", blocks=blocks)
+
+
+def _subject(study: Node) -> dict[str, Cell]:
+    return {key: study.child(key).text() for key in ("model", "engine") if key in study}
 
 
 def _overview_row(node: Node) -> dict[str, Cell]:

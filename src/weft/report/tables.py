@@ -9,7 +9,14 @@ from weft.report.blocks import Badge, Cell, Facts, Table
 from weft.report.text import escape, number
 
 _LONG_TEXT: Final = 48
-_UNITS: Final = {"_us": "µs", "_ms": "ms", "_bytes": "bytes", "_gb_s": "GB/s", "_gib": "GiB"}
+_UNITS: Final = {
+    "_us": "µs",
+    "_ms": "ms",
+    "_bytes": "bytes",
+    "_gb_s": "GB/s",
+    "_gib": "GiB",
+    "_gb": "GB",
+}
 
 
 def table_html(table: Table) -> str:

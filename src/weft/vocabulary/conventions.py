@@ -24,15 +24,30 @@ class Conventions:
     logits: ``gather`` to the first tensor-parallel rank, ``all_gather`` to all, or
         ``candidates``: an all-gather of each rank's best (value, token id) pair.
     sampled_ids: how the last pipeline stage tells the others: ``host`` (outside the
-        collectives), ``broadcast`` (one tensor of int64 ids), or ``broadcast_async``
-        (int64 ids and a pair of int32, as vLLM's asynchronous scheduler sends).
+        collectives), ``broadcast`` (one tensor of int64 ids), ``broadcast_int32`` (one
+        column of int32 ids, vLLM's first model runner) or ``broadcast_async`` (int64 ids
+        and two int32 a sequence, its second model runner).
+    vocab_multiple: the vocabulary is padded to a multiple of this before it is split.
+    expert_exchange: with expert parallelism, ``all_reduce`` (every rank runs its experts on
+        all rows; the sum is that of plain tensor parallelism) or ``all_to_all`` (each rank
+        sends its share of the rows to the ranks of their experts and back).
+    micro_batches: whether the requests are divided over as many groups as there are
+        pipeline stages, one step each, so that the stages work at the same time.
     """
 
     name: str
     boundary_tensors: Literal[1, 2]
     boundary_sliced: bool
     logits: Literal["gather", "all_gather", "candidates"]
-    sampled_ids: Literal["host", "broadcast", "broadcast_async"]
+    sampled_ids: Literal["host", "broadcast", "broadcast_int32", "broadcast_async"]
+    vocab_multiple: int = 1
+    expert_exchange: Literal["all_to_all", "all_reduce"] = "all_reduce"
+    micro_batches: bool = False
+
+    def logits_shard(self, vocab_size: int, tp: int) -> int:
+        """Vocabulary entries of one tensor-parallel rank."""
+        padded = -(-vocab_size // self.vocab_multiple) * self.vocab_multiple
+        return -(-padded // tp)
 
 
 ENGINES: Final = {
@@ -42,6 +57,8 @@ ENGINES: Final = {
         boundary_sliced=True,
         logits="candidates",
         sampled_ids="broadcast",
+        expert_exchange="all_to_all",
+        micro_batches=True,
     ),
     "vllm": Conventions(
         name="vllm",
@@ -49,6 +66,7 @@ ENGINES: Final = {
         boundary_sliced=True,
         logits="all_gather",
         sampled_ids="broadcast_async",
+        vocab_multiple=64,
     ),
     "vllm-v0": Conventions(
         name="vllm-v0",
@@ -56,9 +74,26 @@ ENGINES: Final = {
         boundary_sliced=True,
         logits="gather",
         sampled_ids="host",
+        vocab_multiple=64,
     ),
     "vllm-cpu": Conventions(
         name="vllm-cpu",
+        boundary_tensors=2,
+        boundary_sliced=False,
+        logits="all_gather",
+        sampled_ids="host",
+        vocab_multiple=64,
+    ),
+    "sglang": Conventions(
+        name="sglang",
+        boundary_tensors=2,
+        boundary_sliced=True,
+        logits="all_gather",
+        sampled_ids="host",
+        vocab_multiple=64,
+    ),
+    "trtllm": Conventions(
+        name="trtllm",
         boundary_tensors=2,
         boundary_sliced=False,
         logits="all_gather",

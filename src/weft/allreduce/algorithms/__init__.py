@@ -14,8 +14,8 @@ from weft.allreduce.algorithms import (
     ring,
     two_shot,
 )
+from weft.allreduce.errors import UnknownAlgorithmError
 from weft.allreduce.program import Program, Topology
-from weft.errors import UserError
 
 Builder = Callable[[Topology, int, int], Program]
 
@@ -28,10 +28,6 @@ PROGRAMS: Final[dict[str, Builder]] = {
     "hierarchical": hierarchical.program,
     "hierarchical_direct": hierarchical_direct.program,
 }
-
-
-class UnknownAlgorithmError(UserError):
-    """An all-reduce algorithm that weft does not have."""
 
 
 def build(algorithm: str, topology: Topology, count: int, rank: int) -> Program:

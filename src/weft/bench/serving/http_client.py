@@ -13,12 +13,16 @@ import ssl
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Protocol, cast
 from urllib.parse import urlsplit
 
 import httptools
 
 from weft.errors import UserError
+
+CLOSED = "connection closed before the end of the answer"
+"""The error of an answer whose end is the end of the connection (or is missing)."""
 
 
 class ResponseSink(Protocol):
@@ -42,7 +46,8 @@ class Endpoint:
 
     @property
     def authority(self) -> str:
-        return f"{self.host}:{self.port}"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.port}"
 
 
 def parse_url(url: str) -> Endpoint:
@@ -72,7 +77,7 @@ class _Connection(asyncio.Protocol):
         self._parser = httptools.HttpResponseParser(self)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)
+        self._transport = cast("asyncio.Transport", transport)
 
     @property
     def usable(self) -> bool:
@@ -97,7 +102,7 @@ class _Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._pool.forget(self)
         self._now_s = time.perf_counter()
-        self._finish(f"connection lost: {exc}" if exc else "connection closed before the end")
+        self._finish(f"connection lost: {exc}" if exc else CLOSED)
 
     def on_headers_complete(self) -> None:
         if self._sink is not None:
@@ -113,7 +118,6 @@ class _Connection(asyncio.Protocol):
         if not keep:
             self._transport.close()
         elif self.usable:
-            self._parser = httptools.HttpResponseParser(self)
             self._pool.release(self)
 
     def _finish(self, error: str | None) -> None:
@@ -131,20 +135,30 @@ class ConnectionPool:
     _open: set[_Connection] = field(default_factory=set)
     _dialling: set[asyncio.Task[None]] = field(default_factory=set)
 
+    @cached_property
+    def tls(self) -> ssl.SSLContext | None:
+        return ssl.create_default_context() if self.endpoint.scheme == "https" else None
+
     def submit(self, request: bytes, sink: ResponseSink) -> Callable[[], None]:
-        """Send ``request``; the answer goes to ``sink``. Returns what gives the request up."""
+        """Send ``request``; the answer goes to ``sink``.
+
+        Returns what gives the request up: after it, ``sink`` hears nothing more.
+        """
         while self._free:
             connection = self._free.pop()
             if connection.usable:
                 connection.send(request, sink)
                 return connection.abort
-        task = asyncio.ensure_future(self._dial(request, sink))
-        self._dialling.add(task)
-        task.add_done_callback(self._dialling.discard)
-        return lambda: self._give_up(task, sink)
+        dial = _Dial(self, request, sink)
+        self._dialling.add(dial.task)
+        dial.task.add_done_callback(self._dialling.discard)
+        return dial.give_up
 
     def release(self, connection: _Connection) -> None:
         self._free.append(connection)
+
+    def opened(self, connection: _Connection) -> None:
+        self._open.add(connection)
 
     def forget(self, connection: _Connection) -> None:
         self._open.discard(connection)
@@ -158,28 +172,32 @@ class ConnectionPool:
         for connection in tuple(self._open):
             connection.abort()
 
-    async def _dial(self, request: bytes, sink: ResponseSink) -> None:
-        endpoint = self.endpoint
-        context = ssl.create_default_context() if endpoint.scheme == "https" else None
-        loop = asyncio.get_running_loop()
+
+class _Dial:
+    """A request that had to open its own connection."""
+
+    def __init__(self, pool: ConnectionPool, request: bytes, sink: ResponseSink) -> None:
+        self._pool = pool
+        self._connection: _Connection | None = None
+        self.task = asyncio.ensure_future(self._connect(request, sink))
+
+    async def _connect(self, request: bytes, sink: ResponseSink) -> None:
+        pool = self._pool
         try:
-            _, connection = await loop.create_connection(
-                lambda: _Connection(self), endpoint.host, endpoint.port, ssl=context
+            _, connection = await asyncio.get_running_loop().create_connection(
+                lambda: _Connection(pool), pool.endpoint.host, pool.endpoint.port, ssl=pool.tls
             )
         except OSError as error:
             sink.on_end(f"cannot connect: {error}", time.perf_counter())
             return
-        self._open.add(connection)
-        self._sinks[id(sink)] = connection
+        pool.opened(connection)
+        self._connection = connection
         connection.send(request, sink)
 
-    _sinks: dict[int, _Connection] = field(default_factory=dict)
-
-    def _give_up(self, task: asyncio.Task[None], sink: ResponseSink) -> None:
-        task.cancel()
-        connection = self._sinks.pop(id(sink), None)
-        if connection is not None:
-            connection.abort()
+    def give_up(self) -> None:
+        self.task.cancel()
+        if self._connection is not None:
+            self._connection.abort()
 
 
 def request_bytes(

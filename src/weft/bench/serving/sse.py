@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class EventParser:
-    """Incremental parser of one ``text/event-stream`` body.
+    r"""Incremental parser of one ``text/event-stream`` body.
 
     Bytes may be cut anywhere. Lines end with ``\\n``, ``\\r\\n`` or ``\\r``; comments and
     fields other than ``data`` are dropped; several ``data`` lines of one event are joined

@@ -44,7 +44,7 @@ struct Fault {  // pinned host memory
 };
 
 struct Comm {  // by value in every launch; mirrored in communicator.py
-  u8* peer[kMaxWorld];  // peer[k]: allocation of rank (rank + k) % world; peer[0] is our own
+  u8* peer[kMaxWorld];  // peer[k]: allocation of rank (rank + k) % world, 0 if out of reach
   Fault* fault;
   u64 mailbox_bytes;
   u64 timeout_ns;
@@ -100,15 +100,11 @@ __device__ __forceinline__ u64 nanoseconds() {
 }
 
 __device__ __forceinline__ void wait_for_kernel_before() {
-#if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
 }
 
 __device__ __forceinline__ void let_next_kernel_start() {
-#if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-#endif
 }
 
 // ---- faults -----------------------------------------------------------------------------------
@@ -120,7 +116,8 @@ __device__ __noinline__ void raise_fault(const Comm& comm, u32 step, u32 epoch, 
   if (poison == 0) {
     u32 missing = 0;
     for (u32 s = 0; s < kWorld; ++s) {
-      if (s != comm.rank && static_cast<int>(peek_word(&header->entered[s]) - epoch) < 0) {
+      const u32 after = s >= comm.rank ? s - comm.rank : s + kWorld - comm.rank;
+      if (after != 0 && comm.peer[after] != nullptr && static_cast<int>(peek_word(&header->entered[s]) - epoch) < 0) {
         missing |= 1u << s;
       }
     }
@@ -130,6 +127,7 @@ __device__ __noinline__ void raise_fault(const Comm& comm, u32 step, u32 epoch, 
   }
   if (atomicExch(&header->reported, 1u) != 0) return;
   for (u32 k = 1; k < kWorld; ++k) {
+    if (comm.peer[k] == nullptr) continue;
     push_word(&reinterpret_cast<Header*>(comm.peer[k])->poison, poison);
   }
   volatile Fault* fault = comm.fault;
@@ -171,6 +169,11 @@ struct Call {
     return comm.peer[k] + mailbox + static_cast<u64>(slot) * 16;
   }
 
+  // The same in the mailbox of a rank given by its number.
+  __device__ __forceinline__ u8* slot_of_rank(u32 rank, u32 slot) const {
+    return slot_after(rank >= comm.rank ? rank - comm.rank : rank + kWorld - comm.rank, slot);
+  }
+
   // Put kEmpty back into the slots whose bit is set in `mask`.
   template <int kSlots>
   __device__ __forceinline__ void clear(const u32 (&slot)[kSlots], u32 mask) const {
@@ -184,7 +187,7 @@ struct Call {
   __device__ __forceinline__ void announce() const {
     if (blockIdx.x == 0 && threadIdx.x > 0 && threadIdx.x < kWorld) {
       Header* peer = reinterpret_cast<Header*>(comm.peer[threadIdx.x]);
-      push_word(&peer->entered[comm.rank], epoch);
+      if (peer != nullptr) push_word(&peer->entered[comm.rank], epoch);
     }
   }
 
@@ -198,10 +201,12 @@ struct Call {
   }
 
   // Wait for the vectors whose bit is set in `pending`; value[i] is what came into slot[i], and
-  // slot i was written by rank sender(i). False: a rank is lost, and the fault has been raised.
-  template <int kSlots, typename Sender>
+  // slot i was written by rank first_sender + i * sender_step. False: a rank is lost, and the
+  // fault has been raised.
+  template <int kSlots>
   __device__ __forceinline__ bool wait(const u32 (&slot)[kSlots], Vec (&value)[kSlots], u32 pending,
-                                       Step step, Sender sender) const {
+                                       Step step, u32 first_sender = 0,
+                                       u32 sender_step = 1) const {
     u32 spins = 0;
     u64 deadline = 0;
     while (true) {
@@ -218,7 +223,7 @@ struct Call {
       const u64 now = nanoseconds();
       if (deadline == 0) deadline = now + comm.timeout_ns;
       if (now > deadline || peek_word(&header->poison) != 0) {
-        raise_fault(comm, step, epoch, sender(__ffs(pending) - 1));
+        raise_fault(comm, step, epoch, first_sender + (__ffs(pending) - 1) * sender_step);
         return false;
       }
     }
@@ -228,21 +233,17 @@ struct Call {
 // ---- sums ---------------------------------------------------------------------------------------
 
 // Sum in rank order; our own vector takes its place among those received.
-template <int kUnroll>
-__device__ __forceinline__ Vec reduce_in_rank_order(const Vec& own,
-                                                    const Vec (&received)[kUnroll * kWorld], int u,
+__device__ __forceinline__ Vec reduce_in_rank_order(const Vec& own, const Vec (&received)[kWorld],
                                                     u32 rank) {
   float sum[kElements];
 #pragma unroll
   for (int i = 0; i < kElements; ++i) sum[i] = 0.0f;
 #pragma unroll
   for (int s = 0; s < kWorld; ++s) {
-    Vec vec = received[u * kWorld + s];
+    Vec vec = received[s];
 #pragma unroll
     for (int i = 0; i < 4; ++i) vec.w[i] = s == rank ? own.w[i] : vec.w[i];
     accumulate(sum, vec);
   }
   return pack(sum);
 }
-
-__device__ __forceinline__ u32 sender_of_slot(u32 i) { return i % kWorld; }

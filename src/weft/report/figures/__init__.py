@@ -7,6 +7,7 @@ figure without a title (the page sets the title above it). Names may be any text
 from __future__ import annotations
 
 from weft.report.figures.bars import stacked_bars, time_share, volume_by_layout, waiting_by_rank
+from weft.report.figures.frame import new_figure
 from weft.report.figures.latency import LatencyPoint, latency_by_size
 from weft.report.figures.messages import message_sizes, volume_by_decode_length
 from weft.report.figures.planning import (
@@ -24,6 +25,7 @@ __all__ = [
     "TimelineEvent",
     "latency_by_size",
     "message_sizes",
+    "new_figure",
     "pareto_front",
     "predicted_and_measured",
     "stacked_bars",

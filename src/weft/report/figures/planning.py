@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import plotly.graph_objects as go
 
@@ -39,18 +41,22 @@ def pareto_front(points: Sequence[LayoutPoint]) -> go.Figure:
     _add_layouts(figure, "other layouts", others, NEUTRAL, mode="markers")
     _add_layouts(figure, "Pareto front", front, ACCENT, mode="lines+markers+text")
     figure.update_layout(showlegend=True)
-    figure.update_xaxes(range=_padded([point.tpot_ms for point in points]))
+    figure.update_xaxes(**_padded_axis([point.tpot_ms for point in points]))
     figure.update_yaxes(rangemode="tozero")
     return figure
 
 
-def _padded(values: Sequence[float]) -> list[float] | None:
-    """An axis range with room for the names, which stand to the left of their points."""
+def _padded_axis(values: Sequence[float]) -> dict[str, Any]:
+    """Room for the names to the left of their points; logarithmic from a factor of five."""
     if not values:
-        return None
+        return {}
     low, high = min(values), max(values)
+    is_wide = low > 0 and high > 5 * low
+    if is_wide:
+        low, high = math.log10(low), math.log10(high)
     width = (high - low) or abs(high) or 1.0
-    return [low - 0.25 * width, high + 0.06 * width]
+    axis = {"range": [low - 0.25 * width, high + 0.06 * width]}
+    return axis | ({"type": "log", "dtick": "D2", "tickformat": "~g"} if is_wide else {})
 
 
 def _add_layouts(
@@ -127,5 +133,10 @@ def predicted_and_measured(points: Sequence[Prediction], *, x_title: str) -> go.
         categoryarray=[label(point.name) for point in points],
         ticksuffix="  ",
     )
-    figure.update_xaxes(rangemode="tozero")
+    shown = [value for point in points for value in (point.low, point.high, point.measured)]
+    values = [value for value in shown if value is not None]
+    if values and min(values) > 0 and max(values) > 20 * min(values):
+        figure.update_xaxes(type="log", dtick=1, tickformat="~g")
+    else:
+        figure.update_xaxes(rangemode="tozero")
     return figure

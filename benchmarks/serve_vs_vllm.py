@@ -1,0 +1,112 @@
+"""weft bench serve beside vLLM's own bench on one server: same load, alternating, same session.
+
+    python benchmarks/serve_vs_vllm.py --url http://127.0.0.1:8000 --model DIR \
+        --vllm-python /path/to/venv/bin/python --rounds 5
+
+Prints the medians of both clients under vLLM's definitions, and each client's own processor
+time per request: the slope between a short and a long run, so that imports do not count.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+VLLM_BENCH = (
+    "import argparse; from vllm.benchmarks.serve import add_cli_args, main;"
+    "parser = argparse.ArgumentParser(); add_cli_args(parser); main(parser.parse_args())"
+)
+METRICS = ("mean_ttft_ms", "median_ttft_ms", "mean_tpot_ms", "median_tpot_ms", "median_e2el_ms")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--url", required=True)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--vllm-python", required=True)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--concurrency", type=int, default=2)
+    parser.add_argument("--num-requests", type=int, default=100)
+    parser.add_argument("--input-tokens", type=int, default=64)
+    parser.add_argument("--output-tokens", type=int, default=32)
+    parser.add_argument("--token-ids-below", type=int, default=900)
+    options = parser.parse_args()
+    results: dict[str, list[dict[str, float]]] = {"weft": [], "vllm": []}
+    for number in range(options.rounds):
+        order = ("weft", "vllm") if number % 2 == 0 else ("vllm", "weft")
+        for client in order:
+            results[client].append(_run(client, options, options.num_requests, number)[0])
+    for metric in METRICS:
+        ours, theirs = (
+            statistics.median(one[metric] for one in results[client]) for client in ("weft", "vllm")
+        )
+        print(f"{metric:16} weft {ours:9.3f}  vllm {theirs:9.3f}  {ours / theirs - 1:+.2%}")
+    for client in ("weft", "vllm"):
+        slope_us = _cpu_slope_us(client, options)
+        print(f"client CPU a request: {client} {slope_us:.0f} us")
+
+
+def _cpu_slope_us(client: str, options: argparse.Namespace) -> float:
+    few, many = options.num_requests // 4, options.num_requests
+    short = statistics.median(_run(client, options, few, seed)[1] for seed in range(3))
+    long = statistics.median(_run(client, options, many, seed)[1] for seed in range(3))
+    return (long - short) / (many - few) * 1e6
+
+
+def _run(
+    client: str, options: argparse.Namespace, num_requests: int, seed: int
+) -> tuple[dict[str, float], float]:
+    """The summary under vLLM's definitions and the processor seconds of the whole client."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "result.json"
+        command = (_weft if client == "weft" else _vllm)(options, num_requests, seed, path)
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            check=False,
+            text=True,
+            timeout=600,
+            env=os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+        )
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        if done.returncode:
+            sys.exit(f"{client}: {done.stderr[-2000:]}")
+        summary = json.loads(path.read_text())
+    assert summary["completed"] == num_requests, summary["failed"]
+    cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return {metric: summary[metric] for metric in METRICS}, cpu_s
+
+
+def _weft(options: argparse.Namespace, num: int, seed: int, path: Path) -> list[str]:
+    return [
+        *(sys.executable, "-m", "weft", "bench", "serve", "--url", options.url),
+        *("--model", options.model, "--concurrency", str(options.concurrency)),
+        *("--num-requests", str(num), "--prompt-tokens", str(options.input_tokens)),
+        *("--output-tokens", str(options.output_tokens), "--seed", str(seed)),
+        *("--token-ids-below", str(options.token_ids_below), "--warm-up", "4"),
+        *("--vllm-output", str(path)),
+    ]
+
+
+def _vllm(options: argparse.Namespace, num: int, seed: int, path: Path) -> list[str]:
+    return [
+        *(options.vllm_python, "-c", VLLM_BENCH, "--base-url", options.url),
+        *("--model", options.model, "--max-concurrency", str(options.concurrency)),
+        *("--num-prompts", str(num), "--dataset-name", "random", "--seed", str(seed)),
+        *("--random-input-len", str(options.input_tokens), "--num-warmups", "4"),
+        *("--random-output-len", str(options.output_tokens), "--ignore-eos"),
+        *("--save-result", "--percentile-metrics", "ttft,tpot,itl,e2el"),
+        *("--result-dir", str(path.parent), "--result-filename", path.name, "--disable-tqdm"),
+    ]
+
+
+if __name__ == "__main__":
+    main()

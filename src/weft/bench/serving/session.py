@@ -1,0 +1,125 @@
+"""One benchmark from the first question to the server to the last record."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from weft.bench.serving.http_client import ConnectionPool
+from weft.bench.serving.payloads import Target
+from weft.bench.serving.records import RequestRecord, RequestSpec
+from weft.bench.serving.runner import Load, RunOutcome, Snapshot, run_load
+from weft.errors import EnvironmentUnavailable
+
+_ANSWER_S = 30.0
+_WARM_UP_INDEX = 1 << 40
+
+
+class _WholeBody:
+    """Collects a short answer."""
+
+    def __init__(self) -> None:
+        self.status = 0
+        self.body = b""
+        self.ended: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
+
+    def on_status(self, status: int) -> None:
+        self.status = status
+
+    def on_bytes(self, body: bytes, now_s: float) -> None:  # noqa: ARG002
+        self.body += body
+
+    def on_end(self, error: str | None, now_s: float) -> None:  # noqa: ARG002
+        if not self.ended.done():
+            self.ended.set_result(error)
+
+
+async def first_model(target: Target) -> str:
+    """The first model that ``/v1/models`` names."""
+    pool = ConnectionPool(endpoint=target.endpoint)
+    answer = _WholeBody()
+    try:
+        pool.submit(target.models_request(), answer)
+        error = await asyncio.wait_for(answer.ended, _ANSWER_S)
+    except TimeoutError:
+        error = f"no answer within {_ANSWER_S:g} s"
+    finally:
+        pool.close()
+    try:
+        return str(json.loads(answer.body)["data"][0]["id"])
+    except (ValueError, LookupError, TypeError):
+        reason = error or f"status {answer.status} from /v1/models"
+        raise EnvironmentUnavailable(
+            f"{target.endpoint.authority}: {reason}; is the server up, does it need --api-key, "
+            "or give --model"
+        ) from None
+
+
+async def usable_target(target: Target, spec: RequestSpec, timeout_s: float) -> Target:
+    """``target`` with only the request fields that the server accepts.
+
+    One request is sent. Where the server rejects it with a 4xx, the same is tried without
+    ``continuous_usage_stats`` and then also without ``ignore_eos``.
+    """
+    attempts = [target]
+    if target.continuous_usage:
+        attempts.append(replace(target, continuous_usage=False))
+    if target.ignore_eos:
+        attempts.append(replace(target, continuous_usage=False, ignore_eos=False))
+    first_error = None
+    for attempt in attempts:
+        record = await _one(attempt, spec, timeout_s)
+        if record.completed:
+            return attempt
+        first_error = first_error or record.error
+        if not 400 <= record.status < 500 or record.status in {401, 403, 404, 429}:
+            break
+    raise EnvironmentUnavailable(
+        f"{target.endpoint.authority}: the trial request failed: {first_error}"
+    )
+
+
+async def _one(target: Target, spec: RequestSpec, timeout_s: float) -> RequestRecord:
+    load = Load(specs=[replace(spec, at_s=0.0)], timeout_s=timeout_s)
+    outcome = await run_load(target, load, first_index=_WARM_UP_INDEX)
+    return outcome.records[0]
+
+
+async def warm_up(target: Target, load: Load, count: int) -> None:
+    """Send ``count`` requests of the load's shapes that are not measured."""
+    if count < 1:
+        return
+    specs = [replace(spec, at_s=None) for spec in load.specs[:count]]
+    at_once = min(load.concurrency or 16, count)
+    warm = Load(specs=specs, concurrency=at_once, timeout_s=load.timeout_s)
+    await run_load(target, warm, first_index=_WARM_UP_INDEX)
+
+
+async def benchmark(
+    target: Target,
+    load: Load,
+    *,
+    num_warm_up: int,
+    on_progress: Callable[[Snapshot], None] | None = None,
+) -> tuple[Target, RunOutcome]:
+    """Trial, warm-up, run. Returns the target as it was really asked, and all records.
+
+    Raises EnvironmentUnavailable where the server does not answer the trial request.
+    """
+    if not target.model:
+        target = replace(target, model=await first_model(target))
+    usable = await usable_target(target, load.specs[0], load.timeout_s)
+    await warm_up(usable, load, num_warm_up)
+    return usable, await run_load(usable, load, on_progress=on_progress)
+
+
+def run_event_loop(main: Any) -> Any:
+    """``asyncio.run`` on uvloop where it is installed: a third of the processor time."""
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.run(main)
+    return uvloop.run(main)

@@ -1,0 +1,142 @@
+"""``weft import``: what a real engine's traces say, against what it should have sent."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from weft.cli.options import Format
+from weft.cli.output import OutputFormat, print_rows
+from weft.cli.schedule_output import shape_text
+from weft.errors import CheckFailed
+from weft.vocabulary.layout import Layout
+from weft.vocabulary.model_source import load_spec
+
+if TYPE_CHECKING:
+    from weft.importer.imported import ImportedTrace
+    from weft.importer.rows import MeasuredRow
+    from weft.vocabulary.schedule import Statistics
+
+
+def import_(
+    files: Annotated[
+        list[Path], typer.Argument(help="PyTorch profiler traces (.json or .json.gz), one a rank.")
+    ],
+    model: Annotated[
+        str | None, typer.Option(help="The model that ran: name, directory or hub id.")
+    ] = None,
+    engine: Annotated[
+        str, typer.Option(help="auto, vllm, vllm-cpu, vllm-v0, sglang, trtllm or torch.")
+    ] = "auto",
+    layout: Annotated[
+        str | None,
+        typer.Option(help="The run's layout, e.g. tp2xpp2; read off the trace if not given."),
+    ] = None,
+    output_format: Format = OutputFormat.TABLE,
+    perfetto: Annotated[
+        Path | None,
+        typer.Option(help="Also write a trace for ui.perfetto.dev (.json or .json.gz)."),
+    ] = None,
+    report: Annotated[Path | None, typer.Option(help="Also write an HTML report.")] = None,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Processes that read files [one a core].")
+    ] = None,
+) -> None:
+    """Read the traces of a run's ranks; print their collectives and check them.
+
+    Leaves with 1 where the engine did not send what its schedule says.
+    Example: weft import rank0.json.gz rank1.json.gz --model llama-3.1-8b
+    """
+    from weft.importer.importing import import_traces
+
+    imported = import_traces(
+        files,
+        model=None if model is None else load_spec(model),
+        engine=engine,
+        layout=None if layout is None else Layout.parse(layout),
+        num_processes=jobs,
+    )
+    if perfetto is not None:
+        from weft.importer.perfetto import write_perfetto
+
+        write_perfetto(imported, perfetto)
+    if report is not None:
+        _write_report(imported, report)
+    _print(imported, output_format)
+    if imported.conformance.conforms is False:
+        raise CheckFailed(f"does not conform: {imported.conformance.reason}")
+
+
+def _write_report(imported: ImportedTrace, path: Path) -> None:
+    from weft.report import document, report_of, write_report
+
+    write_report(report_of([document(imported.to_json(), "import")]), path)
+
+
+def _print(imported: ImportedTrace, output_format: OutputFormat) -> None:
+    schedule = imported.schedule
+    title = f"{schedule.model.name} · {schedule.layout.name} · engine {schedule.engine} · import"
+    rows = [_row(row) for row in imported.rows]
+    document = imported.to_json() if output_format is OutputFormat.JSON else None
+    print_rows(rows, output_format, title=title, document=document)
+    if output_format is OutputFormat.TABLE:
+        for line in _remarks(imported):
+            print(line)
+    elif output_format is OutputFormat.CSV and imported.is_partial:
+        print("weft: warning: partial (see --format table)", file=sys.stderr)
+
+
+def _row(measured: MeasuredRow) -> dict[str, Any]:
+    row = measured.row
+    return {
+        "stage": row.stage,
+        "phase": row.phase,
+        "op": row.op,
+        "group": f"{row.group}{row.group_size}",
+        "count": row.count,
+        "input": shape_text(row.input_shape),
+        "output": shape_text(row.output_shape),
+        "dtype": row.dtype,
+        "message_bytes": row.message_bytes,
+        "size_from": row.provenance,
+        "min_us": _of(row.duration_us, "min"),
+        "median_us": _of(row.duration_us, "median"),
+        "max_us": _of(row.duration_us, "max"),
+        "total_us": _of(row.duration_us, "total"),
+        "wait_us": _of(row.wait_us, "median"),
+        "transfer_us": _of(row.transfer_us, "median"),
+        "bound": row.bound,
+        "algbw_gb_s": measured.algbw_gb_s,
+        "busbw_gb_s": measured.busbw_gb_s,
+        "exposed_us": measured.exposed_us,
+    }
+
+
+def _of(statistics: Statistics | None, name: str) -> float | None:
+    return None if statistics is None else getattr(statistics, name)
+
+
+def _remarks(imported: ImportedTrace) -> list[str]:
+    lines = []
+    for clock in imported.clocks:
+        if clock.rank != clock.reference:
+            low = "unbounded" if clock.low_us is None else f"{clock.low_us:.1f}"
+            high = "unbounded" if clock.high_us is None else f"{clock.high_us:.1f}"
+            drift = "" if clock.is_consistent else "; the clocks drift"
+            lines.append(
+                f"clock of rank {clock.rank} against rank {clock.reference}: "
+                f"{clock.offset_us:.1f} us (from {low} to {high}){drift}"
+            )
+    if any(row.row.bound for row in imported.rows):
+        lines.append("bound upper: times include waiting for ranks whose traces are not here")
+    for calls in imported.control:
+        lines.append(f"control: {calls.count} x {calls.name} ({calls.phase}): {calls.reason}")
+    for calls in imported.unexplained:
+        lines.append(f"unexplained: {calls.count} x {calls.name} ({calls.phase}): {calls.reason}")
+    lines += [f"note: {note}" for note in imported.notes]
+    verdict = {True: "conforms", False: "does not conform", None: "not checked"}
+    lines.append(f"{verdict[imported.conformance.conforms]}: {imported.conformance.reason}")
+    return lines

@@ -1,0 +1,167 @@
+"""``weft plan``: the best layout of a model on a number of GPUs, and why not another."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from weft.cli import options
+from weft.cli.output import OutputFormat, print_json, print_rows
+from weft.errors import FileFormatError
+from weft.plan.objective import Objective
+
+Gpus = Annotated[int, typer.Option(help="GPUs of the whole machine.")]
+GpusPerNode = Annotated[int, typer.Option(help="GPUs of one node.")]
+Accelerator = Annotated[str, typer.Option(help="The device: a built-in name or a file.")]
+Fabric = Annotated[
+    str | None, typer.Option(help="The links: a built-in name or a file [the device's usual one].")
+]
+
+
+def plan(
+    model: options.Model,
+    gpus: Gpus = 4,
+    gpus_per_node: GpusPerNode = 4,
+    accelerator: Accelerator = "h200-sxm",
+    fabric: Fabric = None,
+    engine: options.Engine = "vllm",
+    weights: Annotated[
+        str | None, typer.Option(help="Type of the layers' weights, e.g. float8_e4m3fn.")
+    ] = None,
+    workload: options.WorkloadName = "chat",
+    prompt: options.Prompt = None,
+    decode: options.Decode = None,
+    batch: options.Batch = None,
+    ttft: Annotated[float | None, typer.Option(help="Limit on TTFT in ms.")] = None,
+    tpot: Annotated[float | None, typer.Option(help="Limit on TPOT in ms.")] = None,
+    objective: Annotated[
+        Objective, typer.Option(help="latency (of one batch), throughput or goodput.")
+    ] = Objective.LATENCY,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="What if: e.g. inter.bandwidth=100, inter.latency=x0.5."),
+    ] = None,
+    explain: Annotated[
+        str | None, typer.Option(help="Why this layout is not the best, e.g. tp8.")
+    ] = None,
+    top: Annotated[int, typer.Option(min=1, help="Layouts to print.")] = 10,
+    plot: Annotated[Path | None, typer.Option(help="Write the Pareto front as HTML.")] = None,
+    output_format: options.Format = OutputFormat.TABLE,
+) -> None:
+    """Rank every layout of GPUS devices for a model and a workload.
+
+    Example: weft plan llama-3.1-70b --gpus 16 --gpus-per-node 4 --accelerator a100-80g
+    --workload decode-heavy --explain tp16
+    """
+    from weft.plan.objective import Limits, Question
+    from weft.plan.planner import make_plan
+    from weft.plan.space import Cluster
+    from weft.plan.what_if import with_settings
+    from weft.predict.machines import machine_named
+    from weft.vocabulary.model_source import load_spec
+
+    question = Question(
+        spec=load_spec(model),
+        workload=options.make_workload(workload, prompt, decode, batch),
+        machine=with_settings(machine_named(engine, accelerator, fabric, weights), settings or []),
+        objective=objective,
+        limits=Limits(ttft_ms=ttft, tpot_ms=tpot),
+    )
+    found = make_plan(question, Cluster(num_gpus=gpus, gpus_per_node=gpus_per_node))
+    text = _explanation(found, explain) if explain else None
+    if plot is not None:
+        _write_plot(found, plot)
+    if output_format is OutputFormat.TABLE:
+        _print_table(found, top, text)
+    elif output_format is OutputFormat.JSON:
+        print_json(_document(found, text))
+    else:
+        print_rows([_row(found, item) for item in found.ranked], output_format)
+
+
+def _row(plan: Any, candidate: Any) -> dict[str, Any]:
+    prediction = candidate.prediction
+    return {
+        "rank": plan.ranked.index(candidate) + 1,
+        "layout": candidate.layout.name,
+        "batch": candidate.concurrency,
+        "ttft_ms": _short(candidate.ttft_ms),
+        "tpot_ms": _short(candidate.tpot_ms),
+        "e2e_ms": _short(prediction.e2e_ms.value),
+        "tokens_per_s_gpu": _short(candidate.tokens_per_s / plan.cluster.num_gpus),
+        "memory_gb": _short((candidate.serving or prediction).memory.total_gb),
+        "communication": f"{100 * prediction.communication_share:.0f} %",
+        "note": "tie" if plan.is_tied(candidate) and candidate is not plan.best else "",
+    }
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.4g}")
+
+
+def _print_table(plan: Any, top: int, explanation: Any) -> None:
+    from weft.plan.launch_commands import launch_commands
+
+    question, cluster = plan.question, plan.cluster
+    title = (
+        f"{question.spec.name} on {cluster.num_gpus} x {question.machine.accelerator.name} "
+        f"({question.machine.fabric.name}), {question.machine.profile.name}, "
+        f"objective {question.objective.value}; a tie is within {100 * plan.noise:.0f} %"
+    )
+    rows = [_row(plan, candidate) for candidate in plan.ranked[:top]]
+    print_rows(rows, OutputFormat.TABLE, title=title)
+    front = " ".join(f"{p.layout.name}@{p.concurrency}" for p in plan.pareto())
+    print(f"Pareto front (TPOT against tokens/s/GPU, layout@batch): {front}")
+    if explanation is not None:
+        _print_explanation(explanation)
+    if plan.rejected:
+        reasons = [{"layout": item.name, "reason": item.reason} for item in plan.rejected]
+        print_rows(reasons[:top], OutputFormat.TABLE, title=f"{len(reasons)} layouts rejected")
+    best = plan.best.layout
+    for item in launch_commands(question.spec, best, cluster.gpus_per_node):
+        print(f"{item.engine}: {item.command}")
+
+
+def _explanation(plan: Any, name: str) -> Any:
+    from weft.plan.explain import explain
+
+    return explain(plan, name)
+
+
+def _print_explanation(explanation: Any) -> None:
+    print(explanation.summary)
+    rows = [
+        {
+            "phase": item.phase,
+            "part": item.part,
+            "here_ms": _short(item.here_ms),
+            "best_ms": _short(item.best_ms),
+            "difference_ms": _short(item.difference_ms),
+        }
+        for item in explanation.differences
+    ]
+    if rows:
+        print_rows(rows, OutputFormat.TABLE)
+
+
+def _document(plan: Any, explanation: Any) -> dict[str, Any]:
+    from weft.plan.launch_commands import launch_commands
+
+    best, width = plan.best.layout, plan.cluster.gpus_per_node
+    commands = launch_commands(plan.question.spec, best, width)
+    document: dict[str, Any] = plan.to_json()
+    document["commands"] = {item.engine: item.command for item in commands}
+    if explanation is not None:
+        document["explanation"] = explanation.summary
+    return document
+
+
+def _write_plot(plan: Any, path: Path) -> None:
+    from weft.plan.plot import pareto_html
+
+    try:
+        path.write_text(pareto_html(plan), encoding="utf-8")
+    except OSError as error:
+        raise FileFormatError(f"--plot {path}: cannot be written: {error}") from None

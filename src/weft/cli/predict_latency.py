@@ -1,0 +1,141 @@
+"""Tables of a predicted latency: times with intervals, parts, collectives, memory, sources."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+from weft.cli.output import OutputFormat, print_rows
+from weft.errors import WorkloadError
+from weft.predict.latency import PARTS, Machine, Prediction, predict_latency, provenance
+from weft.predict.quantity import Estimate
+from weft.predict.serving import serve_at_rate
+from weft.vocabulary.layout import Layout
+from weft.vocabulary.model_spec import ModelSpec
+from weft.vocabulary.workload import Workload
+
+
+def print_prediction(
+    spec: ModelSpec,
+    layout: Layout,
+    workload: Workload,
+    machine: Machine,
+    output_format: OutputFormat,
+    *,
+    inputs: bool = False,
+) -> None:
+    """Predict one batch and print it; the first line says so where it does not fit."""
+    prediction = predict_latency(spec, layout, workload, machine)
+    if output_format is not OutputFormat.TABLE:
+        rows = [{"quantity": key} | value for key, value in _estimates(prediction)]
+        print_rows(rows, output_format, document=prediction.to_json())
+        return
+    title = (
+        f"{spec.name} · {layout.name} · engine {machine.profile.name} · "
+        f"{machine.accelerator.name} · {machine.fabric.name} (90 % intervals)"
+    )
+    if not prediction.memory.fits:
+        print(f"DOES NOT FIT: {prediction.memory.shortage}")
+    print_rows([{"quantity": k} | v for k, v in _estimates(prediction)], output_format, title=title)
+    print_rows(list(_parts(prediction)), output_format, title="Where the time goes (ms)")
+    collectives = list(_collectives(prediction))
+    if collectives:
+        print_rows(collectives, output_format, title="Collectives of the critical path")
+    print_rows(list(_memory(prediction)), output_format, title="Memory of the fullest GPU")
+    if inputs:
+        print_rows(list(_sources(machine)), output_format, title="Inputs")
+    else:
+        print(_sources_summary(machine))
+
+
+def _estimates(prediction: Prediction) -> Iterator[tuple[str, dict[str, float]]]:
+    for name in ("ttft_ms", "tpot_ms", "e2e_ms", "tokens_per_s"):
+        estimate: Estimate = getattr(prediction, name)
+        yield name, {key: _round(value) for key, value in estimate.to_json().items()}
+
+
+def _parts(prediction: Prediction) -> Iterator[dict[str, Any]]:
+    for phase in ("prefill", "decode"):
+        times = getattr(prediction, phase)
+        label = phase if phase == "prefill" else "decode step"
+        yield {"phase": label} | {
+            part: _round(getattr(times, f"{part}_ms")) for part in (*PARTS, "total")
+        }
+
+
+def _collectives(prediction: Prediction) -> Iterator[dict[str, Any]]:
+    for phase in ("prefill", "decode"):
+        times = getattr(prediction, phase)
+        for item in times.collectives:
+            yield {
+                "phase": phase if phase == "prefill" else "decode step",
+                "op": item.op,
+                "group": item.group,
+                "count": item.count,
+                "bytes": item.message_bytes,
+                "algorithm": item.algorithm,
+                "us_per_call": _round(item.time_us / item.count),
+                "share": f"{100 * item.time_us * 1e-3 / times.total_ms:.1f} %",
+            }
+
+
+def _memory(prediction: Prediction) -> Iterator[dict[str, Any]]:
+    names = ("weights_gb", "cache_gb", "activations_gb", "buffers_gb", "total_gb", "limit_gb")
+    memory = prediction.memory
+    yield {name: _round(getattr(memory, name)) for name in names} | {
+        "cache_room_tokens": memory.cache_limit_tokens
+    }
+
+
+def _sources(machine: Machine) -> Iterator[dict[str, Any]]:
+    for name, row in provenance(machine).items():
+        spread = row["spread"]
+        yield {
+            "input": name,
+            "value": row["value"],
+            "spread": None if spread is None else f"{100 * spread:.0f} %",
+            "origin": row["origin"],
+            "source": row["source"],
+        }
+
+
+def _sources_summary(machine: Machine) -> str:
+    counts = Counter(row["origin"] for row in provenance(machine).values())
+    parts = ", ".join(f"{count} {origin}" for origin, count in counts.most_common())
+    return f"inputs: {parts} (--inputs lists them with their sources)"
+
+
+def print_serving(
+    spec: ModelSpec,
+    layout: Layout,
+    workload: Workload,
+    machine: Machine,
+    rate: float,
+    output_format: OutputFormat,
+) -> None:
+    """Predict the steady state of a server at ``rate`` requests a second and print it."""
+    serving = serve_at_rate(spec, layout, workload, machine, rate)
+    if serving is None:
+        raise WorkloadError(
+            f"--rate {rate:g}: {layout.name} cannot keep up with it; lower --rate, add replicas "
+            "(--dp) or see `weft plan --objective goodput`"
+        )
+    row = {
+        "requests_per_s": _round(serving.requests_per_s),
+        "running": _round(serving.running),
+        "ttft_ms": _interval(serving.ttft_ms),
+        "tpot_ms": _interval(serving.tpot_ms),
+        "tokens_per_s": _round(serving.tokens_per_s),
+        "prefill_share": f"{100 * serving.prefill_share:.1f} %",
+    }
+    title = f"{spec.name} · {layout.name} · {machine.profile.name} serving, steady state"
+    print_rows([row], output_format, title=title, document=serving.to_json())
+
+
+def _interval(estimate: Estimate) -> str:
+    return f"{estimate.value:.4g} ({estimate.low:.4g} to {estimate.high:.4g})"
+
+
+def _round(value: float) -> float:
+    return float(f"{value:.4g}")

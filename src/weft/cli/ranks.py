@@ -1,0 +1,55 @@
+"""Run a command's work on every rank of its layout, however the ranks come to be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated
+
+import typer
+
+from weft.launch.environment import is_launched
+from weft.vocabulary.layout import Layout
+
+NumNodes = Annotated[
+    int, typer.Option("--nnodes", help="Machines; one launcher is started on each.")
+]
+NodeRank = Annotated[int, typer.Option(help="This machine's number, from 0.")]
+MasterAddress = Annotated[str, typer.Option("--master-addr", help="Address of machine 0.")]
+MasterPort = Annotated[int, typer.Option(help="Free port on machine 0.")]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+Timeout = Annotated[float, typer.Option(help="Longest wait for another rank, in seconds.")]
+
+
+def on_every_rank(
+    context: typer.Context,
+    layout: Layout,
+    work: Callable[[], None],
+    *,
+    node_rank: int = 0,
+    master_address: str = "127.0.0.1",
+    master_port: int = 29500,
+) -> None:
+    """Call ``work`` in every rank's process.
+
+    A layout of one rank runs here. Under torchrun or srun this process is one of the
+    ranks. Otherwise this process becomes the launcher: it starts the same command
+    line once a rank and waits.
+    """
+    if is_launched():
+        from weft.launch.worker import worker
+
+        with worker():
+            work()
+    elif layout.world_size == 1:
+        work()
+    else:
+        from weft.launch.elastic import Launch, run_ranks
+
+        launch = Launch(
+            ranks_per_node=layout.ranks_per_node,
+            num_nodes=layout.nodes,
+            node_rank=node_rank,
+            master_address=master_address,
+            master_port=master_port,
+        )
+        run_ranks(["-m", "weft", *context.obj], launch)

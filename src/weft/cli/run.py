@@ -1,0 +1,180 @@
+"""``weft run``: generate with a model under a layout."""
+
+from __future__ import annotations
+
+import random
+import time
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from weft.cli import options, ranks
+from weft.cli.output import OutputFormat, print_rows, progress
+from weft.errors import UserError, WorkloadError
+from weft.vocabulary.layout import Layout
+from weft.vocabulary.model_source import load_spec
+from weft.vocabulary.workload import Workload
+
+if TYPE_CHECKING:
+    from weft.engine.llm import LLM
+    from weft.engine.request import Completion, Request, SamplingParams
+
+
+def run(
+    context: typer.Context,
+    model: options.Model = "embedded",
+    text: Annotated[
+        list[str] | None, typer.Option(help="Prompt text; may be given several times.")
+    ] = None,
+    ids: Annotated[
+        list[str] | None, typer.Option(help="Prompt as token ids: 1,2,3; may be repeated.")
+    ] = None,
+    prompt: options.Prompt = None,
+    decode: options.Decode = None,
+    batch: options.Batch = None,
+    tp: options.Tp = 1,
+    pp: options.Pp = 1,
+    sp: options.Sp = 1,
+    dp: options.Dp = 1,
+    stage_layers: options.StageLayers = None,
+    nnodes: ranks.NumNodes = 1,
+    node_rank: ranks.NodeRank = 0,
+    master_addr: ranks.MasterAddress = "127.0.0.1",
+    master_port: ranks.MasterPort = 29500,
+    device: ranks.Device = "auto",
+    timeout: ranks.Timeout = 120.0,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
+    top_k: Annotated[int, typer.Option(help="Keep the k likeliest tokens; 0 keeps all.")] = 0,
+    top_p: Annotated[float, typer.Option(help="Keep the likeliest tokens up to this sum.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Of sampling, dummy weights and made-up prompts.")] = 0,
+    ignore_eos: Annotated[bool, typer.Option(help="Go on after an end-of-text token.")] = False,
+    stop_id: Annotated[
+        list[int] | None, typer.Option(help="Token id that ends a request; may be repeated.")
+    ] = None,
+    weights: Annotated[str, typer.Option(help="auto (checkpoint if there is one) or dummy.")] = "auto",
+    dtype: Annotated[str | None, typer.Option(help="Instead of the model's own.")] = None,
+    engine: options.Engine = "weft",
+    output_format: options.Format = OutputFormat.TABLE,
+) -> None:
+    """Generate with MODEL on a layout; starts its own ranks, or joins torchrun's or srun's.
+
+    Example: weft run embedded --tp 2 --text "Hello" --decode 32
+    """
+    layout = options.make_layout(
+        tp=tp, pp=pp, sp=sp, dp=dp, nodes=nnodes, stage_layers=stage_layers
+    )
+    spec = load_spec(model)
+    layout.check_model(spec)
+    if weights not in ("auto", "dummy"):
+        raise UserError(f"--weights {weights}: choose auto or dummy")
+    load = options.make_workload("paper", prompt, decode, batch)
+    prompts = _prompts(text, ids, load, seed, spec.vocab_size)
+
+    def work() -> None:
+        from weft.engine.llm import LLM
+        from weft.engine.request import SamplingParams
+
+        sampling = SamplingParams(
+            max_tokens=load.decode_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            ignore_eos=ignore_eos,
+            stop_token_ids=tuple(stop_id or ()),
+        )
+        config: dict[str, Any] = {"conventions": engine, "seed": seed, "weights": weights}
+        if dtype is not None:
+            config["dtype"] = dtype
+        with LLM(model, layout, device=device, timeout_s=timeout, **config) as llm:
+            _generate(llm, prompts, sampling, output_format)
+
+    ranks.on_every_rank(
+        context,
+        layout,
+        work,
+        node_rank=node_rank,
+        master_address=master_addr,
+        master_port=master_port,
+    )
+
+
+def _prompts(
+    text: list[str] | None, ids: list[str] | None, load: Workload, seed: int, vocab_size: int
+) -> list[str | list[int]]:
+    prompts: list[str | list[int]] = [*(text or []), *map(_token_ids, ids or [])]
+    return prompts or list(made_up_prompts(load, seed, vocab_size))
+
+
+def _token_ids(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise WorkloadError(f"--ids {text!r}: write numbers separated by commas") from None
+
+
+def made_up_prompts(load: Workload, seed: int, vocab_size: int) -> list[list[int]]:
+    """``batch`` prompts of ``prompt_tokens`` random token ids."""
+    generator = random.Random(seed)  # noqa: S311 - not a secret
+    return [
+        [generator.randrange(vocab_size) for _ in range(load.prompt_tokens)]
+        for _ in range(load.batch)
+    ]
+
+
+def _generate(
+    llm: LLM, prompts: list[str | list[int]], sampling: SamplingParams, output_format: OutputFormat
+) -> None:
+    is_first = llm.groups.rank == 0
+    started = time.perf_counter()
+    first_token_s: list[float] = []
+    with progress() as bar:
+        task = bar.add_task("tokens", total=len(prompts) * sampling.max_tokens, visible=is_first)
+
+        def advance(requests: list[Request]) -> None:
+            if not first_token_s:
+                first_token_s.append(time.perf_counter() - started)
+            bar.advance(task, len(requests))
+
+        completions = llm.generate(prompts, sampling, on_step=advance)
+    elapsed_s = time.perf_counter() - started
+    if is_first:
+        _print(llm.groups.layout, completions, elapsed_s, first_token_s[0], output_format)
+
+
+def _print(
+    layout: Layout,
+    completions: list[Completion],
+    elapsed_s: float,
+    ttft_s: float,
+    output_format: OutputFormat,
+) -> None:
+    rows = [
+        {
+            "request": index,
+            "prompt_tokens": len(done.prompt_token_ids),
+            "output_tokens": len(done.token_ids),
+            "finish": done.finish_reason,
+            "text": None if done.text is None else done.text.encode("unicode_escape").decode()[:60],
+        }
+        for index, done in enumerate(completions)
+    ]
+    longest = max(len(done.token_ids) for done in completions)
+    times = {
+        "layout": layout.name,
+        "e2e_ms": elapsed_s * 1e3,
+        "ttft_ms": ttft_s * 1e3,
+        "tpot_ms": (elapsed_s - ttft_s) * 1e3 / (longest - 1) if longest > 1 else None,
+    }
+    document = times | {
+        "completions": [
+            {"token_ids": list(d.token_ids), "text": d.text, "finish_reason": d.finish_reason}
+            for d in completions
+        ]
+    }
+    print_rows(rows, output_format, document=document)
+    if output_format is OutputFormat.TABLE:
+        tpot = "-" if times["tpot_ms"] is None else f"{times['tpot_ms']:.2f} ms"
+        print(
+            f"layout {layout.name}: E2E {elapsed_s * 1e3:.1f} ms, "
+            f"TTFT {ttft_s * 1e3:.1f} ms, TPOT {tpot}"
+        )

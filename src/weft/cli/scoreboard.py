@@ -1,0 +1,165 @@
+"""``weft predict scoreboard``: predictions against every measurement at hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from weft.cli import options
+from weft.cli.output import OutputFormat, print_json, print_rows, progress
+from weft.errors import UserError
+
+# TPOT limits in ms for which the best layout is asked.
+_LIMITS_MS = (10.0, 15.0, 20.0, 30.0, 50.0)
+
+
+def scoreboard(
+    silicon: Annotated[
+        Path | None,
+        typer.Option(help="A silicon_sample.csv [that of an installed aiconfigurator]."),
+    ] = None,
+    peer: Annotated[
+        bool, typer.Option("--peer", help="Add aiconfigurator's own predictions (slow).")
+    ] = False,
+    leave_one_out: Annotated[
+        bool,
+        typer.Option("--leave-one-out", help="Refit the engine without each fitted row."),
+    ] = False,
+    rows: Annotated[bool, typer.Option("--rows", help="Print every row too.")] = False,
+    output_format: options.Format = OutputFormat.TABLE,
+) -> None:
+    """Compare predictions with measured rows: errors, interval coverage, decisions.
+
+    Example: weft predict scoreboard --leave-one-out
+    """
+    from weft.predict import scoreboard as board
+    from weft.predict.measured import h200_runs, published_runs
+    from weft.predict.silicon import find_file, read_rows
+
+    scores = board.score_runs([*h200_runs(), *published_runs()])
+    choices: list[Any] = []
+    file = find_file(silicon)
+    if file is None and peer:
+        raise UserError("--peer: there are no rows; install aiconfigurator or name --silicon FILE")
+    if file is not None:
+        found = read_rows(file)
+        scores += board.score_silicon(found, _peer_with_progress(len(found)) if peer else None)
+        choices = board.decisions(found, _LIMITS_MS)
+    document = board.document(scores, choices)
+    if leave_one_out:
+        document["leave_one_out"] = _leave_one_out()
+    if output_format is OutputFormat.JSON:
+        print_json(document)
+    elif output_format is OutputFormat.CSV:
+        print_rows([_row(score) for score in scores], output_format)
+    else:
+        _print_tables(document, scores, rows)
+
+
+def _peer_with_progress(count: int) -> Any:
+    from weft.predict.silicon import peer_predictor
+
+    predict = peer_predictor()
+    bar = progress()
+    task = bar.add_task("aiconfigurator", total=count)
+    bar.start()
+
+    def step(row: Any) -> Any:
+        result = predict(row)
+        bar.advance(task)
+        if bar.finished:
+            bar.stop()
+        return result
+
+    return step
+
+
+def _leave_one_out() -> list[dict[str, Any]]:
+    from weft.predict.fitting import leave_one_out
+    from weft.predict.machines import machine_named
+    from weft.predict.measured import h200_runs
+
+    runs = h200_runs()
+    errors = leave_one_out(machine_named("vllm", "h200-sxm"), runs)
+    return [
+        {"name": run.name, "ttft_error": ttft, "tpot_error": tpot}
+        for run, (ttft, tpot) in zip(runs, errors, strict=True)
+    ]
+
+
+def _print_tables(document: dict[str, Any], scores: Any, with_rows: bool) -> None:
+    if with_rows:
+        print_rows([_row(score) for score in scores], OutputFormat.TABLE, title="Every row")
+    summary = [_summary(item) for item in document["summaries"]]
+    print_rows(summary, OutputFormat.TABLE, title="Errors (MAPE) and 90 % intervals")
+    if document["decisions"]:
+        table = [
+            {
+                "chooser": item["chooser"],
+                "questions": item["questions"],
+                "best_tp": _percent(item["right_tp"]),
+                "over_limit": _percent(item["over_limit"]),
+                "tokens_lost": _percent(item["regret"]),
+            }
+            for item in document["decisions"]
+        ]
+        print_rows(table, OutputFormat.TABLE, title="Most tokens/s/GPU under a TPOT limit")
+    else:
+        print("no serving rows: aiconfigurator is not installed (or name --silicon FILE)")
+    if "leave_one_out" in document:
+        _print_left_out(document["leave_one_out"])
+
+
+def _print_left_out(rows: list[dict[str, Any]]) -> None:
+    table = [
+        {
+            "left out": row["name"],
+            "ttft": _percent(row["ttft_error"]),
+            "tpot": _percent(row["tpot_error"]),
+        }
+        for row in rows
+    ]
+    means = {
+        key: sum(abs(row[f"{key}_error"]) for row in rows) / len(rows) for key in ("ttft", "tpot")
+    }
+    table.append(
+        {"left out": "mean of absolute errors"} | {k: _percent(v) for k, v in means.items()}
+    )
+    print_rows(table, OutputFormat.TABLE, title="Leave-one-out errors of the engine's constants")
+
+
+def _row(score: Any) -> dict[str, Any]:
+    return {
+        "source": score.source,
+        "role": score.role,
+        "name": score.name,
+        "quantity": score.quantity,
+        "measured": float(f"{score.measured:.4g}"),
+        "predicted": float(f"{score.predicted:.4g}"),
+        "low": float(f"{score.low:.4g}"),
+        "high": float(f"{score.high:.4g}"),
+        "error": _percent(score.error),
+        "peer_error": None if score.peer_error is None else _percent(score.peer_error),
+        "possible": score.is_possible,
+    }
+
+
+def _summary(item: dict[str, Any]) -> dict[str, Any]:
+    peer = item["peer_mean_error"]
+    return {
+        "source": item["source"],
+        "role": item["role"],
+        "quantity": item["quantity"],
+        "rows": item["count"],
+        "mape": _percent(item["mean_error"]),
+        "median": _percent(item["median_error"]),
+        "bias": _percent(item["bias"]),
+        "inside_interval": _percent(item["inside"]),
+        "aiconfigurator_mape": None if peer is None else _percent(peer),
+    }
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f} %"

@@ -1,0 +1,126 @@
+"""``weft study``: the main job."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from weft.cli import options, ranks
+from weft.cli.output import OutputFormat, print_json, print_rows, progress, write_text
+from weft.errors import CheckFailed, UserError
+from weft.study.published import PUBLISHED
+from weft.study.study import LAYOUTS, StudyPlan, run_study
+from weft.vocabulary.layout import Layout
+
+app = typer.Typer(invoke_without_command=True, rich_markup_mode=None)
+
+
+@app.callback()
+def study(
+    context: typer.Context,
+    model: Annotated[str, typer.Option(help="Built-in name, directory or hub id.")] = "embedded",
+    layouts: Annotated[
+        str, typer.Option(help="Layouts separated by commas.")
+    ] = ",".join(LAYOUTS),
+    workload: options.WorkloadName = "paper",
+    prompt: options.Prompt = None,
+    decode: options.Decode = None,
+    batch: options.Batch = None,
+    engine: options.Engine = "weft",
+    device: ranks.Device = "auto",
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder for study.json and report.html.")
+    ] = Path(),
+    output_format: options.Format = OutputFormat.TABLE,
+) -> None:
+    """Run layouts of the embedded model here; hold measured, dry-run and closed form together.
+
+    Example: weft study --layouts 1,tp2,tp2xpp2 --decode 32
+    """
+    if context.invoked_subcommand is not None:
+        return
+    if not output.is_dir():
+        raise UserError(f"--output {output}: is not a folder; create it first")
+    plan = StudyPlan(
+        model=model,
+        layouts=tuple(Layout.parse(name.strip()) for name in layouts.split(",")),
+        workload=options.make_workload(workload, prompt, decode, batch),
+        engine=engine,
+        device=device,
+    )
+    plan.check()
+    document = _run(plan)
+    _write(document, output)
+    _print(document, output_format)
+    checks = document["checks"]
+    summary = f"{checks['passed']} of {checks['total']} checks passed"
+    if checks["passed"] != checks["total"]:
+        raise CheckFailed(f"{summary}; see {output / 'report.html'}")
+    if output_format is OutputFormat.TABLE:
+        print(f"\nwrote {output / 'study.json'} and {output / 'report.html'}\n{summary}")
+
+
+def _run(plan: StudyPlan) -> dict[str, Any]:
+    tables = len({(entry.model, entry.layout) for entry in PUBLISHED})
+    with progress() as bar:
+        task = bar.add_task("study", total=len(plan.layouts) + tables)
+
+        def advance(name: str) -> None:
+            bar.update(task, advance=1, description=f"study: {name} done")
+
+        return run_study(plan, advance)
+
+
+def _write(document: dict[str, Any], output: Path) -> None:
+    from weft import report
+
+    write_text(output / "study.json", json.dumps(document))
+    page = report.report_of([report.document(document, "study.json")])
+    report.write_report(page, output / "report.html")
+
+
+def _print(document: dict[str, Any], output_format: OutputFormat) -> None:
+    if output_format is OutputFormat.JSON:
+        print_json(document)
+        return
+    times = [_times(part) for part in document["layouts"]]
+    print_rows(times, output_format, title="Layouts (times of this machine)")
+    if output_format is OutputFormat.CSV:
+        return
+    for part in document["layouts"]:
+        name = Layout(**part["layout"]).name
+        if part["rows"]:
+            print_rows([_row(row) for row in part["rows"]], output_format, title=f"layout {name}")
+    for part in document["published"]:
+        title = f"published: {part['model']} {part['layout']}"
+        print_rows([_row(row) for row in part["rows"]], output_format, title=title)
+
+
+def _times(part: dict[str, Any]) -> dict[str, Any]:
+    rows = part["rows"]
+    return {
+        "layout": Layout(**part["layout"]).name,
+        "ttft_ms": part["ttft_ms"],
+        "tpot_ms": part["tpot_ms"],
+        "e2e_ms": part["e2e_ms"],
+        "volume_mb": part["schedules"]["run"]["totals"]["volume_bytes"] / 1e6,
+        "rows": len(rows),
+        "equal": sum(row["verdict"] == "equal" for row in rows),
+    }
+
+
+def _row(compared: dict[str, Any]) -> dict[str, Any]:
+    row = compared["row"]
+    cells = {} if row["stage"] is None else {"stage": row["stage"]}
+    cells |= {
+        "phase": row["phase"],
+        "op": row["op"],
+        "group": f"{row['group']}{row['group_size']}",
+        "shape": str(row["input_shape"]),
+        "dtype": row["dtype"],
+        "message_bytes": row["message_bytes"],
+    }
+    return cells | compared["counts"] | {"verdict": compared["verdict"]}

@@ -1,0 +1,96 @@
+"""``weft trace``: the schedule of a real run, or of a dry run at any scale."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from weft.cli import options, ranks
+from weft.cli.output import OutputFormat
+from weft.cli.run import made_up_prompts
+from weft.cli.schedule_output import print_schedule
+from weft.closed_form.schedule import check_length
+from weft.vocabulary.layout import Layout
+from weft.vocabulary.model_source import load_spec
+from weft.vocabulary.workload import Workload
+
+
+def trace(
+    context: typer.Context,
+    model: options.Model = "embedded",
+    tp: options.Tp = 1,
+    pp: options.Pp = 1,
+    sp: options.Sp = 1,
+    ep: options.Ep = 1,
+    dp: options.Dp = 1,
+    stage_layers: options.StageLayers = None,
+    workload: options.WorkloadName = "paper",
+    prompt: options.Prompt = None,
+    decode: options.Decode = None,
+    batch: options.Batch = None,
+    engine: options.Engine = "weft",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="No device, no peers: shapes only, any scale.")
+    ] = False,
+    nnodes: ranks.NumNodes = 1,
+    node_rank: ranks.NodeRank = 0,
+    master_addr: ranks.MasterAddress = "127.0.0.1",
+    master_port: ranks.MasterPort = 29500,
+    device: ranks.Device = "auto",
+    timeout: ranks.Timeout = 120.0,
+    output_format: options.Format = OutputFormat.TABLE,
+) -> None:
+    """Print the collectives of one request, recorded from a run (dummy weights if none).
+
+    Example: weft trace llama-3.1-405b --tp 128 --prompt 128 --decode 128 --dry-run
+    """
+    layout = options.make_layout(
+        tp=tp, pp=pp, sp=sp, ep=ep, dp=dp, nodes=nnodes, stage_layers=stage_layers
+    )
+    load = options.make_workload(workload, prompt, decode, batch)
+    spec = load_spec(model)
+    layout.check_model(spec)
+    check_length(spec, load)
+    if dry_run:
+        from weft.trace.dry_run import dry_run as run_dry
+
+        print_schedule(run_dry(spec, layout, load, engine), output_format)
+        return
+    ranks.on_every_rank(
+        context,
+        layout,
+        lambda: _trace_run(model, layout, load, engine, device, timeout, output_format),
+        node_rank=node_rank,
+        master_address=master_addr,
+        master_port=master_port,
+    )
+
+
+def _trace_run(
+    model: str,
+    layout: Layout,
+    load: Workload,
+    engine: str,
+    device: str,
+    timeout_s: float,
+    output_format: OutputFormat,
+) -> None:
+    from weft.engine.llm import LLM
+    from weft.trace.run import record_run
+
+    tokens = load.batch * (load.prompt_tokens + load.decode_tokens + 16)
+    with LLM(
+        model,
+        layout,
+        device=device,
+        timeout_s=timeout_s,
+        conventions=engine,
+        cache_tokens=tokens,
+        max_batch_tokens=load.batch * load.prompt_tokens,
+        max_batch_requests=load.batch,
+    ) as llm:
+        prompts = made_up_prompts(load, 0, llm.engine.spec.vocab_size)
+        schedule, _ = record_run(llm, load, prompts)
+        if llm.groups.rank == 0:
+            print_schedule(schedule, output_format)

@@ -1,0 +1,267 @@
+"""Join the layers of each collective into one call.
+
+record + kernel     by "External id" (torch.distributed over NCCL)
+operator + kernel   by "External id" (pynccl and custom all-reduce: no record)
+kernel alone        a call by itself (replays of CUDA graphs)
+operator + gloo     in order of time: the annotation runs on a worker thread
+operator around anything above: the same call, and not counted again
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_left, insort
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
+
+from weft.importer.events import Args, dtype_name
+from weft.importer.layers import Layer, Layers
+from weft.importer.rank_trace import Call, Size, Source
+from weft.importer.sources import Kind, operation_of
+
+_NO_TRANSFER: Final = frozenset({"wait", "init", "coalesced", "start_coalescing", "end_coalescing"})
+_KERNEL_DTYPES: Final = (
+    (re.compile(r"_bf16|bfloat16", re.IGNORECASE), "bfloat16"),
+    (re.compile(r"_f16|_half|__half|float16", re.IGNORECASE), "float16"),
+    (re.compile(r"_f32|_float|<float", re.IGNORECASE), "float32"),
+)
+
+
+def join_layers(layers: Layers) -> tuple[list[Call], dict[str, int]]:
+    """All calls in order of issue, and counts of layers that move no bytes (``wait``)."""
+    joiner = _Joiner(layers)
+    calls = sorted(joiner.calls(), key=lambda call: call.issued_us)
+    return calls, dict(joiner.ignored)
+
+
+class _Joiner:
+    def __init__(self, layers: Layers) -> None:
+        self.records = layers.by_kind[Kind.RECORD]
+        self.kernels = layers.by_kind[Kind.KERNEL]
+        self.shared = layers.by_kind[Kind.SHARED_MEMORY]
+        self.gloo = sorted(layers.by_kind[Kind.GLOO], key=lambda layer: layer.start_us)
+        self.wrappers = sorted(layers.by_kind[Kind.WRAPPER], key=lambda layer: layer.start_us)
+        self.launches = layers.launches
+        self.ignored: Counter[str] = Counter()
+        self._leaf_starts: dict[bytes, list[float]] = {}
+
+    def calls(self) -> Iterator[Call]:
+        kernels_of = self._kernels_by_external_id()
+        yield from self._recorded(kernels_of)
+        for layer in self.shared:
+            self._mark(layer)
+            yield _shared_memory_call(layer)
+        yield from self._wrapped_kernels(kernels_of)
+        for kernels in kernels_of.values():
+            for kernel in kernels:
+                yield self._lone_kernel(kernel)
+        yield from self._gloo_calls()
+        yield from self._lone_wrappers()
+
+    def _mark(self, layer: Layer) -> None:
+        """Remember a counted call's start, so that operators around it are not counted."""
+        insort(self._leaf_starts.setdefault(layer.thread, []), layer.start_us)
+
+    def _kernels_by_external_id(self) -> dict[Any, list[Layer]]:
+        found: dict[Any, list[Layer]] = defaultdict(list)
+        for number, kernel in enumerate(self.kernels):
+            identity = _hashable(kernel.args.external_id)
+            found[("lone", number) if identity is None else identity].append(kernel)
+        return found
+
+    def _recorded(self, kernels_of: dict[Any, list[Layer]]) -> Iterator[Call]:
+        for record in self.records:
+            self._mark(record)
+            name = str(record.args.collective or "unnamed")
+            if name in _NO_TRANSFER:
+                self.ignored[name] += 1
+                continue
+            kernels = kernels_of.pop(_hashable(record.args.external_id), [])
+            call = _call(record, operation_of(name) or name, "record", kernels)
+            _set_parameters(call, record.args)
+            yield call
+
+    def _wrapped_kernels(self, kernels_of: dict[Any, list[Layer]]) -> Iterator[Call]:
+        """Operators whose own id is on a kernel: one call each, sized by the operator's inputs."""
+        for wrapper in self.wrappers:
+            identity = _hashable(wrapper.args.external_id)
+            if identity is None or identity not in kernels_of:
+                continue
+            kernels = kernels_of.pop(identity)
+            self._mark(wrapper)
+            call = _call(wrapper, str(wrapper.operation), "kernel", kernels)
+            _set_dims(call, wrapper.args)
+            call.dtype = call.dtype or _kernel_dtype(kernels[0].name)
+            yield call
+
+    def _lone_kernel(self, kernel: Layer) -> Call:
+        call = _call(kernel, str(kernel.operation), "kernel", [kernel])
+        call.host_us = self.launches.get(_hashable(kernel.args.correlation))
+        call.dtype = _kernel_dtype(kernel.name)
+        if kernel.args.collective:
+            call.operation = operation_of(str(kernel.args.collective)) or call.operation
+            _set_parameters(call, kernel.args)
+        return call
+
+    def _gloo_calls(self) -> Iterator[Call]:
+        operators = [w for w in self.wrappers if w.name.startswith("c10d::")]
+        waiting = [w for w in operators if not self._holds_leaf(w)]
+        for layer in self.gloo:
+            operator = _take_matching(waiting, layer)
+            call = _call(layer, str(layer.operation), "gloo", [])
+            _set_dims(call, layer.args)
+            if operator is not None:
+                self._mark(operator)
+                call.host_us = operator.start_us
+                _refine_by_operator(call, operator)
+            yield call
+
+    def _lone_wrappers(self) -> Iterator[Call]:
+        """Operators with nothing of theirs below: traces without kernels or records."""
+        nearest: dict[bytes, float] = {}
+        for wrapper in reversed(self.wrappers):
+            inner = nearest.get(wrapper.thread)
+            if self._holds_leaf(wrapper) or (inner is not None and inner <= wrapper.end_us):
+                continue
+            nearest[wrapper.thread] = wrapper.start_us
+            call = _call(wrapper, str(wrapper.operation), "operator", [])
+            _set_dims(call, wrapper.args)
+            yield call
+
+    def _holds_leaf(self, wrapper: Layer) -> bool:
+        starts = self._leaf_starts.get(wrapper.thread)
+        if starts is None:
+            return False
+        index = bisect_left(starts, wrapper.start_us)
+        return index < len(starts) and starts[index] <= wrapper.end_us
+
+
+def _call(layer: Layer, operation: str, source: Source, kernels: Sequence[Layer]) -> Call:
+    """A call with the times of its kernels, or of the layer itself where it has none."""
+    if not kernels:
+        return Call(
+            operation=operation,
+            source=source,
+            name=layer.name,
+            start_us=layer.start_us,
+            duration_us=layer.duration_us,
+            host_us=layer.start_us,
+        )
+    start = min(kernel.start_us for kernel in kernels)
+    end = max(kernel.end_us for kernel in kernels)
+    return Call(
+        operation=operation,
+        source=source,
+        name=kernels[0].name,
+        start_us=start,
+        duration_us=end - start,
+        host_us=layer.start_us,
+        on_device=True,
+    )
+
+
+def _set_parameters(call: Call, args: Args) -> None:
+    """Sizes and group as torch.distributed recorded them."""
+    call.dtype = dtype_name(args.dtype)
+    call.input_elements = _count(args.in_elements)
+    call.output_elements = _count(args.out_elements)
+    call.group_name = None if args.group_name is None else str(args.group_name)
+    call.group_description = (
+        args.group_description if isinstance(args.group_description, str) else None
+    )
+    call.group_size = _count(args.group_size)
+    call.ranks = _ranks(args)
+    peer = args.source if call.operation == "recv" else args.destination
+    call.peer = peer if isinstance(peer, int) else None
+    if args.dims is not None and call.input_elements is None:
+        _set_dims(call, args)
+
+
+def _ranks(args: Args) -> tuple[int, ...] | None:
+    """Global ranks of the group; a list that torch shortened is rebuilt from start and stride."""
+    text = args.group_ranks if isinstance(args.group_ranks, str) else ""
+    if "..." not in text:
+        ranks = tuple(int(number) for number in re.findall(r"\d+", text))
+        return ranks or None
+    start, stride, size = args.group_start, args.group_stride, args.group_size
+    if isinstance(start, int) and isinstance(stride, int) and isinstance(size, int):
+        return tuple(range(start, start + stride * size, stride)) if stride > 0 else None
+    return None
+
+
+def _set_dims(call: Call, args: Args) -> None:
+    """Shapes from the recorded inputs: the first tensor is the input of the operation."""
+    tensors = _tensors(args)
+    if tensors:
+        call.input_shape, call.dtype = tensors[0]
+
+
+def _tensors(args: Args) -> list[Size]:
+    """Shape and dtype of every tensor among the inputs, lists of tensors unfolded."""
+    if not isinstance(args.dims, list):
+        return []
+    types = args.types if isinstance(args.types, list) else []
+    found: list[Size] = []
+    for position, dims in enumerate(args.dims):
+        kind = types[position] if position < len(types) else None
+        if _is_shape(dims) and dims:
+            found.append((tuple(dims), dtype_name(kind)))
+        elif isinstance(dims, list):
+            found += [(tuple(part), dtype_name(kind)) for part in dims if _is_shape(part) and part]
+    return found
+
+
+def _is_shape(value: Any) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(size, int) and not isinstance(size, bool) and size >= 0 for size in value
+    )
+
+
+def _shared_memory_call(layer: Layer) -> Call:
+    """``_C::shm_*`` of vLLM on CPU: (handle, input[, output]) or (handle, tensor list, peer)."""
+    call = _call(layer, str(layer.operation), "shared-memory", [])
+    tensors = _tensors(layer.args)
+    if layer.operation in ("send", "recv"):
+        call.tensors = tuple(tensors) or None
+    elif tensors:
+        call.input_shape, call.dtype = tensors[0]
+        if layer.operation == "all_gather" and len(tensors) > 1:
+            call.output_shape = tensors[1][0]
+    return call
+
+
+_SAME_UNDER_GLOO: Final = {"reduce_scatter": "all_reduce"}
+
+
+def _take_matching(waiting: list[Layer], annotation: Layer) -> Layer | None:
+    """The earliest operator that began before the annotation and asks for its operation."""
+    for position, operator in enumerate(waiting):
+        if operator.start_us > annotation.start_us:
+            return None
+        wanted = str(operator.operation)
+        if annotation.operation in (wanted, _SAME_UNDER_GLOO.get(wanted)):
+            return waiting.pop(position)
+    return None
+
+
+def _refine_by_operator(call: Call, operator: Layer) -> None:
+    """Gloo reduces-and-scatters by an all-reduce: the call is what the program asked for."""
+    call.operation = str(operator.operation)
+    tensors = _tensors(operator.args)
+    if operator.name.endswith("_base_") and len(tensors) > 1:
+        call.output_shape, call.input_shape = tensors[0][0], tensors[1][0]
+    elif call.input_shape is None:
+        _set_dims(call, operator.args)
+
+
+def _kernel_dtype(name: str) -> str | None:
+    return next((dtype for pattern, dtype in _KERNEL_DTYPES if pattern.search(name)), None)
+
+
+def _count(value: Any) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+
+
+def _hashable(value: Any) -> Any:
+    return value if isinstance(value, int | str) else None

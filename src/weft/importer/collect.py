@@ -1,0 +1,171 @@
+"""One pass over a trace file: keep the layers of every collective, the steps and compute times."""
+
+from __future__ import annotations
+
+import re
+from array import array
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from weft.importer.calls import join_layers
+from weft.importer.events import Event, decode_args, dtype_name
+from weft.importer.labels import StepLabel, parse_label
+from weft.importer.layers import LAYER_KINDS, Layer, Layers
+from weft.importer.overlap import merged, set_overlaps
+from weft.importer.rank_trace import ProcessGroup, RankTrace, Step
+from weft.importer.reader import TraceReader
+from weft.importer.sources import Kind, classify
+from weft.vocabulary.dtypes import MODEL_DTYPES
+
+_MATRICES_LOOKED_AT: Final = 200
+_RANK_IN_FILE_NAME: Final = re.compile(r"(?:^|[^a-z])(?:rank|tp)[-_]?(\d+)", re.IGNORECASE)
+
+
+@dataclass(kw_only=True, slots=True)
+class _OpenStep:
+    label: StepLabel
+    start_us: float
+    end_us: float
+    external_id: Any
+
+
+class _Collector:
+    def __init__(self) -> None:
+        self.layers = Layers()
+        self.num_events = 0
+        self.compute_starts, self.compute_ends = array("d"), array("d")
+        self._steps: list[_OpenStep] = []
+        self._device_spans: dict[Any, tuple[float, float]] = {}
+        self._dtypes: Counter[str] = Counter()
+        self._matrices_seen = 0
+        self._kinds: dict[tuple[str, str], tuple[Kind, str | None]] = {}
+
+    def add(self, events: list[Event]) -> None:
+        kinds = self._kinds
+        starts, ends = self.compute_starts, self.compute_ends
+        for event in events:
+            key = (event.cat, event.name)
+            kind = kinds.get(key)
+            if kind is None:
+                kind = kinds[key] = classify(event.cat, event.name)
+            if kind[0] is Kind.OTHER or event.ph != "X":
+                continue
+            if kind[0] is Kind.COMPUTE:
+                starts.append(event.ts)
+                ends.append(event.ts + event.dur)
+            elif kind[0] is Kind.MATRIX:
+                self._see_matrix(event)
+            else:
+                self._keep(event, *kind)
+        self.num_events += len(events)
+
+    def _see_matrix(self, event: Event) -> None:
+        """The element type of the first matrix products is that of the activations."""
+        if self._matrices_seen < _MATRICES_LOOKED_AT:
+            self._matrices_seen += 1
+            types = decode_args(event.args).types
+            names = [dtype_name(kind) for kind in types] if isinstance(types, list) else []
+            self._dtypes.update(name for name in names if name in MODEL_DTYPES)
+
+    def activation_dtype(self) -> str | None:
+        return max(self._dtypes, key=lambda name: self._dtypes[name], default=None)
+
+    def _keep(self, event: Event, kind: Kind, operation: str | None) -> None:
+        args = decode_args(event.args)
+        if kind in LAYER_KINDS:
+            layer = Layer(
+                kind=kind,
+                operation=operation,
+                name=event.name,
+                thread=bytes(event.tid),
+                start_us=event.ts,
+                duration_us=event.dur,
+                args=args,
+            )
+            self.layers.by_kind[kind].append(layer)
+        elif kind is Kind.GRAPH_LAUNCH:
+            self.layers.launches[args.correlation] = event.ts
+        elif kind is Kind.STEP_ON_DEVICE:
+            self._device_spans[args.external_id] = (event.ts, event.ts + event.dur)
+        elif label := parse_label(event.name):
+            self._steps.append(
+                _OpenStep(
+                    label=label,
+                    start_us=event.ts,
+                    end_us=event.ts + event.dur,
+                    external_id=args.external_id,
+                )
+            )
+
+    def steps(self) -> list[Step]:
+        found = []
+        for step in sorted(self._steps, key=lambda step: step.start_us):
+            span = self._device_spans.get(step.external_id, (None, None))
+            found.append(
+                Step(
+                    label=step.label,
+                    start_us=step.start_us,
+                    end_us=step.end_us,
+                    device_start_us=span[0],
+                    device_end_us=span[1],
+                )
+            )
+        return found
+
+
+def read_rank(path: Path) -> RankTrace:
+    """Read one trace file. Raises FileFormatError where it is no trace."""
+    reader, collector = TraceReader(path), _Collector()
+    for batch in reader.batches():
+        collector.add(batch)
+    distributed = _mapping(reader.metadata.get("distributedInfo"))
+    version = reader.metadata.get("vllm_version")
+    calls, ignored = join_layers(collector.layers)
+    starts, ends = merged(collector.compute_starts, collector.compute_ends)
+    set_overlaps(calls, starts, ends)
+    return RankTrace(
+        path=path,
+        rank=_integer(distributed.get("rank"), _rank_in_name(path)),
+        world_size=_integer(distributed.get("world_size"), None),
+        backend=distributed.get("backend") if isinstance(distributed.get("backend"), str) else None,
+        engine_version=f"vllm {version}" if isinstance(version, str) else None,
+        num_events=collector.num_events,
+        truncated=reader.truncated,
+        num_damaged=reader.num_damaged,
+        groups=_groups(distributed.get("pg_config")),
+        steps=collector.steps(),
+        calls=calls,
+        compute_starts=starts,
+        compute_ends=ends,
+        ignored=ignored,
+        activation_dtype=collector.activation_dtype(),
+    )
+
+
+def _groups(config: Any) -> tuple[ProcessGroup, ...]:
+    entries = [_mapping(entry) for entry in config] if isinstance(config, list) else []
+    return tuple(
+        ProcessGroup(
+            name=str(entry.get("pg_name", "")),
+            description=str(entry.get("pg_desc", "")),
+            backend=str(entry.get("backend_config", "")),
+            ranks=tuple(rank for rank in entry["ranks"] if isinstance(rank, int)),
+        )
+        for entry in entries
+        if isinstance(entry.get("ranks"), list)
+    )
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _integer(value: Any, default: int | None) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) else default
+
+
+def _rank_in_name(path: Path) -> int | None:
+    match = _RANK_IN_FILE_NAME.search(path.name)
+    return int(match[1]) if match else None

@@ -1,0 +1,139 @@
+"""What the collectives themselves say about the model: layers, hidden size, vocabulary, dtype."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from weft.importer.rank_trace import Call, RankTrace
+from weft.vocabulary.builtin_models import BUILTIN_MODELS
+from weft.vocabulary.layout import Layout
+from weft.vocabulary.model_spec import ModelSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFacts:
+    """Dimensions read off the trace; None where the trace does not show them.
+
+    ``vocab_size`` is the padded size that the engine splits; ``stage_layers`` holds
+    the layers of the pipeline stages that were seen all-reducing.
+    """
+
+    hidden_size: int | None = None
+    vocab_size: int | None = None
+    dtype: str | None = None
+    stage_layers: Mapping[int, int] = field(default_factory=dict)
+    num_stages: int = 1
+
+    @property
+    def num_layers(self) -> int | None:
+        if len(self.stage_layers) != self.num_stages:
+            return None
+        return sum(self.stage_layers.values())
+
+    def differences(self, spec: ModelSpec, vocab_multiple: int) -> list[str]:
+        """The dimensions in which ``spec`` disagrees with the trace, each as one sentence."""
+        padded = -(-spec.vocab_size // vocab_multiple) * vocab_multiple
+        pairs = (
+            ("num_layers", self.num_layers, spec.num_layers),
+            ("hidden_size", self.hidden_size, spec.hidden_size),
+            ("vocab_size", self.vocab_size, padded),
+            ("dtype", self.dtype, spec.dtype),
+        )
+        return [
+            f"{name}: the trace shows {seen}, {spec.name} has {expected}"
+            for name, seen, expected in pairs
+            if seen is not None and seen != expected
+        ]
+
+    def matching_models(self) -> list[ModelSpec]:
+        """Built-in models that agree with everything the trace shows (two facts at least)."""
+        known = [self.num_layers, self.hidden_size, self.vocab_size]
+        if sum(fact is not None for fact in known) < 2:
+            return []
+        return [spec for spec in BUILTIN_MODELS.values() if not self.differences(spec, 64)]
+
+    def stand_in(self) -> ModelSpec:
+        """A nameless model with these dimensions, and 1 where the trace shows none."""
+        return ModelSpec(
+            name="unknown",
+            num_layers=self.num_layers or self.num_stages,
+            hidden_size=self.hidden_size or 1,
+            num_heads=1,
+            num_kv_heads=1,
+            head_dim=2,
+            intermediate_size=1,
+            vocab_size=self.vocab_size or 1,
+            dtype=self.dtype or "bfloat16",
+        )
+
+
+def read_facts(traces: Mapping[int, RankTrace], layout: Layout) -> ModelFacts:
+    """Read the dimensions off labelled steps; the most frequent value of each counts."""
+    hidden: Counter[int] = Counter()
+    vocabulary: Counter[int] = Counter()
+    dtypes: Counter[str] = Counter()
+    stage_layers: dict[int, int] = {}
+    for rank, trace in traces.items():
+        stage = layout.stage_of(rank)
+        for call in trace.calls:
+            _see_call(call, trace, layout, hidden, vocabulary)
+            if call.operation == "all_reduce" and call.dtype and call.step is not None:
+                dtypes[call.dtype] += 1
+        layers = _layers(trace.calls, is_first=stage == 0)
+        if layers is not None:
+            stage_layers[stage] = layers
+    activation = next((t.activation_dtype for t in traces.values() if t.activation_dtype), None)
+    return ModelFacts(
+        hidden_size=_most_frequent(hidden),
+        vocab_size=_most_frequent(vocabulary),
+        dtype=max(dtypes, key=lambda name: dtypes[name], default=activation),
+        stage_layers=stage_layers if layout.tp > 1 else {},
+        num_stages=layout.pp,
+    )
+
+
+def _see_call(
+    call: Call,
+    trace: RankTrace,
+    layout: Layout,
+    hidden: Counter[int],
+    vocabulary: Counter[int],
+) -> None:
+    if call.step is None:
+        return
+    label = trace.busy_steps[call.step].label
+    tokens, sequences = label.num_tokens, label.num_sequences
+    shape = call.tensors[0][0] if call.tensors else call.input_shape
+    elements = call.input_elements
+    if call.operation in ("all_reduce", "send", "recv") and tokens and call.source != "gloo":
+        parts = 1 if call.operation == "all_reduce" or call.tensors else _slices(layout, call)
+        if shape is not None and len(shape) == 2:
+            hidden[shape[1] * parts] += 1
+        elif elements and elements % tokens == 0:
+            hidden[elements // tokens * parts] += 1
+    elif call.operation == "all_gather" and not call.precedes_step:
+        if shape is not None and len(shape) == 2:
+            vocabulary[shape[1] * layout.tp] += 1
+        elif elements and sequences and elements % sequences == 0:
+            vocabulary[elements // sequences * layout.tp] += 1
+
+
+def _slices(layout: Layout, call: Call) -> int:
+    """Over NCCL each tensor-parallel rank sends its slice of a pipeline tensor."""
+    return layout.tp if call.source == "record" else 1
+
+
+def _layers(calls: Iterable[Call], *, is_first: bool) -> int | None:
+    """Layers of a stage: two all-reduces each, and one for the embedding on the first stage."""
+    counts = Counter(call.step for call in calls if call.operation == "all_reduce")
+    counts.pop(None, None)
+    usual = _most_frequent(Counter(counts.values()))
+    if usual is None or (usual - is_first) % 2 or usual <= is_first:
+        return None
+    return (usual - is_first) // 2
+
+
+def _most_frequent(counter: Counter[int]) -> int | None:
+    return max(counter, key=lambda value: counter[value], default=None)

@@ -1,0 +1,255 @@
+"""Calls added up to schedule rows, and the calls that belong to no row."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from statistics import median
+from typing import Any, Final
+
+from weft.importer.layout_inference import group_of
+from weft.importer.rank_trace import Call, RankTrace
+from weft.importer.sizes import Sized, Sizer, is_header
+from weft.vocabulary.layout import Layout
+from weft.vocabulary.schedule import OPERATIONS, Collective, Phase, Statistics, merge_rows
+
+HEADER_RULE: Final = "pickled header of a pipeline transfer"
+_HEADER_DTYPES: Final = (None, "int64", "uint8")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasuredRow:
+    """A schedule row with what only a measurement has. Bandwidths in GB/s (1e9 bytes).
+
+    algbw: message bytes over the median transfer (over the median duration where the
+    waiting is not known: a lower bound); busbw: algbw times the correction factor;
+    exposed_us: total time a rank's device ran nothing but this (None on CPU).
+    """
+
+    row: Collective
+    algbw_gb_s: float | None
+    busbw_gb_s: float | None
+    exposed_us: float | None
+    overlapped_us: float | None
+
+    def to_json(self) -> dict[str, Any]:
+        return self.row.to_json() | {
+            "algbw_gb_s": self.algbw_gb_s,
+            "busbw_gb_s": self.busbw_gb_s,
+            "exposed_us": self.exposed_us,
+            "overlapped_us": self.overlapped_us,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class OtherCalls:
+    """Equal calls that are no row: control messages under a rule, or unexplained ones."""
+
+    operation: str
+    name: str
+    stage: int
+    phase: Phase
+    count: int
+    reason: str
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "op": self.operation,
+            "name": self.name,
+            "stage": self.stage,
+            "phase": self.phase,
+            "count": self.count,
+            "reason": self.reason,
+        }
+
+
+@dataclass(kw_only=True)
+class Tally:
+    """Everything that the calls of all ranks add up to."""
+
+    rows: list[MeasuredRow] = field(default_factory=list)
+    control: list[OtherCalls] = field(default_factory=list)
+    unexplained: list[OtherCalls] = field(default_factory=list)
+    disagreements: list[str] = field(default_factory=list)
+
+
+@dataclass
+class _Cell:
+    first: Collective
+    counts: Counter[int] = field(default_factory=Counter)
+    durations: list[float] = field(default_factory=list)
+    waits: list[float] = field(default_factory=list)
+    transfers: list[float] = field(default_factory=list)
+    overlapped: list[float] = field(default_factory=list)
+
+
+class Adder:
+    """Adds the calls of all ranks up to the rows of their stages."""
+
+    def __init__(self, layout: Layout, sizer: Sizer) -> None:
+        self.layout, self.sizer = layout, sizer
+        self._cells: dict[tuple[Any, ...], _Cell] = {}
+        self._others: dict[tuple[Any, ...], Counter[int]] = defaultdict(Counter)
+        self._ranks_of_stage: dict[int, list[int]] = defaultdict(list)
+
+    def tally(self, traces: Mapping[int, RankTrace]) -> Tally:
+        for rank, trace in sorted(traces.items()):
+            self._ranks_of_stage[self.layout.stage_of(rank)].append(rank)
+            received = _received_elements(trace.calls)
+            for call in trace.calls:
+                self._add(rank, trace, call, received.get(call.step, frozenset()))
+        result = Tally(disagreements=list(self._disagreements()))
+        result.rows = [self._measured(cell) for cell in self._in_order()]
+        for key, counts in self._others.items():
+            operation, name, stage, phase, is_control, reason = key
+            other = OtherCalls(
+                operation=operation,
+                name=name,
+                stage=stage,
+                phase=phase,
+                count=max(counts.values()),
+                reason=reason,
+            )
+            (result.control if is_control else result.unexplained).append(other)
+        return result
+
+    def _add(self, rank: int, trace: RankTrace, call: Call, received: frozenset[int]) -> None:
+        label = None if call.step is None else trace.busy_steps[call.step].label
+        phase: Phase = "other" if label is None else label.phase
+        stage = self.layout.stage_of(rank)
+        if call.operation not in OPERATIONS:
+            reason = "moves no model data; no engine's schedule has it"
+            self._other(rank, stage, phase, call, reason=reason)
+            return
+        if self._is_header(call, trace):
+            self._other(rank, stage, phase, call, reason=HEADER_RULE, is_control=True)
+            return
+        kind, group_size = group_of(call, rank, self.layout)
+        for part, share in self._parts(rank, stage, phase, call):
+            sized = self.sizer.size(part, label, group_size, received)
+            row = Collective(
+                stage=stage,
+                phase=phase,
+                op=call.operation,
+                group=kind,
+                group_size=group_size,
+                count=1,
+                input_shape=sized.input_shape,
+                output_shape=sized.output_shape,
+                dtype=sized.dtype,
+                provenance=sized.provenance,
+            )
+            self._count(rank, row, call, share)
+
+    def _parts(
+        self, rank: int, stage: int, phase: Phase, call: Call
+    ) -> Iterator[tuple[Call, float]]:
+        """The tensors of a list transfer as calls, each with its share of the time."""
+        if call.tensors is None:
+            unsized_list = call.source == "shared-memory" and call.operation == "recv"
+            number = self.sizer.tensors_per_transfer if unsized_list else 1
+            for _ in range(number):
+                yield call, 1 / number
+            return
+        data = [tensor for tensor in call.tensors if not is_header(tensor)]
+        if len(data) < len(call.tensors):
+            self._other(rank, stage, phase, call, reason=HEADER_RULE, is_control=True)
+        for shape, dtype in data:
+            yield replace(call, input_shape=shape, dtype=dtype, tensors=None), 1 / len(data)
+
+    def _is_header(self, call: Call, trace: RankTrace) -> bool:
+        """Whether this announces a pipeline transfer: vLLM sends size and description over gloo."""
+        if self.sizer.conventions is None or call.source != "gloo":
+            return False
+        if call.operation not in ("send", "recv"):
+            return False
+        tensor = call.input_shape
+        small = call.dtype in _HEADER_DTYPES and (tensor is None or len(tensor) == 1)
+        return small and (trace.backend == "nccl" or tensor is not None)
+
+    def _count(self, rank: int, row: Collective, call: Call, share: float) -> None:
+        cell = self._cells.setdefault(row.key, _Cell(row))
+        cell.counts[rank] += 1
+        cell.durations.append(call.duration_us * share)
+        if call.wait_us is not None and call.transfer_us is not None:
+            cell.waits.append(call.wait_us * share)
+            cell.transfers.append(call.transfer_us * share)
+        if call.overlapped_us is not None:
+            cell.overlapped.append(call.overlapped_us * share)
+
+    def _other(
+        self,
+        rank: int,
+        stage: int,
+        phase: Phase,
+        call: Call,
+        *,
+        reason: str,
+        is_control: bool = False,
+    ) -> None:
+        key = (call.operation, call.name, stage, phase, is_control, reason)
+        self._others[key][rank] += 1
+
+    def _in_order(self) -> list[_Cell]:
+        by_key = {cell.first.key: cell for cell in self._cells.values()}
+        return [by_key[row.key] for row in merge_rows(cell.first for cell in by_key.values())]
+
+    def _disagreements(self) -> Iterator[str]:
+        """Ranks of one stage must do the same."""
+        for cell in self._cells.values():
+            ranks = self._ranks_of_stage[cell.first.stage]
+            counts = {rank: cell.counts[rank] for rank in ranks}
+            if len(set(counts.values())) > 1:
+                row = cell.first
+                listed = ", ".join(f"rank {rank} {count}" for rank, count in counts.items())
+                yield (
+                    f"ranks of stage {row.stage} disagree on {row.phase} {row.op} "
+                    f"{row.input_shape}: {listed} calls"
+                )
+
+    def _measured(self, cell: _Cell) -> MeasuredRow:
+        num_ranks = len(cell.counts)
+        known = bool(cell.waits) and len(cell.waits) == len(cell.durations)
+        row = replace(
+            cell.first,
+            count=max(cell.counts.values()),
+            duration_us=_statistics(cell.durations, num_ranks),
+            wait_us=_statistics(cell.waits, num_ranks) if known else None,
+            transfer_us=_statistics(cell.transfers, num_ranks) if known else None,
+            bound=None if known else "upper",
+        )
+        times = row.transfer_us or row.duration_us
+        algbw = None
+        if times is not None and times.median > 0 and row.message_bytes is not None:
+            algbw = row.message_bytes / times.median / 1e3
+        overlapped = round(sum(cell.overlapped) / num_ranks, 3) if cell.overlapped else None
+        total = row.duration_us.total if row.duration_us else 0.0
+        return MeasuredRow(
+            row=row,
+            algbw_gb_s=None if algbw is None else round(algbw, 6),
+            busbw_gb_s=None if algbw is None else round(algbw * row.correction, 6),
+            exposed_us=None if overlapped is None else round(total - overlapped, 3),
+            overlapped_us=overlapped,
+        )
+
+
+def _statistics(values: Sequence[float], num_ranks: int) -> Statistics:
+    """Spread over all calls of all ranks; the total is what one rank spends (the mean)."""
+    return Statistics(
+        min=round(min(values), 3),
+        median=round(median(values), 3),
+        max=round(max(values), 3),
+        total=round(sum(values) / num_ranks, 3),
+    )
+
+
+def _received_elements(calls: Iterable[Call]) -> dict[int | None, frozenset[int]]:
+    found: dict[int | None, set[int]] = defaultdict(set)
+    for call in calls:
+        if call.operation == "recv" and call.input_elements and call.source != "gloo":
+            found[call.step].add(call.input_elements)
+    return {step: frozenset(sizes) for step, sizes in found.items()}
+
+
+__all__ = ["HEADER_RULE", "Adder", "MeasuredRow", "OtherCalls", "Sized", "Tally"]

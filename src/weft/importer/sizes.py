@@ -1,0 +1,153 @@
+"""Shapes for calls whose trace gives less: element counts, the peer's side, or the model.
+
+Provenance: ``shape`` where the trace recorded dimensions (of this rank or of the
+peer that sent), ``metadata`` where it recorded element counts, ``model`` where only
+the model and the step label tell the size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+from weft.importer.labels import StepLabel
+from weft.importer.rank_trace import Call, Size
+from weft.vocabulary.conventions import Conventions
+from weft.vocabulary.layout import Layout
+from weft.vocabulary.model_spec import ModelSpec
+from weft.vocabulary.schedule import Provenance
+
+_ROWS_OF_TOKENS: Final = ("all_reduce", "reduce_scatter", "send", "recv")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sized:
+    """Shapes of one call and where they come from; None where nothing tells them."""
+
+    input_shape: tuple[int, ...] | None
+    output_shape: tuple[int, ...] | None
+    dtype: str | None
+    provenance: Provenance
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizer:
+    """What may be used to size a call: the model where known, the layout, the engine's habits."""
+
+    spec: ModelSpec | None
+    layout: Layout
+    conventions: Conventions | None
+    activation_dtype: str | None
+
+    @property
+    def dtype(self) -> str | None:
+        return self.activation_dtype or (self.spec.dtype if self.spec else None)
+
+    def size(
+        self,
+        call: Call,
+        label: StepLabel | None,
+        group_size: int,
+        received: frozenset[int] = frozenset(),
+    ) -> Sized:
+        """Shapes of ``call``; ``received`` are the element counts that its step received."""
+        if call.input_shape is not None:
+            output = call.output_shape or _output(call.operation, call.input_shape, group_size)
+            return Sized(
+                input_shape=call.input_shape,
+                output_shape=output,
+                dtype=call.dtype or self.dtype,
+                provenance="shape",
+            )
+        if call.input_elements:
+            of_slices = call.precedes_step or call.input_elements in received
+            return self._from_elements(call, label, group_size, of_slices=of_slices)
+        return self._from_model(call, label, group_size)
+
+    def _from_elements(
+        self, call: Call, label: StepLabel | None, group_size: int, *, of_slices: bool
+    ) -> Sized:
+        elements = call.input_elements or 0
+        rows = _rows(call, label, elements, of_slices=of_slices)
+        shape = (elements,) if rows is None else (rows, elements // rows)
+        if call.operation == "gather" and rows == 1:
+            shape = (elements,)
+        output = _output(call.operation, shape, group_size, joined_columns=of_slices)
+        if call.output_elements and output and _product(output) != call.output_elements:
+            output = (call.output_elements,)
+        return Sized(
+            input_shape=shape, output_shape=output, dtype=call.dtype, provenance="metadata"
+        )
+
+    def _from_model(self, call: Call, label: StepLabel | None, group_size: int) -> Sized:
+        unknown = Sized(
+            input_shape=None,
+            output_shape=None,
+            dtype=call.dtype or self.dtype,
+            provenance="model",
+        )
+        if self.spec is None or label is None:
+            return unknown
+        shape: tuple[int, ...] | None = None
+        if call.operation in _ROWS_OF_TOKENS and label.num_tokens:
+            sliced = call.operation in ("send", "recv") and self._sends_slices
+            width = self.spec.hidden_size // (self.layout.tp if sliced else 1)
+            shape = (label.num_tokens, width)
+        elif call.operation == "all_gather" and self.conventions is not None:
+            shape = (
+                label.num_sequences,
+                self.conventions.logits_shard(self.spec.vocab_size, self.layout.tp),
+            )
+        if shape is None:
+            return unknown
+        output = _output(call.operation, shape, group_size)
+        return replace(unknown, input_shape=shape, output_shape=output)
+
+    @property
+    def _sends_slices(self) -> bool:
+        return self.conventions is not None and self.conventions.boundary_sliced
+
+    @property
+    def tensors_per_transfer(self) -> int:
+        return self.conventions.boundary_tensors if self.conventions else 1
+
+
+def _rows(call: Call, label: StepLabel | None, elements: int, *, of_slices: bool) -> int | None:
+    """Rows of a flat element count: tokens of the step, or its sequences for logits and ids."""
+    if label is None:
+        return None
+    if call.operation == "broadcast" and elements == 2 * label.num_sequences:
+        return 2 if call.dtype == "int32" else label.num_sequences
+    of_tokens = call.operation in _ROWS_OF_TOKENS or of_slices
+    return _divisor(elements, label.num_tokens if of_tokens else label.num_sequences)
+
+
+def _divisor(elements: int, rows: int | None) -> int | None:
+    return rows if rows and elements % rows == 0 else None
+
+
+def _output(
+    operation: str, shape: tuple[int, ...], group_size: int, *, joined_columns: bool = False
+) -> tuple[int, ...]:
+    """What a rank holds after the call: gathered rows under one another, or joined columns."""
+    if operation == "gather" or (operation == "all_gather" and joined_columns):
+        return (*shape[:-1], shape[-1] * group_size) if shape else shape
+    if operation == "all_gather" and shape:
+        return (shape[0] * group_size, *shape[1:])
+    if operation == "reduce_scatter" and shape:
+        return (shape[0] // group_size, *shape[1:])
+    return shape
+
+
+def _product(shape: Sequence[int]) -> int:
+    total = 1
+    for size in shape:
+        total *= size
+    return total
+
+
+def is_header(tensor: Size) -> bool:
+    """The pickled description that travels last in a list of tensors."""
+    shape, dtype = tensor
+    return len(shape) == 1 and dtype in (None, "uint8")

@@ -1,0 +1,154 @@
+"""The rank's side of the TCP transport: pinned mailboxes and the proxy processes that move them.
+
+Layout of the shared memory (``HostLinkRecord`` of link.cuh points into it; ``host_proxy``
+reads and writes it on the other side)::
+
+    control | out flags | in flags | outbox | inbox
+
+The memory is an anonymous file: it disappears with the last process that has it open.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import mmap
+import os
+import secrets
+import socket
+import subprocess
+import sys
+from typing import Any
+
+import torch.distributed as dist
+
+from weft.kernels.driver import checked, driver
+from weft.kernels.host_proxy import Layout
+from weft.kernels.selection import Topology, num_vectors
+from weft.kernels.support import host_identity
+
+CONNECT_S = 60.0
+
+
+class HostLinkRecord(ctypes.Structure):
+    """``struct HostLinkRecord`` of link.cuh."""
+
+    _fields_ = (
+        ("outbox", ctypes.c_uint64),
+        ("inbox", ctypes.c_uint64),
+        ("out_flag", ctypes.c_uint64),
+        ("in_flag", ctypes.c_uint64),
+        ("shape", ctypes.c_uint64),
+        ("part_bytes", ctypes.c_uint64),
+        ("max_chunks", ctypes.c_uint32),
+        ("unused", ctypes.c_uint32),
+    )
+
+
+class HostLink:
+    """Pinned memory of one rank, one proxy that sends and one that receives for each node."""
+
+    def __init__(self, group: dist.ProcessGroup, topology: Topology, max_bytes: int) -> None:
+        """Collective: connects the ranks of the same place on all nodes."""
+        rank = dist.get_rank(group)
+        node, place = divmod(rank, topology.ranks_per_node)
+        part_bytes = -(-num_vectors(max_bytes) // topology.ranks_per_node) * 16
+        self.layout = Layout(nodes=topology.nodes, part_bytes=-(-part_bytes // 4096) * 4096)
+        self._processes: list[subprocess.Popen[bytes]] = []
+        self._file = os.memfd_create("weft-host-link")
+        os.ftruncate(self._file, self.layout.num_bytes)
+        self._map = mmap.mmap(self._file, self.layout.num_bytes)
+        self._host = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
+        self._driver = driver()
+        self.record = self._register()
+        self._connect(group, topology, node, place)
+
+    def _register(self) -> HostLinkRecord:
+        flags = self._driver.CU_MEMHOSTREGISTER_PORTABLE | self._driver.CU_MEMHOSTREGISTER_DEVICEMAP
+        size = self.layout.num_bytes
+        checked(self._driver.cuMemHostRegister(self._host, size, flags), "pinning the mailboxes")
+        pointer = self._driver.cuMemHostGetDevicePointer(self._host, 0)
+        base = int(checked(pointer, "mapping the mailboxes"))
+        layout = self.layout
+        return HostLinkRecord(
+            outbox=base + layout.outbox,
+            inbox=base + layout.inbox,
+            out_flag=base + layout.out_flags,
+            in_flag=base + layout.in_flags,
+            shape=base + layout.shape,
+            part_bytes=layout.part_bytes,
+            max_chunks=layout.max_chunks,
+        )
+
+    def _connect(self, group: dist.ProcessGroup, topology: Topology, node: int, place: int) -> None:
+        """Listen, tell everybody where, and hand the connected sockets to the proxies."""
+        listener = socket.create_server(("", 0), backlog=64)
+        listener.settimeout(CONNECT_S)
+        token = secrets.token_bytes(16)
+        mine = (host_identity(), _address(), listener.getsockname()[1], token)
+        ranks: list[Any] = [None] * topology.num_ranks
+        dist.all_gather_object(ranks, mine, group=group)
+        others = [n for n in range(topology.nodes) if n != node]
+        outgoing: dict[int, socket.socket] = {}
+        incoming: dict[int, socket.socket] = {}
+        for other in others:
+            host, address, port, key = ranks[other * topology.ranks_per_node + place]
+            address = "127.0.0.1" if host == mine[0] else address
+            outgoing[other] = socket.create_connection((address, port), timeout=CONNECT_S)
+            outgoing[other].sendall(key + node.to_bytes(4, "little"))
+        while len(incoming) < len(others):
+            connection, _ = listener.accept()
+            connection.settimeout(CONNECT_S)
+            greeting = connection.recv(20, socket.MSG_WAITALL)
+            if greeting[:16] == token:
+                incoming[int.from_bytes(greeting[16:], "little")] = connection
+        listener.close()
+        self._start("send", outgoing)
+        for other, connection in incoming.items():
+            self._start("receive", {other: connection})
+        for connection in (*outgoing.values(), *incoming.values()):
+            connection.close()
+
+    def _start(self, role: str, sockets: dict[int, socket.socket]) -> None:
+        task = {
+            "role": role,
+            "memory": self._file,
+            "nodes": self.layout.nodes,
+            "part_bytes": self.layout.part_bytes,
+            "sockets": {str(node): link.fileno() for node, link in sockets.items()},
+            "parent": os.getpid(),
+        }
+        files = (self._file, *(link.fileno() for link in sockets.values()))
+        self._processes.append(
+            subprocess.Popen(  # noqa: S603  our own module
+                [sys.executable, "-m", "weft.kernels.host_proxy", json.dumps(task)],
+                pass_fds=files,
+                stdin=subprocess.DEVNULL,
+            )
+        )
+
+    def alive(self) -> bool:
+        """Whether all proxies still run."""
+        return all(process.poll() is None for process in self._processes)
+
+    def close(self) -> None:
+        """Stop the proxies and release the pinned memory."""
+        self._map[self.layout.stop] = 1
+        for process in self._processes:
+            try:
+                process.wait(timeout=2)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        if self._host:
+            self._driver.cuMemHostUnregister(self._host)
+            self._host = 0
+            os.close(self._file)
+
+
+def _address() -> str:
+    """The address by which other hosts reach this one."""
+    try:
+        return socket.gethostbyname(socket.gethostname())
+    except OSError:
+        return "127.0.0.1"  # no name service: right for nodes that share this host

@@ -1,0 +1,222 @@
+"""A proxy process: moves chunks between pinned mailboxes of one rank and TCP sockets.
+
+Run as ``python -m weft.kernels.host_proxy TASK`` by host_link; imports nothing heavy.
+The sender waits for flags that the kernel sets, the receiver sets flags that the kernel
+waits for. A flag is put back by whoever consumes the chunk, before the chunk moves on.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import signal
+import socket
+import struct
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+HEADER = struct.Struct("<IIIII")  # parity, first chunk, vectors: of the part, of a chunk; bytes
+VECTOR_BYTES = 16
+MIN_CHUNK_VECTORS = 32
+MAX_SEND_BYTES = 256 << 10
+SPIN_S = 2.0  # after the last chunk, before the proxy starts to sleep between looks
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """Offsets inside the shared memory of one rank."""
+
+    nodes: int
+    part_bytes: int  # a multiple of the page size
+
+    stop = 0
+    shape = 64
+    out_flags = 4096
+
+    @property
+    def max_chunks(self) -> int:
+        """Chunks of one part if they are as small as they can be, in whole pages of flags."""
+        chunks = self.part_bytes // (VECTOR_BYTES * MIN_CHUNK_VECTORS)
+        return -(-chunks // 4096) * 4096
+
+    @property
+    def in_flags(self) -> int:
+        """Offset of [parity][node][chunk]."""
+        return self.out_flags + 2 * self.max_chunks
+
+    @property
+    def outbox(self) -> int:
+        """Offset of [parity][part]."""
+        return self.in_flags + 2 * self.nodes * self.max_chunks
+
+    @property
+    def inbox(self) -> int:
+        """Offset of [parity][node][part]."""
+        return self.outbox + 2 * self.part_bytes
+
+    @property
+    def num_bytes(self) -> int:
+        """Everything."""
+        return self.inbox + 2 * self.nodes * self.part_bytes
+
+
+class Proxy:
+    """The shared memory, and when to give up."""
+
+    def __init__(self, layout: Layout, memory: memoryview, parent: int) -> None:
+        self.layout = layout
+        self.memory = memory
+        self._parent = parent
+        self._busy_until = time.monotonic() + SPIN_S
+
+    def until(self, ready: Callable[[], bool]) -> bool:
+        """Look until ``ready()``; False when the communicator is closed or its process gone."""
+        looks = 0
+        while not ready():
+            looks += 1
+            if looks % 256 == 0:
+                if self.memory[self.layout.stop] or os.getppid() != self._parent:
+                    return False
+                if time.monotonic() > self._busy_until:
+                    time.sleep(0.0002)
+        return True
+
+    def worked(self) -> None:
+        """Something moved: stay awake for the next."""
+        self._busy_until = time.monotonic() + SPIN_S
+
+
+def ready_run(flags: memoryview, first: int, total: int) -> int:
+    """How many chunks from ``first`` on are ready, without a gap."""
+    gap = bytes(flags[first:total]).find(0)
+    return total - first if gap < 0 else gap
+
+
+def send_calls(proxy: Proxy, links: list[socket.socket]) -> None:
+    """Send the parts of one call after the other to all other nodes."""
+    parity = 1
+    while True:
+        runs = 0
+        for header, data in _runs(proxy, parity):
+            for link in links:
+                send_all(link, header, data)
+            proxy.worked()
+            runs += 1
+        if runs == 0:
+            return
+        parity ^= 1
+
+
+def _runs(proxy: Proxy, parity: int) -> Iterator[tuple[bytes, memoryview]]:
+    """(header, data) of every run of chunks of one call, as the kernel completes them."""
+    layout, memory = proxy.layout, proxy.memory
+    start = layout.out_flags + parity * layout.max_chunks
+    flags = memory[start : start + layout.max_chunks]
+    first, total, shape = 0, 1, (0, 0)
+    while first < total:
+        if not proxy.until(partial(_is_set, flags, first)):
+            return
+        if first == 0:
+            shape = read_shape(memory, layout, parity)
+            total = -(-shape[0] // shape[1])
+        most = max(1, MAX_SEND_BYTES // (shape[1] * VECTOR_BYTES))
+        count = min(ready_run(flags, first, total), most)
+        flags[first : first + count] = bytes(count)
+        begin = layout.outbox + parity * layout.part_bytes + first * shape[1] * VECTOR_BYTES
+        size = part_size(first, count, shape)
+        yield HEADER.pack(parity, first, *shape, size), memory[begin : begin + size]
+        first += count
+
+
+def _is_set(flags: memoryview, chunk: int) -> bool:
+    return flags[chunk] != 0
+
+
+def read_shape(memory: memoryview, layout: Layout, parity: int) -> tuple[int, int]:
+    """(vectors of the part, vectors of a chunk) of the call of this parity."""
+    at = layout.shape + parity * 8
+    part, chunk = struct.unpack_from("<II", memory, at)
+    return part, chunk
+
+
+def part_size(first: int, count: int, shape: tuple[int, int]) -> int:
+    """Bytes of ``count`` chunks from ``first`` on; the last chunk of a part may be short."""
+    part, chunk = shape
+    return (min(part, (first + count) * chunk) - first * chunk) * VECTOR_BYTES
+
+
+def send_all(link: socket.socket, header: bytes, data: memoryview) -> None:
+    """Header and data in as few system calls as possible."""
+    sent = link.sendmsg([header, data]) - len(header)
+    while sent < 0:
+        sent += link.send(header[sent:])
+    while sent < len(data):
+        sent += link.send(data[sent:])
+
+
+def receive_calls(proxy: Proxy, node: int, link: socket.socket) -> None:
+    """Put what ``node`` sends where the kernel looks for it."""
+    layout, memory = proxy.layout, proxy.memory
+    header = bytearray(HEADER.size)
+    while receive(proxy, link, memoryview(header)):
+        parity, first, _, chunk, size = HEADER.unpack_from(header)
+        box = (parity * layout.nodes + node) * layout.part_bytes + layout.inbox
+        begin = box + first * chunk * VECTOR_BYTES
+        if not receive(proxy, link, memory[begin : begin + size]):
+            return
+        count = -(-size // (chunk * VECTOR_BYTES))
+        flag = layout.in_flags + (parity * layout.nodes + node) * layout.max_chunks + first
+        memory[flag : flag + count] = b"\1" * count
+        proxy.worked()
+
+
+def receive(proxy: Proxy, link: socket.socket, target: memoryview) -> bool:
+    """Fill ``target``; False when there is nothing more to come."""
+    got = 0
+
+    def progress() -> bool:
+        nonlocal got
+        try:
+            count = link.recv_into(target[got:], 0, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
+        if count == 0:
+            raise ConnectionError("the other node has gone")
+        got += count
+        return got == len(target)
+
+    return proxy.until(progress)
+
+
+def prepare(link: socket.socket) -> socket.socket:
+    """A blocking socket without delays."""
+    link.settimeout(None)
+    link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return link
+
+
+def main() -> None:
+    """Run one proxy until its communicator is closed or its process has gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+    task = json.loads(sys.argv[1])
+    layout = Layout(nodes=task["nodes"], part_bytes=task["part_bytes"])
+    memory = memoryview(mmap.mmap(task["memory"], layout.num_bytes))
+    proxy = Proxy(layout, memory, task["parent"])
+    links = {int(node): prepare(socket.socket(fileno=f)) for node, f in task["sockets"].items()}
+    try:
+        if task["role"] == "send":
+            send_calls(proxy, list(links.values()))
+        else:
+            ((node, link),) = links.items()
+            receive_calls(proxy, node, link)
+    except ConnectionError:
+        pass  # the kernel's own bound turns silence into an error that names the rank
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,110 @@
+"""Fused all-reduce + residual addition + RMSNorm: choose the kernel and launch it."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import torch
+
+from weft.errors import UserError
+from weft.kernels import selection
+from weft.kernels.communicator import DeviceAllReduce, require
+from weft.kernels.driver import Kernel
+
+SOURCE = "residual_rms_norm.cu"
+FUSED_MAX_BYTES = {2: 4 << 20, 3: 512 << 10, 4: 512 << 10}  # above: two kernels are faster
+FUSED_MAX_BYTES_MANY = 64 << 10
+MAX_ROW_VECTORS = 2048  # 64 warps of a cluster
+THREADS = 128
+MAX_CLUSTER = 8
+MAX_BLOCKS = 264
+
+
+def run(
+    communicator: DeviceAllReduce,
+    tensor: torch.Tensor,
+    residual: torch.Tensor,
+    weight: torch.Tensor,
+    epsilon: float,
+    out: torch.Tensor,
+) -> None:
+    """See DeviceAllReduce.all_reduce_residual_rms_norm."""
+    check_arguments(tensor, residual, weight, out, communicator.device)
+    num_rows, hidden = tensor.numel() // tensor.shape[-1], tensor.shape[-1]
+    if num_rows == 0:
+        return
+    fused = fits_one_kernel(communicator, tensor.numel() * tensor.element_size())
+    if not fused:
+        tensor = communicator.all_reduce(tensor, out)
+    vectors = hidden * tensor.element_size() // selection.VECTOR_BYTES
+    cluster, threads = shape(vectors, num_rows)
+    kernel = _kernel(communicator, tensor.dtype, cluster, fused=fused)
+    pointers = (tensor.data_ptr(), residual.data_ptr(), weight.data_ptr(), out.data_ptr())
+    values = (*pointers, num_rows, hidden, epsilon)
+    for argument, value in zip(kernel.arguments[-7:], values, strict=True):
+        argument.value = value
+    blocks = min(num_rows, MAX_BLOCKS // cluster) * cluster
+    kernel.launch(blocks, threads, communicator.enter())
+
+
+def fits_one_kernel(communicator: DeviceAllReduce, num_bytes: int) -> bool:
+    """Whether the fused kernel takes a message of this size: one-shot is worth it and fits."""
+    topology = communicator.topology
+    limit = FUSED_MAX_BYTES.get(topology.num_ranks, FUSED_MAX_BYTES_MANY)
+    fits = topology.needs("one_shot", num_bytes) <= communicator.mailbox_bytes
+    return "one_shot" in topology.algorithms and num_bytes <= limit and fits
+
+
+def shape(vectors: int, num_rows: int) -> tuple[int, int]:
+    """(blocks of a cluster, threads of a block) for rows of ``vectors`` 16-byte vectors.
+
+    Few rows spread over as many multiprocessors as a cluster can; many rows fill them anyway.
+    """
+    cluster = 1
+    while (
+        cluster < MAX_CLUSTER
+        and vectors > cluster * THREADS
+        and (vectors > cluster * 1024 or num_rows * cluster * 2 <= MAX_BLOCKS)
+    ):
+        cluster *= 2
+    return cluster, -(-vectors // (cluster * 32)) * 32
+
+
+def check_arguments(
+    tensor: torch.Tensor,
+    residual: torch.Tensor,
+    weight: torch.Tensor,
+    out: torch.Tensor,
+    device: torch.device,
+) -> None:
+    """UserError for shapes, types or strides that the kernels do not take."""
+    require(tensor, device)
+    hidden = tensor.shape[-1] if tensor.dim() else 0
+    row_bytes = hidden * tensor.element_size()
+    most = MAX_ROW_VECTORS * selection.VECTOR_BYTES
+    if row_bytes == 0 or row_bytes % selection.VECTOR_BYTES or row_bytes > most:
+        raise UserError(
+            f"a row of {hidden} elements is {row_bytes} bytes; the fused RMSNorm takes "
+            f"multiples of 16 bytes up to {most}"
+        )
+    for name, other, expected in (
+        ("residual", residual, tensor.shape),
+        ("out", out, tensor.shape),
+        ("weight", weight, (hidden,)),
+    ):
+        if tuple(other.shape) != tuple(expected) or other.dtype != tensor.dtype:
+            found = f"{other.dtype} {list(other.shape)}"
+            raise UserError(f"{name} is {found}, expected {tensor.dtype} {list(expected)}")
+    if not all(t.is_contiguous() for t in (tensor, residual, weight, out)):
+        raise UserError("the fused RMSNorm takes contiguous tensors; call .contiguous() first")
+
+
+def _kernel(
+    communicator: DeviceAllReduce, dtype: torch.dtype, cluster: int, *, fused: bool
+) -> Kernel:
+    arguments: list[Any] = [communicator.comm] if fused else []
+    arguments += [ctypes.c_uint64() for _ in range(4)]
+    arguments += [ctypes.c_uint32(), ctypes.c_uint32(), ctypes.c_float()]
+    name = "all_reduce_residual_rms_norm" if fused else "residual_rms_norm"
+    return communicator.kernel(SOURCE, name, dtype, arguments, cluster)

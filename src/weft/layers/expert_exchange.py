@@ -1,0 +1,73 @@
+"""How token rows reach the experts, and how their outputs come back.
+
+Beside the residual stream this is the only other place where a layer meets
+communication. Shapes: R token rows of this rank, E experts of the model, e experts of
+this rank, n expert-parallel ranks, h hidden size.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+
+from weft.comm.communicator import Communicator
+
+
+class ExpertExchange(Protocol):
+    """Token rows to the ranks that hold their experts, partial outputs back."""
+
+    experts: range
+    """The experts of this rank."""
+
+    def dispatch(
+        self, x: torch.Tensor, gates: torch.Tensor, site: str
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Rows [R, h] and gates [R, E] -> the rows for this rank's experts and gates [.., e]."""
+
+    def combine(self, partial: torch.Tensor, site: str) -> torch.Tensor:
+        """Outputs of this rank's experts for the dispatched rows -> sums for its own rows [R, h]."""
+
+
+class LocalExperts:
+    """No exchange: every row is here, and the residual stream adds up what the ranks computed."""
+
+    def __init__(self, experts: range) -> None:
+        self.experts = experts
+
+    def dispatch(
+        self,
+        x: torch.Tensor,
+        gates: torch.Tensor,
+        site: str,  # noqa: ARG002
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return x, gates[:, self.experts.start : self.experts.stop]
+
+    def combine(self, partial: torch.Tensor, site: str) -> torch.Tensor:  # noqa: ARG002
+        return partial
+
+
+class AllToAllExperts:
+    """All-to-all with a fixed capacity: room for all R rows of a rank at every rank.
+
+    Sizes then depend on nothing but R, so that the schedule has a closed form, graphs can
+    be captured and no row is ever dropped; rows that a rank has no expert for travel as
+    zeros. A layer makes three calls: rows [n * R, h], gates [n * R, e], outputs [n * R, h].
+    """
+
+    def __init__(self, ep: Communicator, num_experts: int) -> None:
+        self._ep = ep
+        share = num_experts // ep.size
+        self.experts = range(ep.rank * share, (ep.rank + 1) * share)
+
+    def dispatch(
+        self, x: torch.Tensor, gates: torch.Tensor, site: str
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        of_rank = gates.unflatten(1, (self._ep.size, -1)).transpose(0, 1)
+        wanted = (of_rank != 0).any(dim=-1, keepdim=True)
+        rows = self._ep.all_to_all((x * wanted).flatten(0, 1), site)
+        return rows, self._ep.all_to_all(of_rank.flatten(0, 1).contiguous(), site)
+
+    def combine(self, partial: torch.Tensor, site: str) -> torch.Tensor:
+        returned = self._ep.all_to_all(partial, site)
+        return returned.unflatten(0, (self._ep.size, -1)).sum(dim=0)

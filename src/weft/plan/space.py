@@ -1,0 +1,93 @@
+"""The layouts of a number of GPUs, and the reason each impossible one is left out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from weft.errors import LayoutError
+from weft.vocabulary.layout import Layout, valid_tp
+from weft.vocabulary.model_spec import ModelSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rejection:
+    """A layout that cannot be used, and why (with the numbers)."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cluster:
+    """``num_gpus`` devices in nodes of ``gpus_per_node``."""
+
+    num_gpus: int
+    gpus_per_node: int
+
+    def __post_init__(self) -> None:
+        if self.num_gpus < 1:
+            raise LayoutError(f"--gpus {self.num_gpus}: must be at least 1")
+        if self.gpus_per_node < 1:
+            raise LayoutError(f"--gpus-per-node {self.gpus_per_node}: must be at least 1")
+        if self.num_gpus > self.gpus_per_node and self.num_gpus % self.gpus_per_node:
+            raise LayoutError(
+                f"--gpus {self.num_gpus}: not a whole number of nodes of {self.gpus_per_node}; "
+                f"use {self.num_gpus // self.gpus_per_node * self.gpus_per_node} or change "
+                "--gpus-per-node"
+            )
+
+    @property
+    def nodes(self) -> int:
+        return -(-self.num_gpus // self.gpus_per_node)
+
+
+def layouts(spec: ModelSpec, cluster: Cluster) -> tuple[list[Layout], list[Rejection]]:
+    """Every tp x pp x sp x ep x dp that uses all GPUs, and the products that cannot run."""
+    usable: list[Layout] = []
+    rejected: list[Rejection] = []
+    for tp, pp in _degrees(cluster.num_gpus):
+        for sp, ep in _variants(spec, tp):
+            dp = cluster.num_gpus // (tp * pp)
+            layout = Layout(tp=tp, pp=pp, dp=dp, sp=sp, ep=ep, nodes=cluster.nodes)
+            reason = _impossible(spec, layout, cluster)
+            if reason is None:
+                usable.append(layout)
+            elif (sp, ep) == (1, 1):
+                rejected.append(Rejection(name=layout.name, reason=reason))
+    return usable, rejected
+
+
+def _degrees(num_gpus: int) -> Iterator[tuple[int, int]]:
+    divisors = [n for n in range(1, num_gpus + 1) if num_gpus % n == 0]
+    for tp in divisors:
+        for pp in divisors:
+            if num_gpus % (tp * pp) == 0:
+                yield tp, pp
+
+
+def _variants(spec: ModelSpec, tp: int) -> Iterator[tuple[int, int]]:
+    """(sp, ep): sequence parallelism off or on; experts sliced by tp or spread over it."""
+    yield 1, 1
+    if tp > 1:
+        yield tp, 1
+        if spec.is_moe:
+            yield 1, tp
+
+
+def _impossible(spec: ModelSpec, layout: Layout, cluster: Cluster) -> str | None:
+    width = cluster.gpus_per_node
+    if layout.tp % width and width % layout.tp:
+        return (
+            f"tensor-parallel groups of {layout.tp} would straddle nodes of {width} GPUs unevenly"
+        )
+    if layout.tp > max(valid_tp(spec)):
+        return (
+            f"tp {layout.tp} is more than the largest degree that divides {spec.name} "
+            f"({max(valid_tp(spec))})"
+        )
+    try:
+        layout.check_model(spec)
+    except LayoutError as error:
+        return str(error)
+    return None

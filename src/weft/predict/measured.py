@@ -1,0 +1,94 @@
+"""Measured runs that come with the package, each with its method."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from typing import Any, Literal
+
+from weft.vocabulary.layout import Layout
+from weft.vocabulary.workload import Workload
+
+Role = Literal["fitted", "tuned", "test", "compared"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasuredRun:
+    """One measured batch: what ran, and its TTFT and TPOT in ms (None = not given).
+
+    role: fitted (the engine profile was fitted to it), tuned (a constant was chosen with
+    it), test (never used) or compared (known to contradict itself; shown, never used).
+    """
+
+    source: str
+    method: str
+    role: Role
+    engine: str
+    accelerator: str
+    fabric: str
+    model: str
+    layout: Layout
+    workload: Workload
+    ttft_ms: float | None
+    tpot_ms: float | None
+
+    @property
+    def name(self) -> str:
+        load = self.workload
+        return (
+            f"{self.model} {self.layout.name} {load.prompt_tokens}/{load.decode_tokens} "
+            f"x{load.batch}"
+        )
+
+
+@cache
+def _document(name: str) -> dict[str, Any]:
+    file = resources.files("weft.predict") / "data" / "measurements" / f"{name}.json"
+    document: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return document
+
+
+def h200_runs() -> list[MeasuredRun]:
+    """Runs of vLLM 0.25.1 on 4 H200: the rows that the ``vllm`` profile is fitted to."""
+    data = _document("h200x4")["vllm"]
+    return [
+        MeasuredRun(
+            source="h200x4",
+            method=data["method"],
+            role="fitted",
+            engine=data["engine"],
+            accelerator=data["accelerator"],
+            fabric=data["fabric"],
+            model=row["model"],
+            layout=Layout(tp=row["tp"], pp=row["pp"]),
+            workload=Workload(
+                prompt_tokens=row["prompt"], decode_tokens=data["decode_tokens"], batch=row["batch"]
+            ),
+            ttft_ms=row["ttft_ms"],
+            tpot_ms=row["tpot_ms"],
+        )
+        for row in data["rows"]
+    ]
+
+
+def published_runs() -> list[MeasuredRun]:
+    """Published service times of vLLM V0 on H100 nodes of four: compared, never fitted."""
+    data = _document("published_h100x8")
+    return [
+        MeasuredRun(
+            source="published",
+            method=data["method"],
+            role="compared",
+            engine=data["engine"],
+            accelerator=data["accelerator"],
+            fabric=data["fabric"],
+            model=row["model"],
+            layout=Layout(tp=row["tp"], pp=row["pp"], nodes=row["nodes"]),
+            workload=Workload(prompt_tokens=128, decode_tokens=128, batch=1),
+            ttft_ms=row["ttft_ms"],
+            tpot_ms=row["tpot_ms"],
+        )
+        for row in data["rows"]
+    ]

@@ -1,0 +1,223 @@
+"""The HTTP application: routes, and nothing that needs the engine's process."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+
+from weft import __version__
+from weft.engine.tokenizer import Tokenizer
+from weft.errors import WorkloadError
+from weft.serve.answers import AnswerKind, event_stream, whole_answer
+from weft.serve.chat import ChatTemplate
+from weft.serve.engine_client import EngineClient
+from weft.serve.errors import ApiError, install_error_handlers
+from weft.serve.generation import Generation, start_generation
+from weft.serve.metrics import Metrics
+from weft.serve.middleware import Guard
+from weft.serve.protocol import ChatBody, CompletionBody, GenerationBody, StreamOptions
+
+_PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerSettings:
+    """What the server answers to and how much it takes."""
+
+    model_name: str
+    api_key: str | None = None
+    max_body_bytes: int = 8 << 20
+    max_prompt_tokens: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Service:
+    engine: EngineClient
+    tokenizer: Tokenizer
+    template: ChatTemplate
+    settings: ServerSettings
+    metrics: Metrics
+
+    async def complete(self, request: Request, body: CompletionBody) -> Response:
+        self._check_model(body.model)
+        prompts = [self._ids(prompt) for prompt in _prompts(body)]
+        wanted = 16 if body.max_tokens is None else body.max_tokens
+        return await self._answer(request, body, prompts, wanted, chat=False)
+
+    async def chat(self, request: Request, body: ChatBody) -> Response:
+        self._check_model(body.model)
+        wanted = body.max_completion_tokens or body.max_tokens
+        prompt = self.template.encode(body.messages)
+        return await self._answer(request, body, [prompt], wanted, chat=True)
+
+    async def _answer(
+        self,
+        request: Request,
+        body: GenerationBody,
+        prompts: Sequence[Sequence[int]],
+        wanted: int | None,
+        *,
+        chat: bool,
+    ) -> Response:
+        for prompt in prompts:
+            self._check_prompt(prompt)
+        generation = start_generation(
+            self.engine, self.tokenizer, self.metrics, body, prompts, wanted
+        )
+        kind = AnswerKind(chat=chat, model=self.settings.model_name)
+        watch = asyncio.create_task(_abort_on_disconnect(request, generation))
+        if body.stream:
+            options = body.stream_options or StreamOptions()
+            events = _watched(event_stream(kind, generation, options), generation, watch)
+            headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+            return StreamingResponse(events, media_type="text/event-stream", headers=headers)
+        try:
+            return JSONResponse(await whole_answer(kind, generation))
+        finally:
+            await _end(watch, generation)
+
+    def _check_model(self, name: str) -> None:
+        if name != self.settings.model_name:
+            raise ApiError(
+                404,
+                f"model {name[:100]!r} is not served here; use {self.settings.model_name!r}",
+                param="model",
+                code="model_not_found",
+            )
+
+    def _ids(self, prompt: str | Sequence[int]) -> list[int]:
+        if not isinstance(prompt, str):
+            return list(prompt)
+        try:
+            return self.tokenizer.encode(prompt)
+        except WorkloadError as error:
+            raise ApiError(400, str(error), param="prompt") from None
+
+    def _check_prompt(self, prompt: Sequence[int]) -> None:
+        limit = self.settings.max_prompt_tokens
+        if not prompt:
+            raise ApiError(400, "the prompt is empty: give at least one token", param="prompt")
+        if limit is not None and len(prompt) > limit:
+            raise ApiError(
+                400,
+                f"prompt {len(prompt)} tokens: more than the {limit} that this server takes",
+                param="prompt",
+                code="context_length_exceeded",
+            )
+
+
+def _prompts(body: CompletionBody) -> list[str] | list[list[int]]:
+    prompt: Any = body.prompt
+    several = isinstance(prompt, list) and not isinstance(prompt[0], int)
+    return list(prompt) if several else [prompt]
+
+
+async def _abort_on_disconnect(request: Request, generation: Generation) -> None:
+    """Give the generation up as soon as the client is gone, also while nothing is sent."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+    generation.abort()
+
+
+async def _watched(
+    events: AsyncIterator[bytes], generation: Generation, watch: asyncio.Task[None]
+) -> AsyncIterator[bytes]:
+    try:
+        async for event in events:
+            yield event
+    finally:
+        await _end(watch, generation)
+
+
+async def _end(watch: asyncio.Task[None], generation: Generation) -> None:
+    generation.abort()
+    watch.cancel()
+    with suppress(asyncio.CancelledError):
+        await watch
+
+
+def create_app(
+    engine: EngineClient, tokenizer: Tokenizer, template: ChatTemplate, settings: ServerSettings
+) -> FastAPI:
+    """The application; the engine starts and ends with it."""
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await engine.start()
+        yield
+        await engine.close()
+
+    app = FastAPI(title="weft", version=__version__, lifespan=lifespan)
+    metrics = Metrics(engine)
+    service = _Service(
+        engine=engine, tokenizer=tokenizer, template=template, settings=settings, metrics=metrics
+    )
+    app.add_middleware(
+        Guard,  # type: ignore[arg-type]
+        api_key=settings.api_key,
+        max_body_bytes=settings.max_body_bytes,
+    )
+    install_error_handlers(app)
+    _add_generation_routes(app, service)
+    _add_other_routes(app, service)
+    return app
+
+
+def _add_generation_routes(app: FastAPI, service: _Service) -> None:
+    @app.post("/v1/completions", response_model=None)
+    async def completions(request: Request, body: CompletionBody) -> Response:
+        return await service.complete(request, body)
+
+    @app.post("/v1/chat/completions", response_model=None)
+    async def chat_completions(request: Request, body: ChatBody) -> Response:
+        return await service.chat(request, body)
+
+
+def _add_other_routes(app: FastAPI, service: _Service) -> None:
+    started = int(time.time())
+
+    def card() -> dict[str, Any]:
+        limits = service.engine.limits
+        return {
+            "id": service.settings.model_name,
+            "object": "model",
+            "created": started,
+            "owned_by": "weft",
+            "max_model_len": limits.max_tokens if limits else None,
+        }
+
+    @app.get("/v1/models")
+    async def models() -> dict[str, Any]:
+        return {"object": "list", "data": [card()]}
+
+    @app.get("/v1/models/{name:path}")
+    async def model(name: str) -> dict[str, Any]:
+        service._check_model(name)
+        return card()
+
+    @app.get("/health")
+    async def health() -> Response:
+        """Whether the HTTP process and its engine can still answer requests, or will soon."""
+        return _readiness(service.engine)
+
+    @app.get("/ready")
+    async def ready() -> Response:
+        return _readiness(service.engine)
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        return Response(service.metrics.text(), media_type=_PROMETHEUS)
+
+
+def _readiness(engine: EngineClient) -> Response:
+    trouble = engine.trouble
+    if trouble is None:
+        return JSONResponse({"status": "ready"})
+    return JSONResponse({"status": "not ready", "reason": trouble}, 503)

@@ -1,0 +1,102 @@
+"""An engine client without an engine: the answer repeats the prompt, one token a step.
+
+For tests of the HTTP layer and for measuring what that layer costs by itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from weft.engine.request import SamplingParams
+from weft.serve.engine_client import (
+    EngineLimits,
+    EngineLostError,
+    EngineStats,
+    TokenEvent,
+    TokenStream,
+)
+from weft.serve.streams import OpenStreams
+
+
+@dataclass(kw_only=True)
+class _Running:
+    prompt: tuple[int, ...]
+    sampling: SamplingParams
+    produced: int = 0
+
+
+@dataclass(kw_only=True)
+class FakeEngine:
+    """Steps every ``step_s`` seconds; at most ``max_running`` requests take part in a step."""
+
+    limits: EngineLimits = field(
+        default_factory=lambda: EngineLimits(vocab_size=320, max_tokens=4096, max_open=512)
+    )
+    step_s: float = 0.002
+    max_running: int = 256
+    trouble: str | None = "starting"
+    aborted: list[int] = field(default_factory=list)
+    _open: OpenStreams = field(default_factory=OpenStreams)
+    _requests: dict[int, _Running] = field(default_factory=dict)
+    _steps: int = 0
+    _task: asyncio.Task[None] | None = None
+
+    @property
+    def stats(self) -> EngineStats:
+        running = min(len(self._requests), self.max_running)
+        return EngineStats(
+            running=running,
+            waiting=len(self._requests) - running,
+            cache_use=running / self.max_running,
+            steps=self._steps,
+            communication_share=0.0,
+        )
+
+    def submit(self, prompt: Sequence[int], sampling: SamplingParams) -> TokenStream:
+        if self.trouble is not None:
+            raise EngineLostError(self.trouble)
+        stream = self._open.open(self._abort, self.limits.max_open)
+        self._requests[stream.number] = _Running(prompt=tuple(prompt), sampling=sampling)
+        return stream
+
+    async def start(self) -> None:
+        self.trouble = None
+        self._task = asyncio.create_task(self._run())
+
+    async def close(self) -> None:
+        self.trouble = "stopped"
+        if self._task is not None:
+            self._task.cancel()
+        self._open.fail("stopped")
+
+    def lose_rank(self, reason: str) -> None:
+        """What the death of a rank looks like from here."""
+        self.trouble = reason
+        self._requests.clear()
+        self._open.fail(reason)
+
+    def _abort(self, number: int) -> None:
+        self.aborted.append(number)
+        self._requests.pop(number, None)
+        self._open.drop(number)
+
+    async def _run(self) -> None:
+        while True:
+            await asyncio.sleep(self.step_s)
+            if self._requests:
+                self._step()
+
+    def _step(self) -> None:
+        self._steps += 1
+        for number in list(self._requests)[: self.max_running]:
+            request = self._requests[number]
+            token = request.prompt[request.produced % len(request.prompt)]
+            request.produced += 1
+            stopped = token in request.sampling.stop_token_ids
+            full = request.produced >= request.sampling.max_tokens
+            reason = "stop" if stopped else "length" if full else None
+            if reason:
+                del self._requests[number]
+            self._open.put(number, TokenEvent(token_id=token, finish_reason=reason))

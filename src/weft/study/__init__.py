@@ -1,0 +1,1 @@
+"""``weft study``: run layouts on this machine and account for every collective."""

@@ -1,0 +1,60 @@
+"""A real run, recorded: the schedule as it was, with times."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from weft.trace.recorded import rows_from_calls
+from weft.vocabulary.schedule import Collective, Schedule
+from weft.vocabulary.workload import Workload
+
+if TYPE_CHECKING:
+    from weft.comm.recorder import Recorder
+    from weft.engine.llm import LLM
+
+
+def record_run(llm: LLM, workload: Workload, prompts: list[list[int]]) -> tuple[Schedule, Recorder]:
+    """Generate for ``prompts`` under the recorder.
+
+    Returns the schedule (the same on every rank; rows of tensor-parallel rank 0 of the
+    first replica of each stage) and this rank's own recording.
+    """
+    from weft.engine.request import SamplingParams
+
+    sampling = SamplingParams(max_tokens=workload.decode_tokens, ignore_eos=True)
+    with llm.recording() as recorder:
+        llm.generate(prompts, sampling)
+    groups = llm.groups
+    mine: list[Collective] = []
+    if groups.tp.rank == 0 and groups.replica == 0:
+        mine = list(rows_from_calls(recorder.calls, groups.stage, timed=True))
+    rows = [row for part in groups.host_gather(mine) for row in part]
+    schedule = Schedule(
+        source="run",
+        engine=llm.engine.config.conventions,
+        model=llm.engine.spec,
+        layout=groups.layout,
+        workload=workload,
+        collectives=tuple(sorted(rows, key=lambda row: row.stage)),
+    )
+    return schedule, recorder
+
+
+def step_times_ms(recorder: Recorder) -> dict[str, list[float]]:
+    """Durations of this rank's steps by phase."""
+    times: dict[str, list[float]] = {}
+    for step in recorder.steps:
+        times.setdefault(step.phase, []).append((step.end_s - step.start_s) * 1e3)
+    return times
+
+
+def timeline_of_step(recorder: Recorder, rank: int, index: int) -> list[dict[str, Any]]:
+    """Spans of one step of this rank: the step itself and every call in it, in microseconds."""
+    step = recorder.steps[index]
+    calls = [call for call in recorder.calls if call.step == index]
+    spans = [("step", step.phase, step.start_s, step.end_s)]
+    spans += [(call.op, call.site, call.start_s, call.end_s) for call in calls]
+    return [
+        {"rank": rank, "kind": kind, "name": name, "start_us": start * 1e6, "end_us": end * 1e6}
+        for kind, name, start, end in spans
+    ]

@@ -1,0 +1,132 @@
+"""Weft's all-reduce between real processes: results, groups, bad calls, lost ranks, files."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from weft.allreduce.algorithms import PROGRAMS
+from weft.fabric import MeasuredTable
+from weft.fabric.builtin import BUILTIN_FABRICS
+from weft.fabric.files import save
+from weft.fabric.fingerprint import fingerprint
+
+WORKER = Path(__file__).with_name("allreduce_worker.py")
+
+
+def run(scenarios, size, tmp_path, missing=(), **environment):
+    """Start ``size`` ranks of the scenarios; returns what each of them reported."""
+    arguments = [str(size), str(tmp_path / "store"), str(tmp_path / "out")]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, str(WORKER), scenarios, str(rank), *arguments],
+            env=os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"} | environment,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(size)
+    ]
+    errors = []
+    try:
+        errors = [process.communicate(timeout=240)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    for rank, process in enumerate(processes):
+        assert process.returncode == 0, f"rank {rank}:\n{errors[rank]}"
+    return [
+        json.loads(Path(f"{arguments[2]}.{rank}").read_text())
+        for rank in range(size)
+        if rank not in missing
+    ]
+
+
+@pytest.fixture(scope="module")
+def four_ranks(tmp_path_factory):
+    return run("correct,groups,bad_calls", 4, tmp_path_factory.mktemp("four"))
+
+
+def test_every_algorithm_is_exact_on_every_shape_of_group(four_ranks):
+    for result in four_ranks:
+        assert result["correct"]["calls"] == 3 * len(PROGRAMS) * 8
+
+
+def test_every_algorithm_is_exact_where_nothing_is_a_power_of_two(tmp_path):
+    for result in run("correct", 6, tmp_path):
+        assert result["correct"]["calls"] == 4 * len(PROGRAMS) * 8
+
+
+def test_groups_do_not_mix_and_outsiders_are_told(four_ranks):
+    for result in four_ranks:
+        name, text, exit_code = result["groups"]["outsider"]
+        assert (name, exit_code) == ("UserError", 2)
+        assert "not a rank of the group" in text
+
+
+def test_bad_calls_fail_on_every_rank_and_the_group_works_on(four_ranks):
+    results = [result["bad_calls"] for result in four_ranks]
+    assert len(results[0]) == 1 + 2 * 12
+    for key, (name, text, exit_code) in results[0].items():
+        assert all(result[key] == results[0][key] for result in results), key
+        if "unknown" in key:
+            assert (name, exit_code) == ("UnknownAlgorithmError", 2)
+            assert "one_shot" in text
+        elif key == "nodes":
+            assert (name, exit_code) == ("UserError", 2)
+            assert text == "--nodes 3: does not divide the 4 ranks of the group"
+        elif key.endswith(" type"):
+            assert (name, exit_code) == ("EnvironmentUnavailable", 3)
+        else:
+            assert (name, exit_code) == ("MismatchError", 2), (key, text)
+    assert "16 and 17 elements" in results[0]["1 shape ring"][1]
+    assert "bfloat16 and float16" in results[0]["2 dtype one_shot"][1]
+    assert "algorithms ring and two_shot" in results[0]["1 algorithm"][1]
+
+
+def test_a_lost_rank_is_named_by_every_other_rank(tmp_path):
+    for result in run("lost", 4, tmp_path, missing=(2,)):
+        for algorithm, failure in result["lost"].items():
+            name, text, exit_code = failure["error"]
+            assert (name, exit_code) == ("LostRankError", 3)
+            assert failure["seconds"] < 20
+            assert "of call 2" in text
+            if algorithm != "hierarchical":
+                assert text.endswith("rank 2 never came")
+
+
+def test_fabric_files_choose_or_fail_on_every_rank(tmp_path):
+    fabric = replace(
+        BUILTIN_FABRICS["ethernet-10g"],
+        name="here",
+        fingerprint=fingerprint(),
+        tables=tuple(
+            MeasuredTable(
+                algorithm=name, ranks=2, dtype="float32", bytes=(1024, 65536), latency_us=times, source="made up"
+            )
+            for name, times in (("ring", (9.0, 20.0)), ("one_shot", (5.0, 40.0)), ("backend", (30.0, 21.0)))
+        ),
+    )  # fmt: skip
+    paths = {name: str(tmp_path / name) for name in ("GOOD", "DAMAGED", "FOREIGN")}
+    save(fabric, Path(paths["GOOD"]))
+    save(replace(fabric, fingerprint={"cpu": "another", "cores": "2"}), Path(paths["FOREIGN"]))
+    Path(paths["DAMAGED"]).write_text("{")
+    results = run("fabric_files", 2, tmp_path, **paths)
+    for result in results:
+        assert result["fabric_files"]["damaged"][0] == "FileFormatError"
+        assert paths["DAMAGED"] in result["fabric_files"]["damaged"][1]
+        assert result["fabric_files"]["chosen"] == [
+            "one_shot",
+            "one_shot",
+            "ring",
+            "ring",
+            "backend",
+        ]
+    assert ["another x 2" in text for text in results[0]["fabric_files"]["foreign"]] == [True]
+    assert results[1]["fabric_files"]["foreign"] == []

@@ -1,0 +1,104 @@
+"""Every layout as real processes: transformers' logits and tokens, the closed form's rows."""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+
+from checkpoints import make_checkpoint, reference_greedy, reference_logits, reference_model
+from weft.closed_form.schedule import closed_form
+from weft.engine.llm import LLM
+from weft.engine.request import SamplingParams
+from weft.launch.elastic import Launch, run_ranks
+from weft.vocabulary.conventions import ENGINES
+from weft.vocabulary.layout import Layout
+from weft.vocabulary.model_source import load_spec
+from weft.vocabulary.workload import Workload
+
+FAMILIES = ("llama", "llama-tied", "llama-attention-bias", "qwen2", "qwen3", "mixtral", "qwen3-moe")
+NUM_TOKENS = 64
+LAYOUTS = {
+    "tp2": Layout(tp=2),
+    "tp4": Layout(tp=4),
+    "pp2": Layout(pp=2),
+    "pp4-uneven": Layout(pp=4, stage_layers=(1, 2, 1, 1)),
+    "tp2xpp2": Layout(tp=2, pp=2),
+    "sp2": Layout(tp=2, sp=2),
+    "sp2xpp2": Layout(tp=2, sp=2, pp=2),
+    "dp2": Layout(dp=2),
+}
+
+
+def random_prompts() -> list[list[int]]:
+    generator = random.Random(5)
+    return [[generator.randrange(3, 199) for _ in range(n)] for n in (40, 3, 21)]
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("checkpoints")
+    return {family: make_checkpoint(root / family, family) for family in FAMILIES}
+
+
+@pytest.fixture(scope="module")
+def expected(checkpoints):
+    prompts = random_prompts()
+    answers = {}
+    for family, directory in checkpoints.items():
+        model = reference_model(directory)
+        one_rank = LLM(str(directory), dtype="float32")
+        sampling = SamplingParams(
+            max_tokens=12, temperature=0.8, top_k=50, top_p=0.9, seed=7, ignore_eos=True
+        )
+        answers[family] = {
+            "logits": reference_logits(model, prompts[0])[-1],
+            "greedy": [reference_greedy(model, prompt, NUM_TOKENS) for prompt in prompts],
+            "sampled": [list(c.token_ids) for c in one_rank.generate(prompts, sampling)],
+        }
+    return answers
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_layout(name, checkpoints, expected, tmp_path):
+    layout = LAYOUTS[name]
+    job = {
+        "layout": asdict(layout),
+        "checkpoints": {family: str(path) for family, path in checkpoints.items()},
+        "engines": sorted(ENGINES),
+        "prompts": random_prompts(),
+        "num_tokens": NUM_TOKENS,
+        "output": str(tmp_path / "results.json"),
+    }
+    (tmp_path / "job.json").write_text(json.dumps(job))
+    worker = Path(__file__).parent / "layout_worker.py"
+    run_ranks([str(worker), str(tmp_path / "job.json")], Launch(ranks_per_node=layout.world_size))
+    results = json.loads((tmp_path / "results.json").read_text())
+    for family in FAMILIES:
+        got, want = results[family], expected[family]
+        torch.testing.assert_close(torch.tensor(got["logits"]), want["logits"], atol=1e-4, rtol=0)
+        assert got["greedy"] == want["greedy"], family
+        assert got["sampled"] == want["sampled"], family
+    for engine in ENGINES:
+        run = results[f"engine {engine}"]
+        assert run["greedy"] == expected["llama"]["greedy"], engine
+        check_rows(run["rows"], checkpoints["llama"], layout, engine)
+
+
+def check_rows(rows, checkpoint, layout, engine):
+    from dataclasses import replace
+
+    spec = replace(load_spec(str(checkpoint)), dtype="float32")
+    workload = Workload(prompt_tokens=len(random_prompts()[0]), decode_tokens=6)
+    formula = closed_form(spec, layout, workload, engine).to_json()["collectives"]
+    assert [_comparable(row) for row in rows] == [_comparable(row) for row in formula]
+    assert all(row["duration_us"]["min"] > 0 for row in rows)
+
+
+def _comparable(row):
+    ignored = ("provenance", "duration_us", "wait_us", "transfer_us", "bound")
+    return {key: value for key, value in row.items() if key not in ignored}
