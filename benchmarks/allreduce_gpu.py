@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import datetime as dt
+import itertools
 import json
 import os
 import socket
@@ -21,8 +22,11 @@ import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from weft.kernels.selection import HIERARCHICAL, Variant
+
 KIB = 1024
 SIZES = [KIB << step for step in range(17)]  # 1 KiB to 64 MiB
+SECTIONS = ["tune", "auto", "peers", "fused", "eager", "hierarchy", "tcp", "symmetric"]
 SMALL = [size for size in SIZES if size <= 4096 * KIB]
 
 
@@ -40,7 +44,7 @@ def launch(arguments: argparse.Namespace) -> int:
     }
     command = [sys.executable, *sys.argv]
     ranks = [
-        subprocess.Popen(command, env={**environment, "RANK": str(rank)})
+        subprocess.Popen(command, env={**environment, **of_rank(arguments, rank)})
         for rank in range(arguments.ranks)
     ]
     end = time.monotonic() + arguments.timeout
@@ -53,6 +57,14 @@ def launch(arguments: argparse.Namespace) -> int:
         for rank in ranks:
             rank.kill()
     return max(abs(rank.wait()) for rank in ranks)
+
+
+def of_rank(arguments: argparse.Namespace, rank: int) -> dict[str, str]:
+    """What differs from rank to rank; NCCL takes another NCCL_HOSTID for another host."""
+    if arguments.fake_hosts < 2:
+        return {"RANK": str(rank)}
+    host = rank // (arguments.ranks // arguments.fake_hosts)
+    return {"RANK": str(rank), "NCCL_HOSTID": f"node{host}", "NCCL_SOCKET_IFNAME": "lo"}
 
 
 class Run:
@@ -71,7 +83,6 @@ class Run:
             timeout=dt.timedelta(seconds=60),
             device_id=torch.device("cuda", self.rank),
         )
-        self.everyone = dist.new_group(backend="gloo", timeout=dt.timedelta(seconds=900))
         self.path = Path(arguments.out)
         self.budget_s = arguments.budget
         self.results: dict = {
@@ -170,33 +181,20 @@ def num_calls(size: int) -> int:
     return 40 if size <= 1 << 20 else 12 if size <= 8 << 20 else 4
 
 
-def variants(num_ranks: int, size: int) -> Iterator:
+def variants(num_ranks: int, size: int) -> Iterator[Variant]:
     """What the tuner tries for a size."""
-    from weft.kernels.selection import Variant
-
-    def shapes(algorithm: str, unroll: int, most: int) -> Iterator:
-        vectors = size // 16 // (num_ranks if algorithm == "two_shot" else 1)
-        for threads in (64, 128, 256, 512, 1024):
-            if threads > most or (size > 4 << 20 and threads < 256):
-                continue
-            needed = -(-vectors // (threads * unroll))
-            for blocks in (32, 64, 132, 264):
-                if blocks != 32 and needed <= blocks // 2:
-                    continue
-                if needed > blocks * 16:
-                    continue
-                yield Variant(
-                    algorithm=algorithm, unroll=unroll, threads=threads, max_blocks=blocks
-                )
-
-    if num_ranks == 2 or size <= 512 * KIB:
-        yield from shapes("one_shot", 1, 1024)
-        if size >= 64 * KIB:
-            yield from shapes("one_shot", 2, 1024)
-    if size >= 16 * KIB:
-        yield from shapes("two_shot", 1, 1024)
-        if size >= 256 * KIB:
-            yield from shapes("two_shot", 2, 512)
+    for algorithm in ("one_shot", "two_shot"):
+        ranks_sharing = num_ranks if algorithm == "two_shot" else 1
+        if algorithm == "one_shot" and num_ranks > 2 and size > 512 * KIB:
+            continue
+        if algorithm == "two_shot" and size < 128 * KIB:
+            continue
+        for threads, most in itertools.product((64, 128, 256, 512, 1024), (64, 132, 264, 400)):
+            variant = Variant(algorithm=algorithm, threads=threads, max_blocks=most)
+            blocks = variant.blocks(size, ranks_sharing)
+            turns = size // 16 // ranks_sharing // threads / blocks
+            if turns <= (1 if size <= 1 << 20 else 10) and (blocks > most // 2 or most == 64):
+                yield variant
 
 
 def section_tune(run: Run, group: Group) -> None:
@@ -220,7 +218,7 @@ def section_tune(run: Run, group: Group) -> None:
                 ranks=group.num_ranks,
                 bytes=size,
                 implementation="weft",
-                variant=f"{variant.kernel} {variant.threads}x{variant.max_blocks}",
+                variant=f"{variant.algorithm} {variant.threads}x{variant.max_blocks}",
                 us=us,
             )
         comm.check()
@@ -252,32 +250,111 @@ def section_fused(run: Run, group: Group) -> None:
     import torch
 
     from timing import graph_us
+    from weft.kernels import residual_rms_norm
     from weft.kernels.communicator import DeviceAllReduce
 
+    chosen = residual_rms_norm.shape
     with DeviceAllReduce(group.gpu, timeout_s=10) as comm:
-        for hidden in (4096, 8192):
+        for hidden, rows in itertools.product((4096, 8192), (1, 2, 4, 8, 16, 32, 64, 128)):
             weight = torch.randn(hidden, device="cuda").bfloat16()
-            for rows in (1, 2, 4, 8, 16, 32, 64):
-                tensor = torch.randn(rows, hidden, device="cuda").bfloat16()
-                residual, out = torch.zeros_like(tensor), torch.empty_like(tensor)
+            tensor = torch.randn(rows, hidden, device="cuda").bfloat16()
+            residual, out = torch.zeros_like(tensor), torch.empty_like(tensor)
 
-                def fused(t=tensor, r=residual, o=out, w=weight) -> None:
-                    comm.all_reduce_residual_rms_norm(t, r, w, 1e-5, o)
+            def fused(t=tensor, r=residual, o=out, w=weight) -> None:
+                comm.all_reduce_residual_rms_norm(t, r, w, 1e-5, o)
 
-                def plain(t=tensor, o=out) -> None:
-                    comm.all_reduce(t, o)
+            def plain(t=tensor, o=out) -> None:
+                comm.all_reduce(t, o)
 
-                for name, call in (("weft_fused_norm", fused), ("weft_plain", plain)):
-                    us = graph_us(call, group.cpu)
-                    size = rows * hidden * 2
+            row = {"ranks": group.num_ranks, "bytes": tensor.nbytes, "hidden": hidden}
+            run.record(**row, implementation="weft_plain", us=graph_us(plain, group.cpu))
+            run.record(**row, implementation="weft_fused_norm", us=graph_us(fused, group.cpu))
+            for cluster in (1, 2, 4, 8):
+                threads = hidden // 8 // cluster
+                residual_rms_norm.shape = lambda _v, _r, c=cluster, t=threads: (c, t)
+                us = graph_us(fused, group.cpu)
+                run.record(**row, implementation=f"weft_fused_cluster_{cluster}", us=us)
+            residual_rms_norm.shape = chosen
+
+
+def section_hierarchy(run: Run, group: Group) -> None:
+    """Virtual nodes over peer memory, beside the flat kernels."""
+    import torch
+
+    from timing import graph_us
+    from weft.kernels.communicator import DeviceAllReduce
+
+    tensor = torch.randn(SMALL[-1] // 2, device="cuda").bfloat16()
+    out = torch.empty_like(tensor)
+    for nodes in {2, group.num_ranks}:
+        with DeviceAllReduce(group.gpu, max_bytes=SMALL[-1], nodes=nodes, timeout_s=10) as comm:
+            for size, name in itertools.product(
+                within(run, group, SMALL[3:]), ("two_shot", *HIERARCHICAL)
+            ):
+                for threads in (64, 128, 256, 512):
+                    variant = Variant(algorithm=name, threads=threads)
+                    comm.use_variant(variant, tensor.dtype, size // 2)
+                    us = graph_us(
+                        lambda n=size // 2, c=comm: c.all_reduce(tensor[:n], out[:n]), group.cpu
+                    )
+                    label = f"{name} {group.num_ranks // nodes}x{nodes}"
                     run.record(
                         ranks=group.num_ranks,
                         bytes=size,
-                        implementation=name,
-                        rows=rows,
-                        hidden=hidden,
+                        implementation=label,
+                        threads=threads,
                         us=us,
                     )
+
+
+def section_tcp(run: Run, group: Group) -> None:
+    """Two nodes over TCP through the host proxies."""
+    import torch
+
+    from timing import graph_us
+    from weft.kernels import host_link
+    from weft.kernels.communicator import DeviceAllReduce
+
+    tensor = torch.randn(SMALL[-1] // 2, device="cuda").bfloat16()
+    out = torch.empty_like(tensor)
+    for lanes in (1, 2, 4):
+        host_link.LANES = lanes
+        with DeviceAllReduce(
+            group.gpu, max_bytes=4 << 20, nodes=2, transport="tcp", timeout_s=10
+        ) as comm:
+            for size, threads in itertools.product(
+                within(run, group, [s for s in SMALL if s >= 8 * KIB]), (128, 256, 512)
+            ):
+                comm.use_variant(
+                    Variant(algorithm="hierarchical_host", threads=threads), tensor.dtype, size // 2
+                )
+                us = graph_us(
+                    lambda n=size // 2, c=comm: c.all_reduce(tensor[:n], out[:n]), group.cpu, 10
+                )
+                label = f"weft_tcp_lanes_{lanes}"
+                run.record(
+                    ranks=group.num_ranks,
+                    bytes=size,
+                    implementation=label,
+                    threads=threads,
+                    us=us,
+                )
+            comm.check()
+
+
+def section_nccl_tcp(run: Run, group: Group) -> None:
+    """NCCL between two fake hosts; start with --fake-hosts 2."""
+    import torch
+    import torch.distributed as dist
+
+    from timing import graph_us
+
+    tensor = torch.randn(SMALL[-1] // 2, device="cuda").bfloat16()
+    for size in within(run, group, [s for s in SMALL if s >= 8 * KIB]):
+        us = graph_us(
+            lambda n=size // 2: dist.all_reduce(tensor[:n], group=group.gpu), group.cpu, 10
+        )
+        run.record(ranks=group.num_ranks, bytes=size, implementation="nccl_tcp", us=us)
 
 
 def section_eager(run: Run, group: Group) -> None:
@@ -325,8 +402,6 @@ def table(rows: list[dict], ranks: int) -> str:
 
 def work(arguments: argparse.Namespace) -> None:
     """One rank: every section for every group size, errors kept in the results."""
-    import torch.distributed as dist
-
     run = Run(arguments)
     for num_ranks in arguments.groups:
         group = Group(run, num_ranks)
@@ -342,25 +417,23 @@ def work(arguments: argparse.Namespace) -> None:
                 run.record(section=section, ranks=num_ranks, took_s=time.monotonic() - start)
         if run.rank == 0:
             print(table(run.results["rows"], num_ranks), flush=True)
-        dist.barrier(run.everyone)
     if run.rank == 0:
         for row in run.results["rows"]:
             if row.get("mode") == "eager" or "took_s" in row:
                 print({k: round(v, 2) if isinstance(v, float) else v for k, v in row.items()})
     sys.stdout.flush()
-    dist.destroy_process_group()
+    os._exit(0)  # ranks outside the last group end earlier; nobody waits for the others
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--ranks", type=int, default=4)
     parser.add_argument("--groups", type=int, nargs="+", default=[4, 2])
-    parser.add_argument(
-        "--sections", nargs="+", default=["tune", "auto", "peers", "fused", "eager", "symmetric"]
-    )
+    parser.add_argument("--sections", nargs="+", default=SECTIONS)
     parser.add_argument("--budget", type=float, default=20, help="seconds a section and group")
     parser.add_argument("--timeout", type=float, default=240, help="seconds in all")
     parser.add_argument("--commit", default="unknown", help="what to write into the results")
+    parser.add_argument("--fake-hosts", type=int, default=1, help="hosts that NCCL is to see")
     parser.add_argument("--out", default="allreduce.json")
     arguments = parser.parse_args()
     if "RANK" in os.environ:

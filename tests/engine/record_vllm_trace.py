@@ -30,12 +30,12 @@ CONFIG = {
 
 
 def settings(arguments: argparse.Namespace, model: pathlib.Path) -> dict[str, Any]:
-    """Options of vllm.LLM. Pipelines need the compiled path: eager warm-up skips their buffers."""
+    """Options of vllm.LLM; eager pipelines need a worker that allocates their buffers."""
     values: dict[str, Any] = {
         "model": str(model),
         "load_format": "dummy",
         "skip_tokenizer_init": True,
-        "enforce_eager": arguments.pp == 1,
+        "enforce_eager": True,
         "tensor_parallel_size": arguments.tp,
         "pipeline_parallel_size": arguments.pp,
         "max_model_len": 512,
@@ -49,7 +49,7 @@ def settings(arguments: argparse.Namespace, model: pathlib.Path) -> dict[str, An
         },
     }
     if arguments.pp > 1:
-        values["compilation_config"] = {"mode": 3, "backend": "eager"}
+        values["worker_cls"] = "eager_pipeline_worker.EagerPipelineWorker"
     return values
 
 

@@ -84,6 +84,15 @@ def test_timeline_starts_at_zero_and_orders_ranks() -> None:
     assert spans == {"compute": (5.0, 10.0), "all_reduce": (0.0, 4.0), "other": (4.0, 5.0)}
 
 
+def test_a_step_lies_behind_its_calls() -> None:
+    kinds = ("all_reduce", "compute", "step")
+    events = [
+        TimelineEvent(rank=0, name="n", kind=kind, start_us=0.0, end_us=9.0) for kind in kinds
+    ]
+    drawn = [trace.name for trace in figures.step_timeline(events).data]
+    assert drawn == ["step", "compute", "all_reduce"]
+
+
 def test_time_share_stacks_in_step_order() -> None:
     steps = [("prefill", {"compute": 9.0, "all_reduce": 1.0}), ("decode 1", {"compute": 2.0})]
     figure = figures.time_share(steps)

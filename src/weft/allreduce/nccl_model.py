@@ -24,13 +24,17 @@ _TREE_EFFICIENCY: Final = 0.9
 
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
-    """One NCCL protocol: µs fixed, a hop inside the node, a hop between nodes; bandwidth part."""
+    """One NCCL protocol: µs fixed, a hop inside the node, a hop between nodes; bandwidth part.
+
+    by_size: factor on the bandwidth at 64 B, 128 B, 256 B, ...; 1 beyond its end.
+    """
 
     name: str
     base_us: float
     intra_us: float
     inter_us: float
     efficiency: float
+    by_size: tuple[float, ...] = ()
 
 
 RING_PROTOCOLS: Final = (
@@ -39,9 +43,44 @@ RING_PROTOCOLS: Final = (
     Protocol(name="Simple", base_us=8.4, intra_us=3.4, inter_us=14.0, efficiency=1.0),
 )
 TREE_PROTOCOLS: Final = (
-    Protocol(name="LL", base_us=6.8, intra_us=0.6, inter_us=5.0, efficiency=1 / 3.8),
-    Protocol(name="LL128", base_us=14.0, intra_us=1.25, inter_us=8.5, efficiency=0.915),
-    Protocol(name="Simple", base_us=8.4, intra_us=4.0, inter_us=14.0, efficiency=1.0),
+    Protocol(
+        name="LL",
+        base_us=6.8,
+        intra_us=0.6,
+        inter_us=5.0,
+        efficiency=1 / 3.8,
+        by_size=(*[1.0] * 4, 0.9, 0.8, *[0.7] * 4, 0.6, 0.5, 0.4, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9),
+    ),
+    Protocol(
+        name="LL128",
+        base_us=14.0,
+        intra_us=1.25,
+        inter_us=8.5,
+        efficiency=0.915,
+        by_size=(
+            *[1.0] * 5,
+            0.9,
+            *[0.8] * 3,
+            0.7,
+            *[0.6] * 3,
+            0.5,
+            0.6,
+            0.6,
+            0.7,
+            0.7,
+            0.8,
+            0.9,
+            0.9,
+        ),
+    ),
+    Protocol(
+        name="Simple",
+        base_us=8.4,
+        intra_us=4.0,
+        inter_us=14.0,
+        efficiency=1.0,
+        by_size=(*[0.9] * 7, 0.8, 0.7, 0.6, 0.6, *[0.5] * 6, 0.6, 0.6, 0.7, 0.8, 0.9),
+    ),
 )
 
 
@@ -72,7 +111,9 @@ def tree_us(
     return _cheapest(
         [
             _fixed(protocol, nodes, fabric, intra_hops, inter_hops)
-            + traffic * _us_per_byte(protocol, nodes, gpus_per_node, fabric)
+            + traffic
+            * _us_per_byte(protocol, nodes, gpus_per_node, fabric)
+            / _size_factor(protocol, message_bytes)
             for protocol in TREE_PROTOCOLS
         ]
     )
@@ -95,6 +136,12 @@ def _us_per_byte(protocol: Protocol, nodes: int, gpus_per_node: int, fabric: Fab
     if nodes > 1:
         bus = min(bus, fabric.node_bandwidth_gb_s(gpus_per_node))
     return 1e-3 / (bus * protocol.efficiency)
+
+
+def _size_factor(protocol: Protocol, message_bytes: NDArray[np.float64]) -> NDArray[np.float64]:
+    factors = np.asarray((*protocol.by_size, 1.0))
+    place = np.floor(np.log2(np.maximum(message_bytes, 64.0) / 64.0)).astype(np.int64)
+    return np.asarray(factors[np.minimum(place, len(factors) - 1)])
 
 
 def _cheapest(times: list[NDArray[np.float64]]) -> NDArray[np.float64]:

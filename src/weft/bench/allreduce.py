@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
@@ -57,7 +57,7 @@ class Benchmark:
     def __init__(
         self,
         group: dist.ProcessGroup | None,
-        algorithms: dict[str, AllReduce],
+        algorithms: Mapping[str, AllReduce],
         align: AllReduce,
         device: torch.device,
     ) -> None:
@@ -109,8 +109,8 @@ class Benchmark:
         return time.perf_counter() - start
 
     def _agree_to_stop(self, late: bool, turn: int, effort: Effort) -> bool:
-        """Whether every rank stops here; asked now and then, and not before some rounds."""
-        if turn % 8 or turn < effort.warm_up + 4:
+        """Whether every rank stops here; asked every third round, and not before five."""
+        if turn < effort.warm_up + 4 or (turn - effort.warm_up) % 3 != 1:
             return False
         return self._sum([int(late)])[0] > 0
 

@@ -126,5 +126,5 @@ def _cells(row: Measurement, rows: list[Measurement]) -> dict[str, Any]:
     for name in ("min_us", "median_us", "max_us"):
         cells[name] = round(cells[name], 1)
     for name in ("algbw_gb_s", "busbw_gb_s"):
-        cells[name] = round(cells[name], 3)
+        cells[name] = float(f"{cells[name]:.4g}")
     return cells | {"x_backend": round(row.median_us / backend.median_us, 3)}

@@ -132,10 +132,8 @@ def _remarks(imported: ImportedTrace) -> list[str]:
             )
     if any(row.row.bound for row in imported.rows):
         lines.append("bound upper: times include waiting for ranks whose traces are not here")
-    for calls in imported.control:
-        lines.append(f"control: {calls.count} x {calls.name} ({calls.phase}): {calls.reason}")
-    for calls in imported.unexplained:
-        lines.append(f"unexplained: {calls.count} x {calls.name} ({calls.phase}): {calls.reason}")
+    for kind, listed in (("control", imported.control), ("unexplained", imported.unexplained)):
+        lines += [f"{kind}: {c.count} x {c.name} ({c.phase}): {c.reason}" for c in listed]
     lines += [f"note: {note}" for note in imported.notes]
     verdict = {True: "conforms", False: "does not conform", None: "not checked"}
     lines.append(f"{verdict[imported.conformance.conforms]}: {imported.conformance.reason}")

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import typer
 
 from weft import __version__
-from weft.cli import models, predict, report, study, trace
+from weft.cli import bench_serve, doctor, models, predict, report, serve, study, trace
 from weft.cli import run as run_command
 from weft.errors import WeftError
 
@@ -43,7 +43,12 @@ app.command("run")(run_command.run)
 app.add_typer(study.app, name="study")
 app.command("trace")(trace.trace)
 app.command("predict")(predict.predict)
+app.command("doctor")(doctor.doctor)
 app.command("report")(report.report)
+app.command("serve")(serve.serve)
+bench = typer.Typer(help="Measure collectives and servers.", no_args_is_help=True)
+bench.command("serve")(bench_serve.bench_serve)
+app.add_typer(bench, name="bench")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -8,7 +8,8 @@ from typing import Any
 
 from weft.cli.output import OutputFormat, print_rows
 from weft.errors import WorkloadError
-from weft.predict.latency import PARTS, Machine, Prediction, predict_latency, provenance
+from weft.predict.latency import predict_latency
+from weft.predict.prediction import PARTS, Machine, Prediction, provenance
 from weft.predict.quantity import Estimate
 from weft.predict.serving import serve_at_rate
 from weft.vocabulary.layout import Layout

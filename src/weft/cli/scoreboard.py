@@ -16,6 +16,9 @@ _LIMITS_MS = (10.0, 15.0, 20.0, 30.0, 50.0)
 
 
 def scoreboard(
+    runs: Annotated[
+        Path | None, typer.Option(help="Own measured runs to compare with (weft.measured/1).")
+    ] = None,
     silicon: Annotated[
         Path | None,
         typer.Option(help="A silicon_sample.csv [that of an installed aiconfigurator]."),
@@ -35,10 +38,11 @@ def scoreboard(
     Example: weft predict scoreboard --leave-one-out
     """
     from weft.predict import scoreboard as board
-    from weft.predict.measured import h200_runs, published_runs
+    from weft.predict.measured import h200_runs, published_runs, runs_from_file
     from weft.predict.silicon import find_file, read_rows
 
-    scores = board.score_runs([*h200_runs(), *published_runs()])
+    own = [] if runs is None else runs_from_file(runs)
+    scores = board.score_runs([*h200_runs(), *published_runs(), *own])
     choices: list[Any] = []
     file = find_file(silicon)
     if file is None and peer:

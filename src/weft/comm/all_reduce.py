@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,12 +28,13 @@ from weft.comm.shared_memory import Segment, create_file, unusable_reason
 from weft.comm.sockets import SocketLink
 from weft.comm.transport import TorchTransport
 from weft.errors import CommunicationError, EnvironmentUnavailable, UserError, WeftError
+from weft.fabric.fabric import Fabric
 from weft.fabric.local import local_fabric
 
 AUTO: Final = "auto"
 ALGORITHMS: Final = (AUTO, BACKEND, *PROGRAMS)
 
-SINGLE_NODE_DEFAULT: Final = ((64 * 1024, "one_shot"), (2**40, "two_shot"))
+SINGLE_NODE_DEFAULT: Final = ((256 * 1024, "one_shot"), (2**40, "two_shot"))
 """Without a measured table, on one machine: shared memory beats sockets at every size."""
 
 DEFAULT_TIMEOUT_S: Final = 120.0
@@ -112,11 +113,13 @@ def open_all_reducer(
     *,
     num_nodes: int | None = None,
     timeout_s: float = DEFAULT_TIMEOUT_S,
+    use_fabric: bool = True,
 ) -> AllReducer:
     """Set up the all-reduces of a group; every rank of the group calls it.
 
     ranks: the global ranks of the group, in order, for messages.
     num_nodes: treat the group as so many (virtual) nodes; found out where left out.
+    use_fabric: let this machine's fabric file choose the algorithm of a size.
     Raises the error of the rank that could not read its fabric file, on all ranks.
     """
     rank = dist.get_rank(group)
@@ -125,7 +128,7 @@ def open_all_reducer(
     topology, reason = _topology(
         _gather(group, len(ranks), (_host(), unusable_reason())), num_nodes
     )
-    selections = _select_together(group, topology)
+    selections = _select_together(group, topology, use_fabric=use_fabric)
     if reason is None:
         runner, reason = _open_runner(group, topology, rank, ranks, timeout_s)
     if reason is not None:
@@ -135,12 +138,15 @@ def open_all_reducer(
     return AllReducer(group, runner, selections, None)
 
 
-def _select_together(group: dist.ProcessGroup | None, topology: Topology) -> dict[str, Selection]:
+def _select_together(
+    group: dist.ProcessGroup | None, topology: Topology, *, use_fabric: bool
+) -> dict[str, Selection]:
     """The first rank's choices, so that all agree; the error of any rank, on all."""
     choices: dict[str, Selection] = {}
     problem = None
     try:
-        choices = _selections(topology, quiet=dist.get_rank(group) != 0)
+        fabric = _read_fabric(quiet=dist.get_rank(group) != 0) if use_fabric else None
+        choices = _selections(topology, fabric)
     except WeftError as error:
         problem = error
     gathered = _gather(group, topology.ranks, (choices, problem))
@@ -151,11 +157,14 @@ def _select_together(group: dist.ProcessGroup | None, topology: Topology) -> dic
     return first
 
 
-def _selections(topology: Topology, *, quiet: bool) -> dict[str, Selection]:
+def _read_fabric(*, quiet: bool) -> Fabric | None:
     with warnings.catch_warnings():
         if quiet:
             warnings.simplefilter("ignore")
-        fabric = local_fabric()
+        return local_fabric()
+
+
+def _selections(topology: Topology, fabric: Fabric | None) -> dict[str, Selection]:
     return {
         _name(dtype): select(
             fabric,
@@ -253,9 +262,13 @@ class AlgorithmTransport(TorchTransport):
     """torch.distributed with weft's all-reduce in front of the library's own (CPU tensors)."""
 
     def __init__(
-        self, group: dist.ProcessGroup, ranks: tuple[int, ...], timeout_s: float = DEFAULT_TIMEOUT_S
+        self,
+        group: dist.ProcessGroup,
+        ranks: tuple[int, ...],
+        missing_ranks: Callable[[], tuple[int, ...]],
+        timeout_s: float = DEFAULT_TIMEOUT_S,
     ) -> None:
-        super().__init__(group, ranks)
+        super().__init__(group, ranks, missing_ranks)
         self.reducer = open_all_reducer(group, ranks, timeout_s=timeout_s)
 
     def all_reduce(self, tensor: torch.Tensor, site: str) -> torch.Tensor:

@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 
 from weft.comm.communicator import Communicator
+from weft.comm.liveness import Liveness
 from weft.comm.recorder import Recorder, RecordingTransport
 from weft.comm.transport import TorchTransport, Transport
 from weft.errors import CommunicationError
@@ -31,6 +32,9 @@ class ProcessGroups:
     def __init__(self, layout: Layout, rank: int, device: torch.device, store: dist.Store | None):
         self.layout, self.rank, self.device = layout, rank, device
         self._store, self._host_messages = store, Counter[str]()
+        self._liveness: Liveness | None = None
+        if isinstance(store, dist.PrefixStore | dist.TCPStore):
+            self._liveness = Liveness(store.clone(), rank, layout.world_size)
         self._process_groups: dict[tuple[int, ...], dist.ProcessGroup] = {}
         self.world = self._communicator("world")
         self.tp = self._communicator("tp")
@@ -67,7 +71,10 @@ class ProcessGroups:
                 if len(ranks) == self.layout.world_size
                 else dist.new_group(list(ranks), use_local_synchronization=True)
             )
-        return TorchTransport(self._process_groups[ranks], ranks)
+        return TorchTransport(self._process_groups[ranks], ranks, self._missing_ranks)
+
+    def _missing_ranks(self) -> tuple[int, ...]:
+        return self._liveness.missing() if self._liveness else ()
 
     @contextmanager
     def recording(self) -> Iterator[Recorder]:
@@ -108,7 +115,9 @@ class ProcessGroups:
         return [self.host_broadcast(value, src) for src in range(self.layout.world_size)]
 
     def close(self) -> None:
-        """Destroy the process groups."""
+        """Leave the run and destroy the process groups."""
+        if self._liveness is not None:
+            self._liveness.leave()
         if dist.is_initialized():
             dist.destroy_process_group()
 

@@ -7,8 +7,7 @@ by the group's time-out, and raises CommunicationError naming the operation.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -56,8 +55,14 @@ class Transport(Protocol):
 class TorchTransport:
     """torch.distributed: gloo, nccl or fake."""
 
-    def __init__(self, group: dist.ProcessGroup, ranks: tuple[int, ...]) -> None:
-        self._group, self._ranks = group, ranks
+    def __init__(
+        self,
+        group: dist.ProcessGroup,
+        ranks: tuple[int, ...],
+        missing_ranks: Callable[[], tuple[int, ...]],
+    ) -> None:
+        """``missing_ranks`` is asked after a failure which ranks of the run are gone."""
+        self._group, self._ranks, self._missing_ranks = group, ranks, missing_ranks
 
     def all_reduce(self, tensor: torch.Tensor, site: str) -> torch.Tensor:
         with self._named("all_reduce", site):
@@ -111,17 +116,10 @@ class TorchTransport:
         try:
             yield
         except RuntimeError as error:
-            raise _communication_error(op, site, self._ranks, error) from error
-
-
-_CLOSED = re.compile(r"closed by peer|reset by peer|broken pipe|Socket closed|remote", re.IGNORECASE)
-
-
-def _communication_error(
-    op: str, site: str, ranks: tuple[int, ...], error: RuntimeError
-) -> CommunicationError:
-    reason = str(error).strip().splitlines()[0]
-    where = f"{op} at {site} among ranks {','.join(map(str, ranks))}"
-    if _CLOSED.search(reason):
-        return LostRankError(f"{where}: a peer closed its connection ({reason})")
-    return CommunicationError(f"{where}: {reason}")
+            reason = str(error).strip().splitlines()[0]
+            where = f"{op} at {site or 'no site'} among ranks {','.join(map(str, self._ranks))}"
+            missing = self._missing_ranks()
+            if missing:
+                names = ", ".join(map(str, missing))
+                raise LostRankError(f"lost rank {names} during {where}") from error
+            raise CommunicationError(f"{where}: {reason}") from error

@@ -24,9 +24,17 @@ BATCH_BYTES: Final = 4 << 20
 _MOST_HEAD_BYTES: Final = 64 << 20
 _MOST_PIECE_BYTES: Final = 64 << 20
 _EVENTS_KEY: Final = re.compile(rb'"traceEvents"\s*:\s*\[')
+_MOST_BRACKETS_TRIED: Final = 256
 _BATCH: Final = msgspec.json.Decoder(list[Event])
 _FIELDS: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
-_UNDECODABLE: Final = (msgspec.DecodeError, RecursionError)
+
+
+class _Tail(msgspec.Struct):
+    events: list[Event] = msgspec.field(name="traceEvents")
+
+
+_TAIL: Final = msgspec.json.Decoder(_Tail)
+_UNDECODABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 class TraceReader:
@@ -74,7 +82,7 @@ class TraceReader:
             if (start and start[:1] != b"{") or len(head) > _MOST_HEAD_BYTES:
                 break
             if found := _EVENTS_KEY.search(head):
-                self.metadata = _fields(head[head.index(b"{") : found.end()] + b"]}")
+                self.metadata = _fields(head[head.index(b"{") : found.end()] + b"]}") or {}
                 return head[found.end() :]
         raise FileFormatError(
             f"{self.path}: not a PyTorch profiler trace (no traceEvents); "
@@ -97,35 +105,40 @@ class TraceReader:
 
     def _last(self, buffer: bytes) -> list[Event]:
         """Decode what is left: the last events and the fields after them."""
-        closing = self._end_of_events(buffer)
-        if closing is None:
-            self.truncated = True
-            cuts = list(CUT.finditer(buffer))
-            whole = cuts[-1].start() + 1 if cuts else 0
-            events = self._salvage(buffer[:whole])
-            found, _ = decode_each(buffer[cuts[-1].end() if cuts else 0 :])
-            return events + found
         try:
-            return _BATCH.decode(b"[" + buffer[:closing] + b"]")
+            if self._prefix == b"[":
+                return _BATCH.decode(b"[" + buffer)
+            events = _TAIL.decode(self._prefix + buffer).events
+            self.metadata |= _values(_FIELDS.decode(self._prefix + buffer))
         except _UNDECODABLE:
+            return self._broken_last(buffer)
+        return events
+
+    def _broken_last(self, buffer: bytes) -> list[Event]:
+        closing = self._end_of_events(buffer)
+        if closing is not None:
             return self._salvage(buffer[:closing])
+        self.truncated = True
+        cuts = list(CUT.finditer(buffer))
+        whole, rest = (cuts[-1].start() + 1, cuts[-1].end()) if cuts else (0, 0)
+        last, _ = decode_each(buffer[rest:])
+        return self._salvage(buffer[:whole]) + last
 
     def _end_of_events(self, buffer: bytes) -> int | None:
         """Where the bracket stands that closes the events; None in a file that broke off."""
-        position = len(buffer)
-        for _ in range(64):
+        found, position = None, len(buffer)
+        for _ in range(_MOST_BRACKETS_TRIED):
             position = buffer.rfind(b"]", 0, position)
             if position < 0:
-                return None
+                break
             if self._prefix == b"[":
                 return position if not buffer[position + 1 :].strip() else None
-            try:
-                fields = _FIELDS.decode(self._prefix + buffer[position:])
-            except _UNDECODABLE:
-                continue
-            self.metadata |= _values(fields)
-            return position
-        return None
+            fields = _fields(self._prefix + buffer[position:])
+            if fields is not None:
+                found, after = position, fields
+        if found is not None:
+            self.metadata |= after
+        return found
 
     def _salvage(self, text: bytes) -> list[Event]:
         events, num_damaged = decode_each(text)
@@ -133,11 +146,11 @@ class TraceReader:
         return events
 
 
-def _fields(text: bytes) -> dict[str, Any]:
+def _fields(text: bytes) -> dict[str, Any] | None:
     try:
         return _values(_FIELDS.decode(text))
     except _UNDECODABLE:
-        return {}
+        return None
 
 
 def _values(fields: dict[str, msgspec.Raw]) -> dict[str, Any]:

@@ -62,7 +62,7 @@ def _decode_one(piece: bytes) -> Event | None:
     """An event by msgspec, else by the lenient standard parser (NaN, raw control characters)."""
     try:
         return _ONE.decode(piece)
-    except (msgspec.DecodeError, RecursionError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         pass
     try:
         return _lenient(json.loads(piece.decode("utf-8", "replace"), strict=False))

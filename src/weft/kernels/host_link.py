@@ -11,11 +11,13 @@ The memory is an anonymous file: it disappears with the last process that has it
 from __future__ import annotations
 
 import ctypes
+import itertools
 import json
 import mmap
 import os
 import secrets
 import socket
+import struct
 import subprocess
 import sys
 from typing import Any
@@ -28,6 +30,8 @@ from weft.kernels.selection import Topology, num_vectors
 from weft.kernels.support import host_identity
 
 CONNECT_S = 60.0
+LANES = 2  # pairs of proxies, and TCP connections, between two ranks
+GREETING = struct.Struct("<16sII")  # token, node, lane
 
 
 class HostLinkRecord(ctypes.Structure):
@@ -46,10 +50,11 @@ class HostLinkRecord(ctypes.Structure):
 
 
 class HostLink:
-    """Pinned memory of one rank, one proxy that sends and one that receives for each node."""
+    """Pinned memory of one rank, proxies that send and proxies that receive."""
 
     def __init__(self, group: dist.ProcessGroup, topology: Topology, max_bytes: int) -> None:
         """Collective: connects the ranks of the same place on all nodes."""
+        self._lanes = LANES
         rank = dist.get_rank(group)
         node, place = divmod(rank, topology.ranks_per_node)
         part_bytes = -(-num_vectors(max_bytes) // topology.ranks_per_node) * 16
@@ -89,33 +94,44 @@ class HostLink:
         ranks: list[Any] = [None] * topology.num_ranks
         dist.all_gather_object(ranks, mine, group=group)
         others = [n for n in range(topology.nodes) if n != node]
-        outgoing: dict[int, socket.socket] = {}
-        incoming: dict[int, socket.socket] = {}
-        for other in others:
+        outgoing: dict[tuple[int, int], socket.socket] = {}
+        incoming: dict[tuple[int, int], socket.socket] = {}
+        for other, lane in itertools.product(others, range(self._lanes)):
             host, address, port, key = ranks[other * topology.ranks_per_node + place]
             address = "127.0.0.1" if host == mine[0] else address
-            outgoing[other] = socket.create_connection((address, port), timeout=CONNECT_S)
-            outgoing[other].sendall(key + node.to_bytes(4, "little"))
-        while len(incoming) < len(others):
+            link = socket.create_connection((address, port), timeout=CONNECT_S)
+            link.sendall(GREETING.pack(key, node, lane))
+            outgoing[other, lane] = link
+        while len(incoming) < len(others) * self._lanes:
             connection, _ = listener.accept()
             connection.settimeout(CONNECT_S)
-            greeting = connection.recv(20, socket.MSG_WAITALL)
+            greeting = connection.recv(GREETING.size, socket.MSG_WAITALL)
             if greeting[:16] == token:
-                incoming[int.from_bytes(greeting[16:], "little")] = connection
+                _, other, lane = GREETING.unpack(greeting)
+                incoming[other, lane] = connection
         listener.close()
-        self._start("send", outgoing)
-        for other, connection in incoming.items():
-            self._start("receive", {other: connection})
+        self._start_all(outgoing, incoming)
+
+    def _start_all(
+        self,
+        outgoing: dict[tuple[int, int], socket.socket],
+        incoming: dict[tuple[int, int], socket.socket],
+    ) -> None:
+        for lane in range(self._lanes):
+            self._start("send", lane, {n: s for (n, at), s in outgoing.items() if at == lane})
+        for (node, lane), connection in incoming.items():
+            self._start("receive", lane, {node: connection})
         for connection in (*outgoing.values(), *incoming.values()):
             connection.close()
 
-    def _start(self, role: str, sockets: dict[int, socket.socket]) -> None:
+    def _start(self, role: str, lane: int, sockets: dict[int, socket.socket]) -> None:
         task = {
             "role": role,
             "memory": self._file,
             "nodes": self.layout.nodes,
             "part_bytes": self.layout.part_bytes,
             "sockets": {str(node): link.fileno() for node, link in sockets.items()},
+            "lane": {"index": lane, "count": self._lanes},
             "parent": os.getpid(),
         }
         files = (self._file, *(link.fileno() for link in sockets.values()))

@@ -23,6 +23,7 @@ HEADER = struct.Struct("<IIIII")  # parity, first chunk, vectors: of the part, o
 VECTOR_BYTES = 16
 MIN_CHUNK_VECTORS = 32
 MAX_SEND_BYTES = 256 << 10
+SOCKET_BUFFER_BYTES = 4 << 20
 SPIN_S = 2.0  # after the last chunk, before the proxy starts to sleep between looks
 
 
@@ -64,6 +65,14 @@ class Layout:
         return self.inbox + 2 * self.nodes * self.part_bytes
 
 
+@dataclass(frozen=True, kw_only=True)
+class Lane:
+    """Which share of the chunks of every call a pair of proxies moves."""
+
+    index: int
+    count: int
+
+
 class Proxy:
     """The shared memory, and when to give up."""
 
@@ -96,35 +105,33 @@ def ready_run(flags: memoryview, first: int, total: int) -> int:
     return total - first if gap < 0 else gap
 
 
-def send_calls(proxy: Proxy, links: list[socket.socket]) -> None:
-    """Send the parts of one call after the other to all other nodes."""
-    parity = 1
-    while True:
-        runs = 0
-        for header, data in _runs(proxy, parity):
+def send_calls(proxy: Proxy, links: list[socket.socket], lane: Lane) -> None:
+    """Send this lane's share of one call after the other to all other nodes."""
+    memory, shapes = proxy.memory, proxy.layout.shape
+    parity, seen = 1, [0, 0]
+    while proxy.until(partial(_has_changed, memory, shapes + 16 * parity + 8, seen[parity])):
+        part, chunk, seen[parity] = struct.unpack_from("<III", memory, shapes + 16 * parity)
+        for header, data in _runs(proxy, parity, (part, chunk), lane):
             for link in links:
                 send_all(link, header, data)
             proxy.worked()
-            runs += 1
-        if runs == 0:
-            return
         parity ^= 1
 
 
-def _runs(proxy: Proxy, parity: int) -> Iterator[tuple[bytes, memoryview]]:
+def _runs(
+    proxy: Proxy, parity: int, shape: tuple[int, int], lane: Lane
+) -> Iterator[tuple[bytes, memoryview]]:
     """(header, data) of every run of chunks of one call, as the kernel completes them."""
     layout, memory = proxy.layout, proxy.memory
     start = layout.out_flags + parity * layout.max_chunks
     flags = memory[start : start + layout.max_chunks]
-    first, total, shape = 0, 1, (0, 0)
-    while first < total:
+    total = -(-shape[0] // shape[1])
+    first, end = total * lane.index // lane.count, total * (lane.index + 1) // lane.count
+    most = max(1, MAX_SEND_BYTES // (shape[1] * VECTOR_BYTES))
+    while first < end:
         if not proxy.until(partial(_is_set, flags, first)):
             return
-        if first == 0:
-            shape = read_shape(memory, layout, parity)
-            total = -(-shape[0] // shape[1])
-        most = max(1, MAX_SEND_BYTES // (shape[1] * VECTOR_BYTES))
-        count = min(ready_run(flags, first, total), most)
+        count = min(ready_run(flags, first, end), most)
         flags[first : first + count] = bytes(count)
         begin = layout.outbox + parity * layout.part_bytes + first * shape[1] * VECTOR_BYTES
         size = part_size(first, count, shape)
@@ -132,15 +139,12 @@ def _runs(proxy: Proxy, parity: int) -> Iterator[tuple[bytes, memoryview]]:
         first += count
 
 
+def _has_changed(memory: memoryview, at: int, seen: int) -> bool:
+    return int.from_bytes(memory[at : at + 4], "little") != seen
+
+
 def _is_set(flags: memoryview, chunk: int) -> bool:
     return flags[chunk] != 0
-
-
-def read_shape(memory: memoryview, layout: Layout, parity: int) -> tuple[int, int]:
-    """(vectors of the part, vectors of a chunk) of the call of this parity."""
-    at = layout.shape + parity * 8
-    part, chunk = struct.unpack_from("<II", memory, at)
-    return part, chunk
 
 
 def part_size(first: int, count: int, shape: tuple[int, int]) -> int:
@@ -196,6 +200,8 @@ def prepare(link: socket.socket) -> socket.socket:
     """A blocking socket without delays."""
     link.settimeout(None)
     link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
+        link.setsockopt(socket.SOL_SOCKET, option, SOCKET_BUFFER_BYTES)
     return link
 
 
@@ -209,7 +215,7 @@ def main() -> None:
     links = {int(node): prepare(socket.socket(fileno=f)) for node, f in task["sockets"].items()}
     try:
         if task["role"] == "send":
-            send_calls(proxy, list(links.values()))
+            send_calls(proxy, list(links.values()), Lane(**task["lane"]))
         else:
             ((node, link),) = links.items()
             receive_calls(proxy, node, link)

@@ -11,7 +11,7 @@ import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Final
+from typing import Final, NoReturn
 
 from weft.errors import CommunicationError, WeftError
 
@@ -32,10 +32,10 @@ def worker() -> Iterator[None]:
     try:
         yield
     except WeftError as error:
-        _report(error, error.exit_code)
+        report_and_exit(error, error.exit_code)
     except Exception as error:  # noqa: BLE001 - whatever ends a rank must be reported
         traceback.print_exc()
-        _report(error, 3)
+        report_and_exit(error, 3)
 
 
 def _die_with(parent: int) -> None:
@@ -44,7 +44,7 @@ def _die_with(parent: int) -> None:
     os._exit(3)
 
 
-def _report(error: Exception, exit_code: int) -> None:
+def report_and_exit(error: Exception, exit_code: int = 3) -> NoReturn:
     """Leave the error where torch's launcher looks for it, or on stderr, and exit."""
     text = str(error) if isinstance(error, WeftError) else f"{type(error).__name__}: {error}"
     path = os.environ.get("TORCHELASTIC_ERROR_FILE")

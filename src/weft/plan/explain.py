@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from weft.plan.objective import Candidate
 from weft.plan.planner import Plan
 from weft.plan.space import Rejection
-from weft.predict.latency import PARTS, PhaseTime
+from weft.predict.prediction import PARTS, PhaseTime
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from weft.errors import WorkloadError
-from weft.predict.latency import Machine, Prediction, predict_latency
+from weft.predict.latency import predict_latency
+from weft.predict.prediction import Machine, Prediction
 from weft.predict.serving import Serving, serve_at_concurrency
 from weft.vocabulary.layout import Layout
 from weft.vocabulary.model_spec import ModelSpec

@@ -9,7 +9,7 @@ from typing import Any
 from weft.errors import LayoutError
 from weft.plan.objective import Candidate, Objective, Question
 from weft.plan.space import Cluster, Rejection, layouts
-from weft.predict.latency import PARTS
+from weft.predict.prediction import PARTS
 from weft.predict.quantity import Z_90
 from weft.vocabulary.layout import Layout
 

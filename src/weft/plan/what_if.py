@@ -10,7 +10,7 @@ from weft.errors import UserError
 from weft.fabric.fabric import Fabric, Tier
 from weft.predict.accelerator import Accelerator
 from weft.predict.engine_profile import EngineProfile
-from weft.predict.latency import Machine
+from weft.predict.prediction import Machine
 from weft.predict.quantity import Quantity
 
 Owner = TypeVar("Owner", Accelerator, EngineProfile)

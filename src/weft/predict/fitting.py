@@ -15,8 +15,9 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from weft.predict.latency import Machine, predict_latency
+from weft.predict.latency import predict_latency
 from weft.predict.measured import MeasuredRun
+from weft.predict.prediction import Machine
 from weft.predict.quantity import Quantity
 from weft.vocabulary.model_source import load_spec
 

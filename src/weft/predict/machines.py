@@ -8,7 +8,7 @@ from weft.errors import UserError
 from weft.fabric import load as load_fabric
 from weft.predict.accelerator import load_accelerator
 from weft.predict.engine_profile import profile_named
-from weft.predict.latency import Machine
+from weft.predict.prediction import Machine
 
 USUAL_FABRIC: Final = {
     "h200-sxm": "h200-nvlink",

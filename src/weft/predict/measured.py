@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib import resources
+from pathlib import Path
 from typing import Any, Literal
 
+from weft.errors import FileFormatError
 from weft.vocabulary.layout import Layout
 from weft.vocabulary.workload import Workload
 
@@ -71,6 +73,41 @@ def h200_runs() -> list[MeasuredRun]:
         )
         for row in data["rows"]
     ]
+
+
+def runs_from_file(path: Path) -> list[MeasuredRun]:
+    """Own measured batches: ``{"schema": "weft.measured/1", "method": ..., "rows": [...]}``.
+
+    A row names engine, accelerator, fabric, model, layout (short name), nodes, prompt, decode,
+    batch, ttft_ms and tpot_ms (null where not measured). FileFormatError says what is wrong.
+    """
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        if document["schema"] != "weft.measured/1":
+            raise FileFormatError(f"--runs {path}: schema is not 'weft.measured/1'")
+        return [_own_run(row, path.stem, str(document["method"])) for row in document["rows"]]
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise FileFormatError(f"--runs {path}: cannot be read: {error}") from None
+    except (KeyError, TypeError, AttributeError) as error:
+        raise FileFormatError(f"--runs {path}: missing or wrong field {error}") from None
+
+
+def _own_run(row: dict[str, Any], source: str, method: str) -> MeasuredRun:
+    return MeasuredRun(
+        source=source,
+        method=method,
+        role="test",
+        engine=row["engine"],
+        accelerator=row["accelerator"],
+        fabric=row["fabric"],
+        model=row["model"],
+        layout=replace(Layout.parse(row["layout"]), nodes=row.get("nodes", 1)),
+        workload=Workload(
+            prompt_tokens=row["prompt"], decode_tokens=row["decode"], batch=row["batch"]
+        ),
+        ttft_ms=row["ttft_ms"],
+        tpot_ms=row["tpot_ms"],
+    )
 
 
 def published_runs() -> list[MeasuredRun]:

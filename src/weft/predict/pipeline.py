@@ -1,14 +1,15 @@
 """Pipelines: how micro-batches of a batch fill the stages, and what a decode step takes.
 
 The engine keeps at most ``pp`` steps in flight. The requests of a batch become visible
-one after another, so the first steps take few of them; a group that is in flight
-stays a group while it decodes.
+one after another, so the first steps take few of them. While decoding, the batch is in as
+many groups as steps in flight (taken as equal: a group stays together once it is started).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from heapq import heappop, heappush
 
 from weft.predict.step_time import StageTime
 
@@ -17,15 +18,10 @@ StageTimes = Callable[[float], Sequence[StageTime]]
 
 @dataclass(frozen=True, kw_only=True)
 class Fill:
-    """Start-up of a batch: µs until its last request has a first token, and decode groups.
-
-    chunks: requests in each step, in order; groups: sequences that decode together, one
-    entry a group in flight.
-    """
+    """Start-up of a batch: µs until its last request has a first token; requests a step."""
 
     first_tokens_us: float
     chunks: tuple[float, ...]
-    groups: tuple[float, ...]
 
 
 def fill(
@@ -43,33 +39,23 @@ def fill(
     gives the stages' times of a step with that many (perhaps fractional) prompts.
     """
     free = [0.0] * num_stages
-    slots: list[tuple[float, int]] = []
-    groups: list[float] = []
+    in_flight: list[float] = []
     chunks: list[float] = []
     left, clock = float(num_requests), 0.0
     while left > 1e-9:
-        slot = len(slots)
-        if slot >= num_stages:
-            slot = min(range(num_stages), key=lambda index: slots[index][0])
-            clock = max(clock, slots[slot][0])
+        if len(in_flight) >= num_stages:
+            clock = max(clock, heappop(in_flight))
         started = num_requests - left
         visible = _visible(num_requests, clock, arrival_us) - started
         if visible < min(1.0, left) - 1e-9:
             clock = max(clock, started * arrival_us)
             visible = min(1.0, left)
         chunk = min(visible, limit, left)
-        done = _pass(stage_times(chunk), free, clock)
+        heappush(in_flight, _pass(stage_times(chunk), free, clock))
         chunks.append(chunk)
-        if slot < len(slots):
-            slots[slot] = (done, slot)
-            groups[slot] += chunk
-        else:
-            slots.append((done, slot))
-            groups.append(chunk)
         left -= chunk
         clock += schedule_us
-    finished = max(done for done, _ in slots)
-    return Fill(first_tokens_us=finished, chunks=tuple(chunks), groups=tuple(groups))
+    return Fill(first_tokens_us=max(in_flight), chunks=tuple(chunks))
 
 
 def _visible(num_requests: int, clock: float, arrival_us: float) -> float:
@@ -101,23 +87,16 @@ class Period:
     follows_path: bool
 
 
-def decode_period(groups: Sequence[float], stage_times: StageTimes) -> Period:
-    """One decode step of every sequence, with ``groups`` of them in flight at once."""
-    different = {group: stage_times(group) for group in set(groups)}
-    path = max(different.values(), key=_path_us)
-    busiest_stage = max(
-        range(len(path)),
-        key=lambda stage: sum(different[group][stage].busy_us for group in groups),
-    )
-    busiest = tuple(different[group][busiest_stage] for group in groups)
-    if _path_us(path) >= _load_us(busiest):
-        return Period(time_us=_path_us(path), steps=tuple(path), follows_path=True)
-    return Period(time_us=_load_us(busiest), steps=busiest, follows_path=False)
+def decode_period(sequences: float, num_stages: int, stage_times: StageTimes) -> Period:
+    """One decode step of ``sequences`` in as many equal groups as stages allow."""
+    num_groups = max(1, min(num_stages, int(sequences)))
+    stages = stage_times(sequences / num_groups)
+    busiest = max(stages, key=lambda stage: stage.busy_us)
+    load_us = num_groups * busiest.busy_us
+    if _path_us(stages) >= load_us:
+        return Period(time_us=_path_us(stages), steps=tuple(stages), follows_path=True)
+    return Period(time_us=load_us, steps=(busiest,) * num_groups, follows_path=False)
 
 
 def _path_us(stages: Sequence[StageTime]) -> float:
     return sum(stage.busy_us + stage.hop_us for stage in stages)
-
-
-def _load_us(steps: Sequence[StageTime]) -> float:
-    return sum(step.busy_us for step in steps)

@@ -12,8 +12,9 @@ from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 from weft.errors import LayoutError
-from weft.predict.latency import Machine, Prediction, predict_latency
+from weft.predict.latency import predict_latency
 from weft.predict.machines import machine_named
+from weft.predict.prediction import Machine, Prediction
 from weft.vocabulary.layout import Layout, valid_tp
 from weft.vocabulary.model_source import load_spec
 from weft.vocabulary.model_spec import ModelSpec

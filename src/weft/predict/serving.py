@@ -2,7 +2,7 @@
 
 While a request decodes its ``n`` tokens, each of the others that run beside it is
 prefilled once; those prefills share steps with its tokens and lengthen them. Waiting
-for other prompts follows M/G/1. What the cache cannot hold waits (Little's law): before its
+for other prompts follows M/D/1. What the cache cannot hold waits (Little's law): before its
 first token, or preempted after it, since engines admit by present lengths.
 """
 
@@ -10,20 +10,23 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from weft.errors import WorkloadError
-from weft.predict.latency import Machine, step_timer
+from weft.predict.latency import step_timer
 from weft.predict.memory import Memory, memory_of
 from weft.predict.operators import Step
 from weft.predict.pipeline import decode_period
+from weft.predict.prediction import Machine
 from weft.predict.quantity import Estimate
 from weft.predict.step_time import StageTime, StepTimer
 from weft.vocabulary.layout import Layout
 from weft.vocabulary.model_spec import ModelSpec
 from weft.vocabulary.workload import Workload
 
-_FULLEST = 0.95
+_FULLEST: Final = 0.95
+# How much less certain a loaded server is than one batch (H100 serving rows).
+_LOAD_SPREAD: Final = 3.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,32 +133,36 @@ class _Server:
 
     def steady_state(self, concurrency: float) -> Serving:
         running = min(concurrency, self.most_running)
+        others = max(running - 1, 0.0)
+        tokens, dp = self.workload.decode_tokens, self.layout.dp
         decode_us = self._decode_us(running)
         added_us, own_us = self._prefill_us(running, decode_us)
-        tokens = self.workload.decode_tokens
-        tpot_us = decode_us + max(running - 1, 0.0) / tokens * added_us
-        cycle_us = own_us + tpot_us * max(tokens - 1, 1)
-        rate = running / cycle_us
-        share = min(rate * added_us, _FULLEST)
-        wait_us = share * added_us / (2 * (1 - share)) + decode_us / 2
-        waiting_us = max(concurrency - running, 0.0) / rate
-        preempted = self._preempted_share() * waiting_us
-        queue_us = waiting_us - preempted
-        tpot_us += preempted / max(tokens - 1, 1)
         host_us = self.machine.profile.request_us.value + self.machine.profile.server_us.value
-        ttft_us = host_us + own_us + wait_us + queue_us
-        profile, dp = self.machine.profile, self.layout.dp
+        tpot_us = decode_us + others / tokens * added_us
+        first_us = host_us + own_us + decode_us / 2 * others / running
+        rate = running / (first_us + tpot_us * max(tokens - 1, 1))
+        share = min(rate * added_us, _FULLEST)
+        queue_us = max(concurrency - running, 0.0) / rate
+        preempted_us = self._preempted_share() * queue_us
         return Serving(
             concurrency=concurrency * dp,
             running=running * dp,
-            ttft_ms=_around(ttft_us, 3 * profile.ttft_spread.value),
-            tpot_ms=_around(tpot_us, 3 * profile.tpot_spread.value),
+            ttft_ms=self._ttft(
+                first_us + _wait_us(share * others / running, added_us) + queue_us - preempted_us
+            ),
+            tpot_ms=self._tpot(tpot_us + preempted_us / max(tokens - 1, 1)),
             requests_per_s=rate * 1e6 * dp,
             tokens_per_s=rate * 1e6 * tokens * dp,
             prompt_ms=added_us * 1e-3,
             prefill_share=share,
             memory=self._memory(running),
         )
+
+    def _ttft(self, time_us: float) -> Estimate:
+        return _around(time_us, _LOAD_SPREAD * self.machine.profile.ttft_spread.value)
+
+    def _tpot(self, time_us: float) -> Estimate:
+        return _around(time_us, _LOAD_SPREAD * self.machine.profile.tpot_spread.value)
 
     def _preempted_share(self) -> float:
         """Part of the waiting that falls after the first token; more, the more a request grows.
@@ -167,9 +174,7 @@ class _Server:
         return (1 + load.decode_tokens / (load.prompt_tokens + load.decode_tokens)) / 2
 
     def _decode_us(self, running: float) -> float:
-        num_groups = max(1, min(self.layout.pp, math.floor(running)))
-        groups = [running / num_groups] * num_groups
-        return decode_period(groups, self._decode_stages).time_us
+        return decode_period(running, self.layout.pp, self._decode_stages).time_us
 
     def _decode_stages(self, sequences: float) -> list[StageTime]:
         return self.timer.stages(Step(decode_sequences=sequences, decode_context=self.mean_context))
@@ -198,6 +203,11 @@ class _Server:
             path += sum(stage.busy_us + stage.hop_us for stage in stages)
         alone = decode_us / self.layout.pp if running > 1 else 0.0
         return max(busiest - num_chunks * alone, 0.0), path
+
+
+def _wait_us(share_ahead: float, service_us: float) -> float:
+    """Mean wait of M/D/1 for others' prompts that take ``share_ahead`` of the time."""
+    return share_ahead * service_us / (2 * (1 - share_ahead))
 
 
 def _around(time_us: float, spread: float) -> Estimate:

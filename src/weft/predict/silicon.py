@@ -18,8 +18,8 @@ from weft.fabric import Fabric
 from weft.fabric import load as load_fabric
 from weft.predict.accelerator import load_accelerator
 from weft.predict.engine_profile import profile_named
-from weft.predict.latency import FLOAT8, Machine
 from weft.predict.measured import Role
+from weft.predict.prediction import FLOAT8, Machine
 from weft.predict.quantity import Estimate
 from weft.predict.serving import Serving, serve_at_concurrency
 from weft.vocabulary.layout import Layout

@@ -32,6 +32,7 @@ KIND_COLOURS: Final = {
     "waiting": "#d8564f",
     "transfer": "#3f7fc9",
     "idle": "#c3c9d1",
+    "step": "#b4bcc7",
 }
 
 SERIES_COLOURS: Final = (

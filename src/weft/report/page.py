@@ -26,6 +26,10 @@ _POLICY: Final = (
     "img-src data: blob:; base-uri 'none'; form-action 'none'"
 )
 
+_NO_SCRIPT: Final = (
+    "<noscript><p>The figures need JavaScript; the tables have the numbers.</p></noscript>"
+)
+
 
 def write_report(report: Report, path: Path) -> Path:
     """Write the page to ``path`` whole or not at all, and return the path.
@@ -63,7 +67,7 @@ def render(report: Report) -> str:
     """The whole document as text."""
     sections = list(report.sections)
     has_charts = any(isinstance(block, Chart) for section in sections for block in section.blocks)
-    scripts = f"<script>{get_plotlyjs()}</script>" if has_charts else ""
+    scripts = f"{_NO_SCRIPT}<script>{get_plotlyjs()}</script>" if has_charts else ""
     badge = f"{badge_html(report.verdict)} " if report.verdict else ""
     written = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
     body = "".join(_section_html(index, section) for index, section in enumerate(sections))
@@ -113,11 +117,12 @@ def _block_html(block: Block) -> str:
 
 
 def _chart_html(chart: Chart) -> Iterator[str]:
-    height = int(chart.figure.layout.height or 360)
+    height = int(chart.figure.layout.height or 320)
     data = chart.figure.to_json(engine="json")
     yield f'<figure><p class="caption">{escape(chart.title)}</p>'
-    yield f'<div class="plot" role="img" aria-label="{escape(chart.title)}" style="height:{height}px">'
-    yield f'<script type="application/json">{data}</script></div>'
+    yield '<div class="chart"><div class="plot" role="img" '
+    yield f'aria-label="{escape(chart.title)}" style="height:{height}px">'
+    yield f'<script type="application/json">{data}</script></div></div>'
     if chart.note:
         yield f'<figcaption class="note">{escape(chart.note)}</figcaption>'
     yield "</figure>"

@@ -84,7 +84,7 @@ def schedule_cells(schedule: Node) -> list[dict[str, Cell]]:
     """Table rows of a schedule document; times are shown where a row has them."""
     rows = schedule.child("collectives").elements()
     timed = any("duration_us" in row for row in rows)
-    return [
+    cells = [
         _kind_cells(row)
         | {
             "count": row.child("count").integer(),
@@ -93,6 +93,7 @@ def schedule_cells(schedule: Node) -> list[dict[str, Cell]]:
         | (_time_cells(row) if timed else {})
         for row in rows
     ]
+    return _known_columns(cells)
 
 
 def _kind_cells(row: Node) -> dict[str, Cell]:
@@ -113,6 +114,8 @@ def _time_cells(row: Node) -> dict[str, Cell]:
         cells[f"{part}_us"] = _statistic(row.child("duration_us"), part)
     cells["wait_total_us"] = _statistic(row.child("wait_us"), "total")
     cells["transfer_total_us"] = _statistic(row.child("transfer_us"), "total")
+    cells["bound"] = row.child("bound").cell()
+    cells["busbw_gb_s"] = row.child("busbw_gb_s").optional_number()
     return cells
 
 

@@ -187,14 +187,16 @@ def _conformance(conformance: Node) -> Section:
 
 
 def _time_charts(schedule: Node) -> list[Block]:
-    charts: list[Block] = []
-    if "time_share" in schedule:
-        charts.append(time_share_chart(schedule.child("time_share").elements()))
-    if "waiting" in schedule:
-        charts.append(_waiting_chart(schedule.child("waiting").elements()))
-    if "timeline" in schedule:
-        charts.append(timeline_chart(schedule.child("timeline").elements()))
-    return charts
+    builders = {
+        "time_share": time_share_chart,
+        "waiting": _waiting_chart,
+        "timeline": timeline_chart,
+    }
+    return [
+        build(elements)
+        for key, build in builders.items()
+        if (elements := schedule.child(key).elements())
+    ]
 
 
 def time_share_chart(steps: Sequence[Node]) -> Chart:

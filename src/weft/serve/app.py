@@ -46,13 +46,13 @@ class _Service:
     metrics: Metrics
 
     async def complete(self, request: Request, body: CompletionBody) -> Response:
-        self._check_model(body.model)
+        self.check_model(body.model)
         prompts = [self._ids(prompt) for prompt in _prompts(body)]
         wanted = 16 if body.max_tokens is None else body.max_tokens
         return await self._answer(request, body, prompts, wanted, chat=False)
 
     async def chat(self, request: Request, body: ChatBody) -> Response:
-        self._check_model(body.model)
+        self.check_model(body.model)
         wanted = body.max_completion_tokens or body.max_tokens
         prompt = self.template.encode(body.messages)
         return await self._answer(request, body, [prompt], wanted, chat=True)
@@ -83,7 +83,7 @@ class _Service:
         finally:
             await _end(watch, generation)
 
-    def _check_model(self, name: str) -> None:
+    def check_model(self, name: str) -> None:
         if name != self.settings.model_name:
             raise ApiError(
                 404,
@@ -160,7 +160,7 @@ def create_app(
         engine=engine, tokenizer=tokenizer, template=template, settings=settings, metrics=metrics
     )
     app.add_middleware(
-        Guard,  # type: ignore[arg-type]
+        Guard,
         api_key=settings.api_key,
         max_body_bytes=settings.max_body_bytes,
     )
@@ -199,7 +199,7 @@ def _add_other_routes(app: FastAPI, service: _Service) -> None:
 
     @app.get("/v1/models/{name:path}")
     async def model(name: str) -> dict[str, Any]:
-        service._check_model(name)
+        service.check_model(name)
         return card()
 
     @app.get("/health")

@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from weft.engine.request import SamplingParams
+from weft.engine.request import FinishReason, SamplingParams
 from weft.serve.engine_client import (
     EngineLimits,
     EngineLostError,
@@ -96,7 +96,7 @@ class FakeEngine:
             request.produced += 1
             stopped = token in request.sampling.stop_token_ids
             full = request.produced >= request.sampling.max_tokens
-            reason = "stop" if stopped else "length" if full else None
+            reason: FinishReason | None = "stop" if stopped else "length" if full else None
             if reason:
                 del self._requests[number]
             self._open.put(number, TokenEvent(token_id=token, finish_reason=reason))

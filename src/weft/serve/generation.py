@@ -53,7 +53,7 @@ class Choice:
         if self.stops.hit:
             self.stream.abort()
             reason = "stop"
-        finish = None if reason is None else "stop" if reason == "stop" else "length"
+        finish: Finish | None = None if reason is None else "stop" if reason == "stop" else "length"
         return Piece(index=self.index, text=text, num_tokens=self.num_tokens, finish_reason=finish)
 
 

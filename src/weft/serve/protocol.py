@@ -8,12 +8,20 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 MOST_CHOICES = 128
 MOST_STOPS = 16
 TokenId = Annotated[int, Field(ge=0, strict=True)]
-Text = Annotated[str, Field(strict=True)]
+
+
+def _encodable(text: str) -> str:
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise ValueError("the text has a lone surrogate, which is no character")
+    return text
+
+
+Text = Annotated[str, Field(strict=True), AfterValidator(_encodable)]
 TokenIds = Annotated[list[TokenId], Field(min_length=1)]
 
 _NEUTRAL: dict[str, tuple[Any, ...]] = {

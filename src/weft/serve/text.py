@@ -40,12 +40,18 @@ class GrowingText:
 
     def add(self, tokens: Sequence[int], *, last: bool = False) -> str:
         """The characters that these tokens complete; all that is left if ``last``."""
-        self._tokens.extend(tokens)
+        text = "".join(self._add_one(token) for token in tokens)
+        return text + self._give() if last else text
+
+    def _add_one(self, token: int) -> str:
+        self._tokens.append(token)
+        num_pending = len(self._tokens) - self._given
+        return self._give(hold_partial=num_pending < _LONGEST_CHARACTER_TOKENS)
+
+    def _give(self, *, hold_partial: bool = False) -> str:
         before = self._tokenizer.decode(self._tokens[self._context : self._given])
         after = self._tokenizer.decode(self._tokens[self._context :])
-        pending = len(self._tokens) - self._given
-        partial = after.endswith(_REPLACEMENT) and pending < _LONGEST_CHARACTER_TOKENS
-        if partial and not last:
+        if hold_partial and after.endswith(_REPLACEMENT):
             return ""
         self._context, self._given = self._given, len(self._tokens)
         return after[len(before) :]

@@ -258,7 +258,7 @@ class _ConfigReader:
             if self.config.get("mlp_only_layers") or self.config.get("decoder_sparse_step", 1) != 1:
                 raise self.error("models that mix dense and expert layers are not supported")
             return {
-                "num_experts": self.integer("num_experts"),
+                "num_experts": self.integer("num_experts", self.config.get("num_local_experts")),
                 "experts_per_token": self.integer("num_experts_per_tok"),
                 "expert_intermediate_size": self.integer("moe_intermediate_size"),
                 "normalize_expert_weights": bool(self.config.get("norm_topk_prob", True)),

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from trace_builder import Batch, RankWriter, Run, write_run, write_trace
 from weft.importer.importing import import_traces
 from weft.vocabulary.layout import Layout

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from weft.importer.clocks import estimate_offsets
 from weft.importer.pairing import meetings, share_sizes, split_waiting
 from weft.importer.rank_trace import Call, RankTrace

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from weft.importer.importing import import_traces
+
 from weft.importer.imported import ImportedTrace
+from weft.importer.importing import import_traces
 from weft.vocabulary.layout import Layout
 from weft.vocabulary.model_source import load_spec
 
@@ -18,7 +19,9 @@ def imported(prefix: str, **options: object) -> ImportedTrace:
 
 
 def counts(result: ImportedTrace) -> dict[tuple[str, str, tuple[int, ...] | None, str | None], int]:
-    return {(r.row.phase, r.row.op, r.row.input_shape, r.row.dtype): r.row.count for r in result.rows}
+    return {
+        (r.row.phase, r.row.op, r.row.input_shape, r.row.dtype): r.row.count for r in result.rows
+    }
 
 
 def test_h200_tensor_parallel() -> None:
@@ -37,7 +40,10 @@ def test_h200_tensor_parallel() -> None:
     assert provenance == {"all_reduce": "model", "all_gather": "metadata"}
     assert {row.row.bound for row in result.rows} == {"upper"}
     assert all(row.row.wait_us is None for row in result.rows)
-    assert (result.schedule.workload.prompt_tokens, result.schedule.workload.decode_tokens) == (128, 32)
+    assert (result.schedule.workload.prompt_tokens, result.schedule.workload.decode_tokens) == (
+        128,
+        32,
+    )
 
 
 def test_h200_tensor_parallel_without_a_model_is_matched_to_the_only_one_that_fits() -> None:

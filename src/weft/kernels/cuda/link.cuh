@@ -124,7 +124,7 @@ struct HostLinkRecord {  // mirrored in host_link.py
   u8* inbox;             // [parity][node][part]
   u8* out_flag;          // [parity][chunk]
   u8* in_flag;           // [parity][node][chunk]
-  u32* shape;            // [parity]{vectors of the part, vectors of a chunk}
+  u32* shape;            // [parity]{vectors of the part, vectors of a chunk, epoch, 0}
   u64 part_bytes;        // room for one part
   u32 max_chunks;
   u32 unused;
@@ -143,7 +143,14 @@ struct HostLink {
         node(node_),
         place(place_),
         part(part_),
-        parity(shared.epoch & 1) {}
+        parity(shared.epoch & 1) {
+    if (blockIdx.x != 0 || threadIdx.x != 0) return;
+    volatile u32* shape = record.shape + parity * 4;
+    shape[0] = part;
+    shape[1] = blockDim.x;
+    __threadfence_system();
+    shape[2] = call.epoch;
+  }
 
   __device__ __forceinline__ u8* inbox(u32 from, u32 index) const {
     return record.inbox + (parity * kNodes + from) * record.part_bytes +
@@ -180,9 +187,6 @@ struct HostLink {
     if (mine) push(record.outbox + parity * record.part_bytes + static_cast<u64>(index) * 16, vec);
     if (__syncthreads_or(!complete)) return false;
     if (threadIdx.x == 0) {
-      volatile u32* shape = record.shape + parity * 2;
-      shape[0] = part;
-      shape[1] = blockDim.x;
       __threadfence_system();
       const u32 one = 1;
       asm volatile("st.relaxed.sys.global.u8 [%0], %1;" ::"l"(record.out_flag +

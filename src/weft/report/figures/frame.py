@@ -1,4 +1,4 @@
-"""What all figures share: an empty figure with a legend above it, and axes of bytes."""
+"""What all figures share: an empty figure in the page's style, and axes of bytes."""
 
 from __future__ import annotations
 
@@ -11,23 +11,18 @@ import plotly.graph_objects as go
 from weft.report.text import binary_bytes
 
 _BAR_HEIGHT: Final = 34
-_FRAME_HEIGHT: Final = 130
+_FRAME_HEIGHT: Final = 88
 
 
-def new_figure(*, x_title: str, y_title: str | None = None, height: int = 360) -> go.Figure:
-    """An empty figure of ``height`` pixels; colours of text and grid come with the page."""
+def new_figure(*, x_title: str, y_title: str | None = None, height: int = 320) -> go.Figure:
+    """An empty figure of ``height`` pixels.
+
+    The page adds the colours of text and grid, and sets the legend above the plot.
+    """
     figure = go.Figure()
     figure.update_layout(
         template={"layout": {}},
         height=height,
-        legend={
-            "orientation": "h",
-            "x": 0,
-            "xanchor": "left",
-            "y": 1.02,
-            "yanchor": "bottom",
-            "traceorder": "normal",
-        },
         xaxis={"title": {"text": x_title}, "zeroline": False},
         yaxis={"title": {"text": y_title}, "zeroline": False},
         hovermode="closest",

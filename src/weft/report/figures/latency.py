@@ -25,7 +25,7 @@ class LatencyPoint:
 
 def latency_by_size(points: Sequence[LatencyPoint]) -> go.Figure:
     """Median lines on logarithmic axes; the band reaches from the minimum to the maximum."""
-    figure = new_figure(x_title="message size", y_title="latency (µs)", height=440)
+    figure = new_figure(x_title="message size", y_title="latency (µs)", height=400)
     algorithms = list(dict.fromkeys(point.algorithm for point in points))
     for index, algorithm in enumerate(algorithms):
         chosen = sorted(

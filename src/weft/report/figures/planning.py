@@ -34,7 +34,7 @@ def pareto_front(points: Sequence[LayoutPoint]) -> go.Figure:
     figure = new_figure(
         x_title="TPOT (ms), lower is better",
         y_title="tokens/s per GPU, higher is better",
-        height=460,
+        height=420,
     )
     front = sorted((point for point in points if point.on_front), key=lambda point: point.tpot_ms)
     others = [point for point in points if not point.on_front]

@@ -17,7 +17,7 @@ class TimelineEvent:
     """``rank`` was busy with ``name`` from ``start_us`` to ``end_us``.
 
     ``kind`` gives the colour: an operation (``all_reduce``, …), ``compute``,
-    ``wait``, ``transfer``, ``host`` or ``idle``.
+    ``wait``, ``transfer``, ``host`` or ``idle``. A ``step`` lies behind what happens in it.
     """
 
     rank: int
@@ -31,7 +31,7 @@ def step_timeline(events: Sequence[TimelineEvent]) -> go.Figure:
     """All events on one time axis that starts at the first of them."""
     ranks = sorted({event.rank for event in events})
     start = min((event.start_us for event in events), default=0.0)
-    figure = new_figure(x_title="time in the step (µs)", height=lanes_height(len(ranks)) + 20)
+    figure = new_figure(x_title="time in the step (µs)", height=lanes_height(len(ranks)))
     for kind in _kinds(events):
         chosen = [event for event in events if event.kind == kind]
         figure.add_bar(
@@ -59,7 +59,7 @@ def step_timeline(events: Sequence[TimelineEvent]) -> go.Figure:
 
 def _kinds(events: Sequence[TimelineEvent]) -> list[str]:
     present = {event.kind: None for event in events}
-    background = [kind for kind in ("idle", "host", "compute") if kind in present]
+    background = [kind for kind in ("step", "idle", "host", "compute") if kind in present]
     known = [kind for kind in KIND_COLOURS if kind in present and kind not in background]
     rest = [kind for kind in present if kind not in KIND_COLOURS]
     return [*background, *known, *rest]

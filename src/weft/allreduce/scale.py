@@ -1,0 +1,138 @@
+"""The scale model: all algorithms and NCCL side by side, crossovers, published figures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from weft.allreduce.cost import NCCL_ALGORITHMS, WEFT_ALGORITHMS, best, latency_us
+from weft.allreduce.program import Topology
+from weft.allreduce.simulate import simulate_us
+from weft.errors import CheckFailed
+from weft.fabric.fabric import Fabric
+
+PUBLISHED_BYTES: Final = (128 * 1024, 2 * 1024 * 1024)
+PUBLISHED_SPEED_UP: Final = (1.9, 3.6)
+"""Singhania et al.: NVRAR over NCCL, 128 KiB-2 MiB, Slingshot 11 and InfiniBand."""
+
+COLUMNS: Final = (*WEFT_ALGORITHMS, "tree", *NCCL_ALGORITHMS, "nccl")
+
+_GRID: Final = 2000
+
+
+@dataclass(frozen=True, kw_only=True)
+class SizeRow:
+    """Times of one message size in µs, by algorithm."""
+
+    bytes: int
+    times_us: dict[str, float]
+    best: str
+
+    @property
+    def best_us(self) -> float:
+        return self.times_us[self.best]
+
+    @property
+    def speed_up(self) -> float:
+        """NCCL's best over weft's best."""
+        return self.times_us["nccl"] / self.best_us
+
+    @property
+    def hierarchical_speed_up(self) -> float:
+        """NCCL's best over hierarchical recursive doubling, the published algorithm."""
+        return self.times_us["nccl"] / self.times_us["hierarchical"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Crossover:
+    """From ``bytes`` on, ``after`` is faster than ``before``."""
+
+    bytes: int
+    before: str
+    after: str
+
+
+def predict(sizes: Sequence[int], nodes: int, gpus_per_node: int, fabric: Fabric) -> list[SizeRow]:
+    """Times of every algorithm at every size."""
+    columns = {
+        name: latency_us(name, sizes, nodes, gpus_per_node, fabric)
+        for name in COLUMNS
+        if fabric.uses_nccl or not name.startswith("nccl")
+    }
+    winners, _ = best(sizes, nodes, gpus_per_node, fabric)
+    return [
+        SizeRow(
+            bytes=size,
+            times_us={name: float(times[place]) for name, times in columns.items()},
+            best=str(winners[place]),
+        )
+        for place, size in enumerate(sizes)
+    ]
+
+
+def crossovers(
+    sizes: Sequence[int], nodes: int, gpus_per_node: int, fabric: Fabric
+) -> list[Crossover]:
+    """Where the fastest of weft's algorithms changes between the first and the last size."""
+    if min(sizes) == max(sizes):
+        return []
+    grid = np.unique(np.geomspace(min(sizes), max(sizes), _GRID).round().astype(np.int64))
+    winners, _ = best(grid, nodes, gpus_per_node, fabric)
+    changes = np.flatnonzero(winners[1:] != winners[:-1])
+    return [
+        Crossover(bytes=int(grid[i + 1]), before=str(winners[i]), after=str(winners[i + 1]))
+        for i in changes
+    ]
+
+
+def published_range(rows: Sequence[SizeRow]) -> tuple[float, float] | None:
+    """Smallest and largest predicted speed-up in the published range of sizes."""
+    low, high = PUBLISHED_BYTES
+    ratios = [row.hierarchical_speed_up for row in rows if low <= row.bytes <= high]
+    return (min(ratios), max(ratios)) if ratios else None
+
+
+def is_exact(algorithm: str, nodes: int, gpus_per_node: int) -> bool:
+    """Whether the closed form is the simulated time, not an upper bound of it.
+
+    Folding in overlaps with the exchanges, and a ring over two kinds of link pays the slow
+    one only where it crosses: there the form is an upper bound.
+    """
+    powers = _is_power(nodes) and _is_power(gpus_per_node)
+    if algorithm == "ring":
+        return nodes == 1 or gpus_per_node == 1
+    if algorithm == "hierarchical":
+        return _is_power(nodes)
+    return powers or algorithm not in ("recursive_doubling", "halving_doubling")
+
+
+def check(rows: Sequence[SizeRow], nodes: int, gpus_per_node: int, fabric: Fabric) -> float:
+    """Hold every closed form against the event simulation of its program.
+
+    Returns the largest relative difference where the form is exact; CheckFailed where it is
+    above 1 %, or where a simulated time is above a form that should bound it.
+    """
+    topology = Topology(nodes=nodes, gpus_per_node=gpus_per_node)
+    largest = 0.0
+    for row in rows:
+        for name in WEFT_ALGORITHMS:
+            form = float(
+                latency_us(name, row.bytes, nodes, gpus_per_node, fabric, use_tables=False)
+            )
+            simulated = max(simulate_us(name, row.bytes, 1, topology, fabric))
+            difference = simulated / form - 1 if form else 0.0
+            exact = is_exact(name, nodes, gpus_per_node)
+            if difference > 0.01 or (exact and difference < -0.01):
+                raise CheckFailed(
+                    f"{name} at {row.bytes} bytes on {nodes} x {gpus_per_node}: closed form "
+                    f"{form:.2f} µs, event simulation {simulated:.2f} µs"
+                )
+            largest = max(largest, abs(difference) if exact else 0.0)
+    return largest
+
+
+def _is_power(number: int) -> bool:
+    return number & (number - 1) == 0

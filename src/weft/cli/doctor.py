@@ -1,0 +1,81 @@
+"""``weft doctor``: what this machine has, and what can be used on it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+from collections.abc import Iterator
+
+from weft.cli.options import Format
+from weft.cli.output import OutputFormat, print_rows
+
+_PACKAGES = (
+    "torch",
+    "triton",
+    "transformers",
+    "safetensors",
+    "cuda-bindings",
+    "nvidia-nccl-cu13",
+    "nvidia-nvshmem-cu13",
+    "fastapi",
+    "uvicorn",
+)
+
+
+def doctor(output_format: Format = OutputFormat.TABLE) -> None:
+    """Say what this machine has, which all-reduce algorithms work here and why others do not.
+
+    Example: weft doctor
+    """
+    rows = [*_machine(), *_packages(), *_devices(), *_all_reduce()]
+    print_rows(rows, output_format)
+
+
+def _row(part: str, name: str, state: str, detail: str = "") -> dict[str, str]:
+    return {"part": part, "name": name, "state": state, "detail": detail}
+
+
+def _machine() -> Iterator[dict[str, str]]:
+    yield _row("machine", "system", f"{platform.system()} {platform.machine()}")
+    yield _row("machine", "python", platform.python_version())
+    yield _row("machine", "cores", str(os.cpu_count()))
+
+
+def _packages() -> Iterator[dict[str, str]]:
+    for name in _PACKAGES:
+        try:
+            yield _row("package", name, importlib.metadata.version(name))
+        except importlib.metadata.PackageNotFoundError:
+            yield _row("package", name, "missing")
+
+
+def _devices() -> Iterator[dict[str, str]]:
+    import torch
+
+    if not torch.cuda.is_available():
+        yield _row("device", "cuda", "none", "runs on the CPU with gloo")
+        return
+    count = torch.cuda.device_count()
+    for index in range(count):
+        properties = torch.cuda.get_device_properties(index)
+        memory = f"{properties.total_memory / 1e9:.0f} GB"
+        yield _row("device", f"cuda:{index}", properties.name, memory)
+    peers = all(
+        torch.cuda.can_device_access_peer(i, j)
+        for i in range(count)
+        for j in range(count)
+        if i != j
+    )
+    if count > 1:
+        yield _row("device", "peer access", "yes" if peers else "no")
+
+
+def _all_reduce() -> Iterator[dict[str, str]]:
+    import torch.distributed as dist
+
+    for name, available in (
+        ("gloo", dist.is_gloo_available()),
+        ("nccl", dist.is_nccl_available()),
+    ):
+        yield _row("all-reduce", name, "yes" if available else "no", "torch.distributed backend")

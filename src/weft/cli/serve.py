@@ -1,0 +1,225 @@
+"""``weft serve``: an OpenAI-compatible server in front of the engine, on any layout."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from weft.cli import options, ranks
+from weft.errors import EnvironmentUnavailable, UserError
+from weft.vocabulary.layout import Layout
+from weft.vocabulary.model_source import find_model
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+    from weft.serve.app import ServerSettings
+    from weft.serve.engine_client import EngineClient
+    from weft.serve.wire import Meeting
+
+
+def serve(
+    context: typer.Context,
+    model: options.Model = "embedded",
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0 picks a free one, printed on stderr.")] = 8000,
+    served_name: Annotated[str | None, typer.Option(help="Model name in the API [MODEL].")] = None,
+    api_key: Annotated[
+        str | None, typer.Option(envvar="WEFT_API_KEY", help="Ask this bearer token of clients.")
+    ] = None,
+    tp: options.Tp = 1,
+    pp: options.Pp = 1,
+    sp: options.Sp = 1,
+    dp: options.Dp = 1,
+    stage_layers: options.StageLayers = None,
+    nnodes: ranks.NumNodes = 1,
+    node_rank: ranks.NodeRank = 0,
+    master_addr: ranks.MasterAddress = "127.0.0.1",
+    master_port: ranks.MasterPort = 29500,
+    device: ranks.Device = "auto",
+    timeout: ranks.Timeout = 120.0,
+    max_batch: Annotated[int, typer.Option(help="Requests in one step.")] = 256,
+    max_waiting: Annotated[int, typer.Option(help="Requests queued beyond that; then 429.")] = 512,
+    max_prompt: Annotated[int | None, typer.Option(help="Longest prompt in tokens.")] = None,
+    max_body_mb: Annotated[float, typer.Option(help="Largest request body.")] = 8.0,
+    cache_tokens: Annotated[int, typer.Option(help="Positions in the key-value cache.")] = 65536,
+    drain: Annotated[
+        float, typer.Option(help="Seconds that open requests get to end at shutdown.")
+    ] = 30.0,
+    stall: Annotated[
+        float, typer.Option(help="Not ready if the engine says nothing for this long (s).")
+    ] = 10.0,
+    seed: Annotated[int, typer.Option(help="Of dummy weights and unseeded sampling.")] = 0,
+    weights: Annotated[str, typer.Option(help="auto or dummy.")] = "auto",
+    dtype: Annotated[str | None, typer.Option(help="Instead of the model's own.")] = None,
+    engine: options.Engine = "weft",
+) -> None:
+    """Serve MODEL over the OpenAI API (completions, chat, streaming, /metrics, /ready).
+
+    Example: weft serve embedded --tp 2 --port 8000
+    """
+    layout = options.make_layout(
+        tp=tp, pp=pp, sp=sp, dp=dp, nodes=nnodes, stage_layers=stage_layers
+    )
+    source = find_model(model)
+    layout.check_model(source.spec)
+    _check(weights, max_batch, max_waiting, max_prompt, max_body_mb, cache_tokens, drain, stall)
+    config: dict[str, Any] = {
+        "conventions": engine,
+        "seed": seed,
+        "weights": weights,
+        "cache_tokens": cache_tokens,
+        "max_batch_requests": max_batch,
+    }
+    if dtype is not None:
+        config["dtype"] = dtype
+
+    def work() -> None:
+        _work_as_rank(model, layout, device, timeout, max_waiting, config)
+
+    from weft.launch.environment import current_rank, is_launched
+    from weft.serve.wire import Meeting
+
+    def on_ranks() -> None:
+        ranks.on_every_rank(
+            context,
+            layout,
+            work,
+            node_rank=node_rank,
+            master_address=master_addr,
+            master_port=master_port,
+        )
+
+    if Meeting.from_environment() is not None or node_rank > 0:
+        on_ranks()
+        return
+    if is_launched() and current_rank().rank > 0:
+        on_ranks()
+        return
+    _need_packages()
+    from weft.serve.app import ServerSettings
+    from weft.serve.http_server import listen
+
+    settings = ServerSettings(
+        model_name=served_name or model,
+        api_key=api_key or None,
+        max_body_bytes=int(max_body_mb * 2**20),
+        max_prompt_tokens=max_prompt,
+    )
+    listener = listen(host, port)
+    print(f"http://{host}:{listener.getsockname()[1]}", file=sys.stderr, flush=True)
+    meeting_host = master_addr if nnodes > 1 else "127.0.0.1"
+    bind = "0.0.0.0" if nnodes > 1 else "127.0.0.1"  # noqa: S104 - the leaders prove a key
+    from weft.serve.http_server import run_http
+    from weft.serve.remote_engine import RemoteEngine
+
+    if is_launched():
+        remote = RemoteEngine(
+            host=os.environ.get("MASTER_ADDR", meeting_host), bind=bind, stall_s=stall
+        )
+        os.environ[_variable()] = remote.meeting.variable()
+        app = _app(remote, source.directory, settings)
+        threading.Thread(
+            target=run_http, args=(app, listener), kwargs={"drain_s": drain}, daemon=True
+        ).start()
+        on_ranks()
+        return
+    remote = RemoteEngine(_spawn_ranks(context), host=meeting_host, bind=bind, stall_s=stall)
+    run_http(_app(remote, source.directory, settings), listener, drain_s=drain)
+
+
+def _check(
+    weights: str,
+    max_batch: int,
+    max_waiting: int,
+    max_prompt: int | None,
+    max_body_mb: float,
+    cache_tokens: int,
+    drain: float,
+    stall: float,
+) -> None:
+    if weights not in ("auto", "dummy"):
+        raise UserError(f"--weights {weights}: choose auto or dummy")
+    for option, value, least in (
+        ("--max-batch", max_batch, 1),
+        ("--max-waiting", max_waiting, 0),
+        ("--max-prompt", max_prompt, 1),
+        ("--cache-tokens", cache_tokens, 16),
+        ("--drain", drain, 0),
+    ):
+        if value is not None and value < least:
+            raise UserError(f"{option} {value:g}: must be at least {least}")
+    for option, seconds in (("--max-body-mb", max_body_mb), ("--stall", stall)):
+        if not seconds > 0:
+            raise UserError(f"{option} {seconds:g}: must be above 0")
+
+
+def _need_packages() -> None:
+    from importlib.util import find_spec
+
+    missing = [
+        name for name in ("fastapi", "uvicorn", "prometheus_client") if find_spec(name) is None
+    ]
+    if missing:
+        raise EnvironmentUnavailable(
+            f"weft serve needs {', '.join(missing)}: pip install 'weft[serve]'"
+        )
+
+
+def _variable() -> str:
+    from weft.serve.wire import MEETING_VARIABLE
+
+    return MEETING_VARIABLE
+
+
+def _spawn_ranks(context: typer.Context) -> Any:
+    """What starts this same command again as the engine, in a session of its own.
+
+    Ctrl-C then reaches the HTTP process only, which lets open requests end first.
+    """
+
+    def spawn(meeting: Meeting) -> subprocess.Popen[str]:
+        return subprocess.Popen(  # noqa: S603
+            [sys.executable, "-m", "weft", *context.obj],
+            env=os.environ | {_variable(): meeting.variable()},
+            stdin=subprocess.DEVNULL,
+            stdout=sys.stderr,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+        )
+
+    return spawn
+
+
+def _app(engine: EngineClient, directory: Path | None, settings: ServerSettings) -> FastAPI:
+    from weft.engine.tokenizer import find_tokenizer
+    from weft.serve.app import create_app
+    from weft.serve.chat import ChatTemplate
+    from weft.serve.text import IdTokenizer
+
+    tokenizer = find_tokenizer(directory) or IdTokenizer()
+    return create_app(engine, tokenizer, ChatTemplate(tokenizer, directory), settings)
+
+
+def _work_as_rank(
+    model: str,
+    layout: Layout,
+    device: str,
+    timeout_s: float,
+    max_waiting: int,
+    config: dict[str, Any],
+) -> None:
+    from weft.engine.llm import LLM
+    from weft.serve.rank_loop import serve_rank
+    from weft.serve.wire import Meeting
+
+    with LLM(model, layout, device=device, timeout_s=timeout_s, **config) as llm:
+        serve_rank(llm.engine, llm.groups, Meeting.from_environment(), max_waiting)

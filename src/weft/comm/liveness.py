@@ -1,0 +1,85 @@
+"""Liveness: which ranks of the run are still there.
+
+Every rank beats once a second into the rendezvous store from a thread of its own,
+so it beats while it waits inside a collective. A failed operation asks who stopped
+beating, and each rank watches the next one, so that a rank which hangs without
+closing its connections ends the run too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from typing import Final
+
+import torch.distributed as dist
+
+from weft.errors import LostRankError
+from weft.launch.worker import report_and_exit
+
+_BEAT_S: Final = 1.0
+_SILENCE_S: Final = 20.0
+_LEFT: Final = "left"
+
+
+class Liveness:
+    """The beating thread of one rank. ``store`` must be this thread's own connection."""
+
+    def __init__(self, store: dist.Store, rank: int, world_size: int) -> None:
+        self._store, self._rank, self._world_size = store, rank, world_size
+        self._lock, self._stop = threading.Lock(), threading.Event()
+        self._set("0")
+        self._thread = threading.Thread(target=self._run, name="weft-liveness", daemon=True)
+        self._thread.start()
+
+    def missing(self) -> tuple[int, ...]:
+        """Ranks that did not beat during the last two beats; waits for that long.
+
+        Rank 0 alone where the store itself is gone: it lives in rank 0's process.
+        """
+        try:
+            before = self._beats()
+            time.sleep(2.5 * _BEAT_S)
+            after = self._beats()
+        except RuntimeError:
+            return (0,) if self._rank else ()
+        others = (rank for rank in range(self._world_size) if rank != self._rank)
+        return tuple(rank for rank in others if before[rank] == after[rank] != _LEFT)
+
+    def leave(self) -> None:
+        """Stop beating and say that this rank ends as planned, so that nobody misses it."""
+        self._stop.set()
+        self._thread.join(timeout=2 * _BEAT_S)
+        with contextlib.suppress(RuntimeError):
+            self._set(_LEFT)
+
+    def _run(self) -> None:
+        watched = (self._rank + 1) % self._world_size
+        last, last_change_s = "", time.monotonic()
+        for count in range(1, 2**62):
+            if self._stop.wait(_BEAT_S):
+                return
+            try:
+                self._set(str(count))
+                beat = self._read(watched)
+            except RuntimeError:
+                return
+            if beat != last:
+                last, last_change_s = beat, time.monotonic()
+            elif beat != _LEFT and time.monotonic() - last_change_s > _SILENCE_S:
+                report_and_exit(
+                    LostRankError(f"rank {watched} has not answered for {_SILENCE_S:.0f} s")
+                )
+
+    def _set(self, beat: str) -> None:
+        with self._lock:
+            self._store.set(f"weft/beat/{self._rank}", beat)
+
+    def _read(self, rank: int) -> str:
+        with self._lock:
+            key = f"weft/beat/{rank}"
+            return self._store.get(key).decode() if self._store.check([key]) else ""
+
+    def _beats(self) -> list[str]:
+        return [self._read(rank) for rank in range(self._world_size)]

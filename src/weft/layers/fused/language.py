@@ -1,0 +1,34 @@
+"""Helpers that several kernels share: dependent launch, and where Triton can be used."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+import triton
+import triton.language as tl
+from triton.language.extra import cuda as tl_cuda
+
+
+@triton.jit
+def begin(DEPENDENT: tl.constexpr):
+    """Let the next kernel's blocks come in early, then wait for the kernel before.
+
+    Nothing that another kernel wrote may be read, and nothing written, before this call.
+    """
+    if DEPENDENT:
+        tl_cuda.gdc_launch_dependents()
+        tl_cuda.gdc_wait()
+
+
+@cache
+def dependent_launch(device_index: int) -> bool:
+    """Whether the GPU can start a kernel before the one in front of it has ended (Hopper on)."""
+    return torch.cuda.get_device_capability(device_index) >= (9, 0)
+
+
+def launch_options(tensor: torch.Tensor) -> dict[str, bool]:
+    """Keyword arguments of a launch on the tensor's device."""
+    if tensor.device.type != "cuda" or not dependent_launch(tensor.device.index):
+        return {"DEPENDENT": False}
+    return {"DEPENDENT": True, "launch_pdl": True}

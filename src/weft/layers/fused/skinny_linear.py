@@ -1,0 +1,189 @@
+"""Matrix products of a few rows, bound by reading the weights: y [M, N] = x [M, K] @ W[N, K]^T.
+
+One row is a sum of products in registers; more rows go through the matrix units, with
+the weights as the left factor and, where there are few blocks, K divided among several
+of them (the last one adds the parts up, in a fixed order).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+
+from weft.layers.fused.language import launch_options
+from triton.language.extra import cuda as tl_cuda
+
+
+@triton.jit
+def _one_row(
+    x_ptr, w_ptr, bias_ptr, y_ptr, num_columns,
+    K: tl.constexpr, GATED: tl.constexpr, HAS_BIAS: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, DEPENDENT: tl.constexpr,
+):  # fmt: skip
+    rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    inner = tl.arange(0, BLOCK_K)
+    inside = (rows < num_columns)[:, None]
+    at = w_ptr + rows.to(tl.int64)[:, None] * K + inner[None, :]
+    up_at = at + num_columns.to(tl.int64) * K
+    acc = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
+    up_acc = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
+    if DEPENDENT:
+        tl_cuda.gdc_launch_dependents()
+    # The first weights are asked for before the kernel in front has ended.
+    w = tl.load(at, mask=inside & (inner < K)[None, :], other=0.0, eviction_policy="evict_first")
+    if GATED:
+        up = tl.load(
+            up_at, mask=inside & (inner < K)[None, :], other=0.0, eviction_policy="evict_first"
+        )
+    if DEPENDENT:
+        tl_cuda.gdc_wait()
+    x = tl.load(x_ptr + inner, mask=inner < K, other=0.0).to(tl.float32)
+    acc += w.to(tl.float32) * x[None, :]
+    if GATED:
+        up_acc += up.to(tl.float32) * x[None, :]
+    for k in range(BLOCK_K, K, BLOCK_K):
+        mask = inside & (k + inner < K)[None, :]
+        x = tl.load(x_ptr + k + inner, mask=k + inner < K, other=0.0).to(tl.float32)
+        w = tl.load(at + k, mask=mask, other=0.0, eviction_policy="evict_first")
+        acc += w.to(tl.float32) * x[None, :]
+        if GATED:
+            up = tl.load(up_at + k, mask=mask, other=0.0, eviction_policy="evict_first")
+            up_acc += up.to(tl.float32) * x[None, :]
+    element = y_ptr.dtype.element_ty
+    y = tl.sum(acc, axis=1)
+    if HAS_BIAS:
+        y += tl.load(bias_ptr + rows, mask=rows < num_columns, other=0.0).to(tl.float32)
+    if GATED:
+        gate = y.to(element).to(tl.float32)
+        y = (gate * tl.sigmoid(gate)).to(element) * tl.sum(up_acc, axis=1).to(element)
+    tl.store(y_ptr + rows, y.to(element), mask=rows < num_columns)
+
+
+@triton.jit
+def _few_rows(
+    x_ptr, w_ptr, bias_ptr, y_ptr, partial_ptr, counters_ptr, num_rows, num_columns,
+    K: tl.constexpr, GATED: tl.constexpr, HAS_BIAS: tl.constexpr, SPLITS: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    DEPENDENT: tl.constexpr,
+):  # fmt: skip
+    tile, split = tl.program_id(0), tl.program_id(1)
+    rows = tl.arange(0, BLOCK_M)
+    columns = tile * BLOCK_N + tl.arange(0, BLOCK_N)
+    inner = tl.arange(0, BLOCK_K)
+    has_row, has_column = rows < num_rows, columns < num_columns
+    w_at = w_ptr + columns.to(tl.int64)[:, None] * K + inner[None, :]
+    up_at = w_at + num_columns.to(tl.int64) * K
+    x_at = x_ptr + rows[None, :] * K + inner[:, None]
+    acc = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
+    up_acc = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
+    if DEPENDENT:
+        tl_cuda.gdc_launch_dependents()
+        tl_cuda.gdc_wait()
+    per_split: tl.constexpr = (K + BLOCK_K * SPLITS - 1) // (BLOCK_K * SPLITS) * BLOCK_K
+    start = split * per_split
+    for k in range(start, min(start + per_split, K), BLOCK_K):
+        has_inner = k + inner < K
+        x = tl.load(x_at + k, mask=has_row[None, :] & has_inner[:, None], other=0.0)
+        mask = has_column[:, None] & has_inner[None, :]
+        w = tl.load(w_at + k, mask=mask, other=0.0, eviction_policy="evict_first")
+        acc = tl.dot(w, x, acc)
+        if GATED:
+            up = tl.load(up_at + k, mask=mask, other=0.0, eviction_policy="evict_first")
+            up_acc = tl.dot(up, x, up_acc)
+    if SPLITS > 1:
+        size: tl.constexpr = BLOCK_N * BLOCK_M
+        spot = tl.arange(0, BLOCK_N)[:, None] * BLOCK_M + rows[None, :]
+        mine = partial_ptr + (tile * SPLITS + split).to(tl.int64) * (size * (2 if GATED else 1))
+        tl.store(mine + spot, acc)
+        if GATED:
+            tl.store(mine + size + spot, up_acc)
+        tl.debug_barrier()
+        if tl.atomic_add(counters_ptr + tile, 1) != SPLITS - 1:
+            return
+        tl.store(counters_ptr + tile, 0)
+        acc = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
+        up_acc = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
+        for other in tl.static_range(SPLITS):
+            part = partial_ptr + (tile * SPLITS + other).to(tl.int64) * (
+                size * (2 if GATED else 1)
+            )
+            acc += tl.load(part + spot, cache_modifier=".cg")
+            if GATED:
+                up_acc += tl.load(part + size + spot, cache_modifier=".cg")
+    element = y_ptr.dtype.element_ty
+    if HAS_BIAS:
+        acc += tl.load(bias_ptr + columns, mask=has_column, other=0.0).to(tl.float32)[:, None]
+    if GATED:
+        gate = acc.to(element).to(tl.float32)
+        acc = (gate * tl.sigmoid(gate)).to(element) * up_acc.to(element)
+    y_at = y_ptr + rows[None, :] * num_columns + columns[:, None]
+    tl.store(y_at, acc.to(element), mask=has_row[None, :] & has_column[:, None])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tile:
+    """How a product is divided: block sizes, parts of K, warps and pipeline stages."""
+
+    block_n: int
+    block_k: int
+    splits: int = 1
+    num_warps: int = 4
+    num_stages: int = 3
+
+
+MAX_ROWS = 64
+PARTIAL_ELEMENTS = 1 << 22
+MAX_TILES = 1 << 14
+
+
+class LinearWorkspace:
+    """Room for the parts of K that are added up last; one for all layers of a device."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.partial = torch.empty(PARTIAL_ELEMENTS, dtype=torch.float32, device=device)
+        self.counters = torch.zeros(MAX_TILES, dtype=torch.int32, device=device)
+
+
+def one_row(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    *,
+    gated: bool = False,
+    tile: Tile,
+) -> torch.Tensor:
+    """x [1, K] with weight [N, K] -> [1, N]; gated: weight [2 N, K], silu(first) * second."""
+    num_columns = weight.shape[0] // (2 if gated else 1)
+    y = x.new_empty((1, num_columns))
+    _one_row[(triton.cdiv(num_columns, tile.block_n),)](
+        x, weight, weight if bias is None else bias, y, num_columns,
+        K=weight.shape[1], GATED=gated, HAS_BIAS=bias is not None,
+        BLOCK_N=tile.block_n, BLOCK_K=tile.block_k,
+        num_warps=tile.num_warps, **launch_options(x),
+    )  # fmt: skip
+    return y
+
+
+def few_rows(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    *,
+    workspace: LinearWorkspace,
+    gated: bool = False,
+    tile: Tile,
+) -> torch.Tensor:
+    """x [M, K] (M <= 64) with weight [N, K] -> [M, N]; gated as in :func:`one_row`."""
+    num_rows, num_columns = x.shape[0], weight.shape[0] // (2 if gated else 1)
+    y = x.new_empty((num_rows, num_columns))
+    _few_rows[(triton.cdiv(num_columns, tile.block_n), tile.splits)](
+        x, weight, weight if bias is None else bias, y, workspace.partial, workspace.counters,
+        num_rows, num_columns, K=weight.shape[1], GATED=gated, HAS_BIAS=bias is not None,
+        SPLITS=tile.splits, BLOCK_M=max(16, triton.next_power_of_2(num_rows)),
+        BLOCK_N=tile.block_n, BLOCK_K=tile.block_k, num_warps=tile.num_warps,
+        num_stages=tile.num_stages, **launch_options(x),
+    )  # fmt: skip
+    return y

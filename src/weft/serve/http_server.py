@@ -1,0 +1,41 @@
+"""Runs the application under uvicorn until a signal ends it."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+
+import uvicorn
+from fastapi import FastAPI
+
+from weft.errors import EnvironmentUnavailable
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket; EnvironmentUnavailable where the address cannot be had."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except (OSError, OverflowError) as error:
+        listener.close()
+        busy = isinstance(error, OSError) and error.errno == errno.EADDRINUSE
+        reason = "is in use; choose another --port" if busy else f"cannot be bound: {error}"
+        raise EnvironmentUnavailable(f"{host}:{port} {reason}") from None
+    listener.listen(4096)
+    return listener
+
+
+def run_http(app: FastAPI, listener: socket.socket, *, drain_s: float) -> None:
+    """Serve until SIGINT or SIGTERM; open requests get ``drain_s`` to end."""
+    config = uvicorn.Config(
+        app,
+        log_level="warning",
+        timeout_graceful_shutdown=max(1, round(drain_s)),
+        timeout_keep_alive=30,
+        lifespan="on",
+    )
+    server = uvicorn.Server(config)
+    asyncio.run(server.serve(sockets=[listener]))

@@ -1,0 +1,151 @@
+"""Every rank's loop under ``weft serve``: take commands, step, tell the HTTP process.
+
+The lowest rank of each replica is its leader. It alone talks with the HTTP process; before
+each step it passes the commands on to the replica's other ranks, so that all of them make
+the same calls in the same order.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from multiprocessing.connection import Client, Connection
+from typing import Final
+
+from weft.comm.groups import ProcessGroups
+from weft.engine.engine import Engine
+from weft.engine.request import Request
+from weft.errors import EnvironmentUnavailable, UserError
+from weft.serve.engine_client import EngineLimits, EngineStats
+from weft.serve.wire import Abort, Command, Hello, Meeting, Rejected, StepDone, Stop, Submit
+
+_IDLE_S: Final = 0.5
+_SAMPLE_EVERY: Final = 64
+
+
+def serve_rank(
+    engine: Engine, groups: ProcessGroups, meeting: Meeting | None, max_waiting: int
+) -> None:
+    """Work until told to stop, or until the HTTP process is gone.
+
+    ``meeting`` is needed on rank 0 only; it tells the others.
+    """
+    meeting = groups.host_broadcast(meeting, 0)
+    leader = groups.layout.rank_of(stage=0, replica=groups.replica)
+    link = None
+    if groups.rank == leader:
+        assert meeting is not None
+        link = _Link(meeting, groups, engine, max_waiting)
+    _Loop(engine=engine, groups=groups, leader=leader, link=link).run()
+
+
+class _Link:
+    """The leader's side of the connection."""
+
+    def __init__(
+        self, meeting: Meeting, groups: ProcessGroups, engine: Engine, max_waiting: int
+    ) -> None:
+        try:
+            self._connection: Connection = Client((meeting.host, meeting.port), authkey=meeting.key)
+        except OSError as error:
+            raise EnvironmentUnavailable(
+                f"cannot reach the HTTP process at {meeting.host}:{meeting.port}: {error}"
+            ) from None
+        limits = EngineLimits(
+            vocab_size=engine.spec.vocab_size,
+            max_tokens=min(engine.spec.max_position, engine.scheduler.pool.capacity_tokens),
+            max_open=engine.config.max_batch_requests + max_waiting,
+        )
+        self._connection.send(
+            Hello(replica=groups.replica, num_replicas=groups.layout.dp, limits=limits)
+        )
+
+    def commands(self, wait_s: float) -> list[Command]:
+        """Everything that has arrived; Stop where the HTTP process is gone."""
+        commands: list[Command] = []
+        try:
+            while self._connection.poll(0 if commands else wait_s):
+                commands.append(self._connection.recv())
+        except (EOFError, OSError):
+            commands.append(Stop())
+        return commands
+
+    def tell(self, done: StepDone) -> None:
+        """Send a step's outcome; a HTTP process that is gone shows at the next ``commands``."""
+        try:
+            self._connection.send(done)
+        except OSError:
+            return
+
+
+class _Loop:
+    """One rank's loop; ``link`` only on the leader."""
+
+    def __init__(
+        self, *, engine: Engine, groups: ProcessGroups, leader: int, link: _Link | None
+    ) -> None:
+        self._engine, self._groups, self._leader, self._link = engine, groups, leader, link
+        self._scope = f"serve{groups.replica}"
+        self._steps = 0
+        self._share: float | None = None
+
+    def run(self) -> None:
+        while True:
+            commands = self._agree_on_commands()
+            if any(isinstance(command, Stop) for command in commands):
+                return
+            rejected = [reason for command in commands if (reason := self._apply(command))]
+            advanced = self._step() if self._engine.has_work else []
+            if self._link is not None:
+                self._link.tell(self._report(advanced, rejected))
+
+    def _agree_on_commands(self) -> list[Command]:
+        commands: list[Command] | None = None
+        if self._link is not None:
+            commands = self._link.commands(0 if self._engine.has_work else _IDLE_S)
+        if self._groups.layout.world_size == self._groups.layout.dp:
+            assert commands is not None
+            return commands
+        agreed: list[Command] = self._groups.host_broadcast(commands, self._leader, self._scope)
+        return agreed
+
+    def _apply(self, command: Command) -> Rejected | None:
+        try:
+            if isinstance(command, Submit):
+                self._engine.add(command.number, command.prompt, command.sampling)
+            elif isinstance(command, Abort):
+                self._engine.abort(command.number)
+        except UserError as error:
+            assert isinstance(command, Submit)
+            return Rejected(number=command.number, reason=str(error))
+        return None
+
+    def _step(self) -> list[Request]:
+        self._steps += 1
+        if self._steps % _SAMPLE_EVERY:
+            return self._engine.step()
+        return self._sampled_step()
+
+    def _sampled_step(self) -> list[Request]:
+        """One step with every collective timed."""
+        started_s = time.perf_counter()
+        with self._groups.recording() as recorder:
+            advanced = self._engine.step()
+        spent_s = time.perf_counter() - started_s
+        in_calls_s = sum(call.end_s - call.start_s for call in recorder.calls)
+        share = in_calls_s / spent_s
+        self._share = share if self._share is None else 0.75 * self._share + 0.25 * share
+        return advanced
+
+    def _report(self, advanced: Sequence[Request], rejected: Sequence[Rejected]) -> StepDone:
+        scheduler = self._engine.scheduler
+        pool = scheduler.pool
+        stats = EngineStats(
+            running=len(scheduler.running),
+            waiting=len(scheduler.waiting),
+            cache_use=1 - pool.num_free / max(pool.num_blocks - 1, 1),
+            steps=self._steps,
+            communication_share=self._share,
+        )
+        tokens = tuple((one.number, one.output[-1], one.finish_reason) for one in advanced)
+        return StepDone(tokens=tokens, rejected=tuple(rejected), stats=stats)

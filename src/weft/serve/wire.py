@@ -1,0 +1,93 @@
+"""What goes between the HTTP process and the leaders of the replicas, and how they meet.
+
+``multiprocessing.connection``: framed, pickled messages over TCP, both sides proving that
+they know a key which only the processes of this run have.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from weft.engine.request import FinishReason, SamplingParams
+from weft.serve.engine_client import EngineLimits, EngineStats
+
+MEETING_VARIABLE: Final = "WEFT_SERVE_MEETING"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Submit:
+    """Start a request."""
+
+    number: int
+    prompt: tuple[int, ...]
+    sampling: SamplingParams
+
+
+@dataclass(frozen=True, kw_only=True)
+class Abort:
+    """Forget a request."""
+
+    number: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stop:
+    """Leave."""
+
+
+Command = Submit | Abort | Stop
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hello:
+    """A replica is up."""
+
+    replica: int
+    num_replicas: int
+    limits: EngineLimits
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rejected:
+    """The engine does not take a request."""
+
+    number: int
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepDone:
+    """One step's tokens (number, token id, finish reason); none: a sign of life."""
+
+    tokens: tuple[tuple[int, int, FinishReason | None], ...]
+    rejected: tuple[Rejected, ...]
+    stats: EngineStats
+
+
+@dataclass(frozen=True, kw_only=True)
+class Meeting:
+    """Where the HTTP process waits for the leaders."""
+
+    host: str
+    port: int
+    key: bytes
+
+    def variable(self) -> str:
+        """As an environment variable of the ranks."""
+        return f"{self.host} {self.port} {self.key.hex()}"
+
+    @staticmethod
+    def from_environment(environment: Mapping[str, str] | None = None) -> Meeting | None:
+        text = (os.environ if environment is None else environment).get(MEETING_VARIABLE)
+        if not text:
+            return None
+        host, port, key = text.split()
+        return Meeting(host=host, port=int(port), key=bytes.fromhex(key))
+
+
+def new_key() -> bytes:
+    return secrets.token_bytes(32)

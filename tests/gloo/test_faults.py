@@ -1,0 +1,168 @@
+"""A rank that dies or fails ends the whole run in time, with its name, on every launcher."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from checkpoints import make_checkpoint
+
+LONG = ["run", "embedded", "--tp", "2", "--prompt", "8", "--decode", "4000", "--ignore-eos"]
+WEFT = [sys.executable, "-m", "weft"]
+
+
+def start(command: list[str], **env: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"} | env,
+    )
+
+
+def ranks_of(launcher: subprocess.Popen, count: int) -> list[psutil.Process]:
+    """The rank processes, once all of them have used the processor for a while."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        children = psutil.Process(launcher.pid).children(recursive=True)
+        ranks = [child for child in children if "weft" in " ".join(child.cmdline())]
+        if len(ranks) == count and all(sum(r.cpu_times()[:2]) > 6 for r in ranks):
+            return sorted(ranks, key=lambda rank: int(rank.environ()["RANK"]))
+        assert launcher.poll() is None, launcher.communicate()
+        time.sleep(0.2)
+    raise AssertionError("the ranks did not start")
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def test_killed_rank_is_named_and_nothing_is_left():
+    launcher = start(WEFT + LONG)
+    ranks = ranks_of(launcher, 2)
+    ranks[1].send_signal(signal.SIGKILL)
+    started = time.monotonic()
+    out, err = launcher.communicate(timeout=40)
+    assert time.monotonic() - started < 30
+    assert launcher.returncode == 3
+    assert out == ""
+    assert len(err.strip().splitlines()) == 1, err
+    assert "rank 1 was killed by SIGKILL" in err
+    assert not any(rank.is_running() for rank in ranks)
+
+
+def test_interrupt_leaves_no_process():
+    launcher = start(WEFT + LONG)
+    ranks = ranks_of(launcher, 2)
+    launcher.send_signal(signal.SIGINT)
+    launcher.communicate(timeout=5)
+    assert launcher.returncode == 130
+    assert not any(rank.is_running() for rank in ranks)
+
+
+def test_ranks_die_with_a_killed_launcher():
+    launcher = start(WEFT + LONG)
+    ranks = ranks_of(launcher, 2)
+    launcher.kill()
+    launcher.communicate()
+    _, alive = psutil.wait_procs(ranks, timeout=5)
+    assert not alive
+
+
+def test_killed_rank_under_torchrun():
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    launcher = start([*torchrun, "--standalone", "-m", "weft", *LONG])
+    ranks = ranks_of(launcher, 2)
+    ranks[0].send_signal(signal.SIGKILL)
+    _, err = launcher.communicate(timeout=40)
+    assert launcher.returncode != 0
+    assert "-9" in err or "SIGKILL" in err
+    assert not any(rank.is_running() for rank in ranks)
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_killed_rank_under_slurm(victim):
+    """srun gives each task its variables and no supervisor: the survivor must notice itself."""
+    env = {"SLURM_NTASKS": "2", "SLURM_STEP_NODELIST": "127.0.0.1", "SLURM_JOB_ID": "7"}
+    env["MASTER_PORT"] = str(free_port())
+    tasks = [
+        start(WEFT + LONG, SLURM_PROCID=str(i), SLURM_LOCALID=str(i), **env) for i in range(2)
+    ]
+    deadline = time.monotonic() + 60
+    while any(sum(psutil.Process(t.pid).cpu_times()[:2]) < 6 for t in tasks):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    tasks[victim].kill()
+    _, err = tasks[1 - victim].communicate(timeout=30)
+    assert tasks[1 - victim].returncode == 3
+    assert f"lost rank {victim}" in err
+    tasks[victim].communicate()
+
+
+def test_an_error_of_one_rank_is_the_error_of_the_run(tmp_path):
+    checkpoint = make_checkpoint(tmp_path / "model", "llama")
+    weights = checkpoint / "model.safetensors"
+    content = weights.read_bytes()
+    weights.write_bytes(content[: random.randrange(100, len(content) // 2)])
+    done = start([*WEFT, "run", str(checkpoint), "--tp", "2", "--ids", "1,2", "--decode", "2"])
+    out, err = done.communicate(timeout=60)
+    assert (done.returncode, out) == (2, "")
+    assert len(err.strip().splitlines()) == 1, err
+    assert "model.safetensors" in err
+
+
+def test_two_launchers_on_loopback_are_two_nodes():
+    words = ["run", "embedded", "--tp", "2", "--prompt", "4", "--decode", "3", "--format", "json"]
+    words += ["--nnodes", "2", "--master-port", str(free_port())]
+    launchers = [start([*WEFT, *words, "--node-rank", str(i)]) for i in range(2)]
+    results = [launcher.communicate(timeout=90) for launcher in launchers]
+    assert [launcher.returncode for launcher in launchers] == [0, 0], results
+    single = start([*WEFT, "run", "embedded", "--prompt", "4", "--decode", "3", "--format", "json"])
+    expected, _ = single.communicate(timeout=60)
+    assert _tokens(results[0][0]) == _tokens(expected)
+    assert results[1][0] == ""
+
+
+def _tokens(output: str):
+    import json
+
+    return [done["token_ids"] for done in json.loads(output)["completions"]]
+
+
+def test_port_in_use_is_an_error():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        words = [*LONG, "--nnodes", "2", "--node-rank", "0"]
+        words += ["--master-port", str(taken.getsockname()[1])]
+        launcher = start(WEFT + words)
+        _, err = launcher.communicate(timeout=60)
+    assert launcher.returncode == 3
+    assert "--master-port" in err
+
+
+def test_the_layout_must_match_the_launcher():
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "3"]
+    launcher = start([*torchrun, "--standalone", "-m", "weft", *LONG])
+    _, err = launcher.communicate(timeout=60)
+    assert launcher.returncode != 0
+    assert "needs 2 ranks but the launcher started 3" in err
+
+
+def test_foreign_files_stay_untouched(tmp_path: Path):
+    done = start([*WEFT, "study", "--output", str(tmp_path / "missing")])
+    out, err = done.communicate(timeout=60)
+    assert (done.returncode, out) == (2, "")
+    assert "missing" in err

@@ -1,0 +1,233 @@
+"""``weft serve`` with real ranks: same tokens as the library, clear errors, no leftovers."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+PROMPTS = ["hello", "weft and warp", "0123456789"]
+START_S = 120
+
+
+class Server:
+    """A ``weft serve`` process and its address."""
+
+    def __init__(self, *arguments: str) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "weft", "serve", "embedded", "--device", "cpu", "--port", "0"]
+            + list(arguments),
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )
+        assert self.process.stderr is not None
+        self.url = self.process.stderr.readline().strip()
+        self.lines: list[str] = []
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+        try:
+            wait_until(lambda: self.get("/ready")[0] == 200, START_S)
+        except BaseException:
+            self.end()
+            raise
+
+    def _read(self) -> None:
+        assert self.process.stderr is not None
+        with contextlib.suppress(ValueError):
+            self.lines.extend(self.process.stderr)
+
+    def get(self, path: str, body: Any = None, timeout_s: float = 60) -> tuple[int, Any]:
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(
+            self.url + path, data, {"Content-Type": "application/json"}
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=timeout_s) as response:
+                return response.status, decoded(response.read())
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, decoded(error.read())
+
+    def metric(self, name: str) -> float:
+        found = re.search(rf"^{name} (\S+)$", self.get("/metrics")[1], re.MULTILINE)
+        assert found is not None
+        return float(found[1])
+
+    def descendants(self) -> list[int]:
+        found, todo = [], [self.process.pid]
+        while todo:
+            listed = subprocess.run(
+                ["ps", "-o", "pid=", "--ppid", str(todo.pop())],
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            children = [int(pid) for pid in listed.stdout.split()]
+            found += children
+            todo += children
+        return found
+
+    def end(self) -> int:
+        self.process.terminate()
+        try:
+            self.process.wait(30)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+        self._reader.join(10)
+        self.process.stderr.close()
+        return self.process.wait(10)
+
+
+def decoded(text: bytes) -> Any:
+    return json.loads(text) if text.startswith(b"{") else text.decode()
+
+
+def wait_until(condition: Callable[[], bool], timeout_s: float) -> float:
+    started = time.monotonic()
+    while not condition():
+        assert time.monotonic() - started < timeout_s
+        time.sleep(0.05)
+    return time.monotonic() - started
+
+
+@pytest.fixture(scope="module")
+def expected() -> list[str]:
+    import weft.engine.llm as library
+    from weft.engine.request import SamplingParams
+
+    with library.LLM("embedded", device="cpu") as llm:
+        done = llm.generate(PROMPTS, SamplingParams(max_tokens=12, ignore_eos=True))
+    return [one.text for one in done]
+
+
+def completions(server: Server, **fields: Any) -> tuple[int, Any]:
+    body = {"model": "embedded", "temperature": 0, "max_tokens": 12, "ignore_eos": True}
+    return server.get("/v1/completions", body | {"prompt": PROMPTS} | fields)
+
+
+@pytest.mark.parametrize("layout", [[], ["--dp", "2"], ["--pp", "2"]])
+def test_answers_are_the_librarys(layout, expected):
+    server = Server(*layout)
+    try:
+        status, answer = completions(server)
+        assert status == 200, answer
+        assert [choice["text"] for choice in answer["choices"]] == expected
+        sampled = [
+            completions(server, temperature=1.0, seed=5, prompt="x")[1]["choices"][0]["text"]
+            for _ in range(2)
+        ]
+        assert sampled[0] == sampled[1]
+    finally:
+        children = server.descendants()
+        assert server.end() == 0, server.lines
+    assert children
+    wait_until(lambda: not any(map(alive, children)), 10)
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+@pytest.fixture(scope="class")
+def two_ranks() -> Iterator[Server]:
+    server = Server("--tp", "2", "--drain", "2")
+    yield server
+    server.end()
+
+
+class TestTwoRanks:
+    """One server with tp 2; the last test kills one of its ranks."""
+
+    def test_answers(self, two_ranks, expected):
+        assert [c["text"] for c in completions(two_ranks)[1]["choices"]] == expected
+
+    def test_a_client_that_goes_away_frees_its_slot(self, two_ranks):
+        body = {"model": "embedded", "prompt": "x", "max_tokens": 1500, "ignore_eos": True}
+        request = urllib.request.Request(
+            two_ranks.url + "/v1/completions",
+            json.dumps(body | {"stream": True}).encode(),
+            {"Content-Type": "application/json"},
+        )
+        with urllib.request.urlopen(request, timeout=60) as response:
+            response.readline()
+            wait_until(lambda: two_ranks.metric("weft_engine_running") == 1, 20)
+        wait_until(lambda: two_ranks.metric("weft_engine_running") == 0, 20)
+        assert two_ranks.metric("weft_engine_cache_use") == 0
+
+    def test_communication_is_measured(self, two_ranks):
+        completions(two_ranks, max_tokens=80)
+        assert 0 < two_ranks.metric("weft_engine_communication_share") < 1
+
+    def test_a_killed_rank_gives_clear_errors(self, two_ranks):
+        body = {"model": "embedded", "prompt": "x", "max_tokens": 2000, "ignore_eos": True}
+        request = urllib.request.Request(
+            two_ranks.url + "/v1/completions",
+            json.dumps(body | {"stream": True}).encode(),
+            {"Content-Type": "application/json"},
+        )
+        with urllib.request.urlopen(request, timeout=60) as response:
+            response.readline()
+            ranks = two_ranks.descendants()
+            os.kill(ranks[-1], signal.SIGKILL)
+            took_s = wait_until(lambda: two_ranks.get("/ready")[0] == 503, 10)
+            rest = response.read().decode()
+        assert took_s < 10
+        assert "killed by SIGKILL" in rest
+        assert rest.endswith("data: [DONE]\n\n")
+        status, answer = completions(two_ranks)
+        assert status == 503
+        assert answer["error"]["code"] == "engine_unavailable"
+        assert two_ranks.get("/v1/models")[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--weights", "none"], "--weights none"),
+        (["--max-batch", "0"], "--max-batch 0"),
+        (["--max-waiting", "-1"], "--max-waiting -1"),
+        (["--max-prompt", "0"], "--max-prompt 0"),
+        (["--cache-tokens", "1"], "--cache-tokens 1"),
+        (["--drain", "-1"], "--drain -1"),
+        (["--max-body-mb", "0"], "--max-body-mb 0"),
+        (["--stall", "0"], "--stall 0"),
+        (["--tp", "3"], "tp"),
+    ],
+)
+def test_wrong_options_are_one_line(arguments, said, capsys):
+    from weft.cli.main import run
+
+    assert run(["serve", "embedded", *arguments]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert said in captured.err
+    assert captured.err.count("\n") == 1
+
+
+def test_a_port_in_use(capsys):
+    from weft.cli.main import run
+    from weft.serve.http_server import listen
+
+    taken = listen("127.0.0.1", 0)
+    try:
+        assert run(["serve", "embedded", "--port", str(taken.getsockname()[1])]) == 3
+    finally:
+        taken.close()
+    assert "in use" in capsys.readouterr().err

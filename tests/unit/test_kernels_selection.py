@@ -1,0 +1,73 @@
+"""Which kernel for which message, and what the mailboxes must hold."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from weft.errors import UserError
+from weft.kernels import selection
+from weft.kernels.selection import Topology, capacity, choose
+
+TOPOLOGIES = st.sampled_from(
+    [
+        *(Topology(num_ranks=n) for n in range(2, 9)),
+        Topology(num_ranks=4, nodes=2),
+        Topology(num_ranks=4, nodes=4),
+        Topology(num_ranks=6, nodes=3),
+        Topology(num_ranks=4, nodes=2, transport="tcp"),
+        Topology(num_ranks=2, nodes=2, transport="tcp"),
+    ]
+)
+
+
+@given(TOPOLOGIES, st.integers(1, 80 << 20), st.integers(1, 80 << 20))
+def test_what_auto_chooses_fits_the_mailbox(topology: Topology, most: int, size: int) -> None:
+    room = capacity(topology, most)
+    chosen = choose(topology, min(size, most), "auto", room)
+    if chosen is not None:
+        assert topology.needs(chosen.algorithm, min(size, most)) <= room
+        assert chosen.algorithm in topology.algorithms
+
+
+@given(TOPOLOGIES, st.integers(1, 8 << 20))
+def test_named_algorithms_fit_up_to_max_bytes(topology: Topology, most: int) -> None:
+    room = capacity(topology, most)
+    for algorithm in topology.algorithms:
+        if algorithm != "one_shot":
+            chosen = choose(topology, most, algorithm, room)
+            assert chosen is not None
+            assert chosen.algorithm == algorithm
+
+
+@given(TOPOLOGIES, st.integers(1, 80 << 20))
+def test_launch_shapes_are_launchable(topology: Topology, size: int) -> None:
+    for rule in topology.rules():
+        sharing = topology.sharing(rule.variant.algorithm)
+        blocks = rule.variant.blocks(size, sharing)
+        assert 1 <= blocks <= selection.MAX_BLOCKS
+        limit = (
+            1024 if topology.num_ranks <= 4 and rule.variant.algorithm in selection.FLAT else 512
+        )
+        assert rule.variant.threads <= (1024 if rule.variant.algorithm == "one_shot" else limit)
+        assert rule.variant.threads % 32 == 0
+
+
+def test_backend_is_asked_for_by_name_and_beyond_the_table() -> None:
+    topology = Topology(num_ranks=4)
+    room = capacity(topology, 64 << 20)
+    assert choose(topology, 8, "backend", room) is None
+    assert choose(topology, 8, "auto", room) is not None
+    assert choose(topology, 100 << 20, "auto", room) is None
+
+
+def test_unknown_algorithm_names_what_is_known_here() -> None:
+    with pytest.raises(UserError, match="'ring'; known here: auto, backend, one_shot, two_shot"):
+        choose(Topology(num_ranks=4), 8, "ring", 1 << 20)
+
+
+def test_a_message_that_does_not_fit_names_the_option() -> None:
+    topology = Topology(num_ranks=4)
+    with pytest.raises(UserError, match="raise max_bytes"):
+        choose(topology, 2 << 20, "two_shot", capacity(topology, 1 << 20))

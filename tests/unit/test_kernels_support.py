@@ -1,0 +1,148 @@
+"""The set-up vote, the messages of lost ranks, and the operators' schemas."""
+
+from __future__ import annotations
+
+import ctypes
+import re
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from weft.errors import UserError
+from weft.kernels import communicator, fault, host_link, nvrtc, ops, residual_rms_norm, support
+from weft.kernels.support import Place, verdict
+
+
+def place(**changes: object) -> Place:
+    values = {"host": "a", "device_uuid": "0", "capability": (9, 0), "problem": None, **changes}
+    return Place(**values)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("places", "options", "reason"),
+    [
+        ([place()] * 4, {}, None),
+        ([place()], {}, "nothing to reduce"),
+        ([place()] * 9, {}, "at most 8"),
+        ([place(), place(problem="no CUDA device")], {}, "rank 1: no CUDA device"),
+        ([place(), place(host="b")], {}, "ranks 0 to 1 are on several hosts"),
+        ([place(), place(host="b")], {"nodes": 2, "transport": "tcp"}, None),
+        ([place()] * 4, {"nodes": 3}, "do not make 3 equal nodes"),
+        ([place()] * 2, {"transport": "pigeon"}, "unknown transport 'pigeon'"),
+        ([place(), place(capability=(10, 0))], {}, "different kinds"),
+    ],
+)
+def test_all_ranks_take_the_same_decision(
+    places: list[Place], options: dict, reason: str | None
+) -> None:
+    answer = verdict(places, **options)
+    assert (answer is None) if reason is None else (answer is not None and reason in answer)
+
+
+def test_without_a_gpu_the_reason_says_so() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    assert support.local_problem() == "no CUDA device"
+
+
+def test_a_lost_rank_is_described_on_one_line() -> None:
+    record = fault.FaultRecord(raised=1, missing=0b1010, step=2, epoch=7)
+    text = fault.describe(record, rank=3, timeout_s=30)
+    assert "rank 1, 3 (this rank, too late) did not come within 30 s" in text
+    assert "step reduce-scatter, epoch 7" in text
+
+
+def structure_fields(name: str) -> list[str]:
+    """Field names of a struct in the CUDA sources."""
+    text = "".join(path.read_text() for path in sorted(nvrtc.SOURCES.glob("*.cuh")))
+    body = re.search(rf"struct {name} {{(.*?)\n}};", text, re.DOTALL)
+    assert body is not None
+    code = re.sub(r"//.*", "", body[1])
+    return re.findall(r"(\w+)(?:\[\w+\])?;", code)
+
+
+@pytest.mark.parametrize(
+    ("name", "mirror", "size"),
+    [
+        ("Comm", communicator.CommRecord, 96),
+        ("Fault", fault.FaultRecord, 16),
+        ("HostLinkRecord", host_link.HostLinkRecord, 56),
+    ],
+)
+def test_records_mirror_the_cuda_sources(
+    name: str, mirror: type[ctypes.Structure], size: int
+) -> None:
+    assert structure_fields(name) == [field[0] for field in mirror._fields_]
+    assert ctypes.sizeof(mirror) == size
+
+
+def test_header_offsets_mirror_the_cuda_sources() -> None:
+    assert structure_fields("Header") == ["poison", "reported", "unused", "entered", "epoch"]
+    assert communicator.ENTERED_OFFSET == 4 * 32
+    assert communicator.EPOCH_OFFSET == 4 * 64
+
+
+def test_operators_say_what_they_change() -> None:
+    schemas = {name: getattr(torch.ops.weft, name).default._schema for name in OPERATORS}
+    changed = {
+        name: [a.name for a in schema.arguments if a.alias_info and a.alias_info.is_write]
+        for name, schema in schemas.items()
+    }
+    assert changed == OPERATORS
+    assert ops.LIBRARY is not None
+
+
+OPERATORS = {
+    "device_all_reduce_": ["tensor"],
+    "device_all_reduce": [],
+    "device_all_reduce_residual_rms_norm": ["residual"],
+}
+
+
+def test_operators_under_fake_tensors_have_shapes() -> None:
+    with FakeTensorMode():
+        x = torch.empty(3, 8, dtype=torch.bfloat16)
+        assert torch.ops.weft.device_all_reduce(x, 1).shape == (3, 8)
+        assert torch.ops.weft.device_all_reduce_(x, 1) is None
+        weight = torch.empty(8, dtype=torch.bfloat16)
+        normed = torch.ops.weft.device_all_reduce_residual_rms_norm(x, x, weight, 1e-5, 1)
+        assert (normed.shape, normed.dtype) == ((3, 8), torch.bfloat16)
+
+
+def test_a_closed_communicator_is_named() -> None:
+    with pytest.raises(UserError, match="communicator 12345 is closed"):
+        communicator.find(12345)
+
+
+def test_tensors_that_cannot_be_reduced() -> None:
+    device = torch.device("cpu")
+    with pytest.raises(UserError, match=r"not torch\.float64"):
+        communicator.require(torch.ones(2, dtype=torch.float64), device)
+    with pytest.raises(UserError, match="the tensor is on cpu, the communicator on cuda:1"):
+        communicator.require(torch.ones(2), torch.device("cuda:1"))
+
+
+def test_norm_arguments_are_checked() -> None:
+    device, row = torch.device("cpu"), torch.zeros(2, 64, dtype=torch.bfloat16)
+    weight = torch.zeros(64, dtype=torch.bfloat16)
+    residual_rms_norm.check_arguments(row, row, weight, row, device)
+    for bad, message in (
+        ((row[:, :7], row, weight, row), "multiples of 16 bytes"),
+        ((row, row[:1], weight, row), r"residual is torch\.bfloat16 \[1, 64\]"),
+        ((row, row, weight.float(), row), r"weight is torch\.float32"),
+        ((row, row.t().contiguous().t(), weight, row), "contiguous"),
+    ):
+        with pytest.raises(UserError, match=message):
+            residual_rms_norm.check_arguments(*bad, device)
+
+
+@pytest.mark.parametrize("vectors", [1, 8, 33, 360, 512, 1024, 1500, 2048])
+@pytest.mark.parametrize("num_rows", [1, 16, 100, 4000])
+def test_norm_shapes_cover_the_row(vectors: int, num_rows: int) -> None:
+    cluster, threads = residual_rms_norm.shape(vectors, num_rows)
+    assert cluster in {1, 2, 4, 8}
+    assert cluster * threads >= vectors
+    assert threads <= 1024
+    assert threads % 32 == 0
+    assert cluster * threads // 32 <= 64
