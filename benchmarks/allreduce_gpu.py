@@ -161,7 +161,7 @@ def section_symmetric(run: Run, group: Group) -> None:
 
     from timing import graph_us
 
-    backend = group.gpu._get_backend(torch.device("cuda"))
+    backend = group.gpu._get_backend(torch.device("cuda"))  # noqa: SLF001  torch's own recipe
     dist.all_reduce(torch.ones(8, device="cuda"), group=group.gpu)
     pool = torch.cuda.MemPool(backend.mem_allocator)
     with torch.cuda.use_mem_pool(pool):
@@ -239,7 +239,9 @@ def section_auto(run: Run, group: Group) -> None:
         name = "weft_auto" if overlap else "weft_auto_no_overlap"
         for size in within(run, group, SIZES):
             us = graph_us(
-                lambda n=size // 2: comm.all_reduce(tensor[:n], out[:n]), group.cpu, num_calls(size)
+                lambda n=size // 2, c=comm: c.all_reduce(tensor[:n], out[:n]),
+                group.cpu,
+                num_calls(size),
             )
             run.record(ranks=group.num_ranks, bytes=size, implementation=name, us=us)
         comm.close()
@@ -410,7 +412,7 @@ def work(arguments: argparse.Namespace) -> None:
                 start = time.monotonic()
                 try:
                     globals()[f"section_{section}"](run, group)
-                except Exception:
+                except Exception:  # noqa: BLE001  the other sections go on
                     trace = traceback.format_exc()
                     print(f"rank {run.rank} section {section}: {trace[-1500:]}", flush=True)
                     run.record(ranks=num_ranks, section=section, error=trace[-500:])

@@ -44,7 +44,14 @@ def shapes():
 
 def tiles(num_rows, n, k, gated):
     if num_rows == 1:
-        for bn, bk, warps in ((2, 2048, 4), (4, 1024, 4), (4, 2048, 8), (8, 512, 4), (8, 1024, 8), (16, 512, 8)):
+        for bn, bk, warps in (
+            (2, 2048, 4),
+            (4, 1024, 4),
+            (4, 2048, 8),
+            (8, 512, 4),
+            (8, 1024, 8),
+            (16, 512, 8),
+        ):
             if bk <= k:
                 yield Tile(block_n=bn, block_k=bk, num_warps=warps)
         return
@@ -121,19 +128,37 @@ def bench_linear(rows, results):
                 try:
                     got = call(x, weights[0], gated, tile, workspace).float()
                     error = ((got - reference).norm() / reference.norm()).item()
-                    us = graph_time_us(lambda i: call(x, weights[i % copies], gated, tile, workspace), max(copies, 16))
+                    us = graph_time_us(
+                        lambda i: call(x, weights[i % copies], gated, tile, workspace),
+                        max(copies, 16),
+                    )
                 except Exception as problem:
                     print("FAILED", name, num_rows, tile, repr(problem)[:200], flush=True)
                     continue
-                results.append({
-                    "name": name, "rows": num_rows, "n": n, "k": k, "gated": gated,
-                    "tile": None if tile is None else vars(tile) if hasattr(tile, "__dict__") else str(tile),
-                    "us": us, "gb_s": wide * k * 2 / us / 1e3, "error": error,
-                })
+                results.append(
+                    {
+                        "name": name,
+                        "rows": num_rows,
+                        "n": n,
+                        "k": k,
+                        "gated": gated,
+                        "tile": None
+                        if tile is None
+                        else vars(tile)
+                        if hasattr(tile, "__dict__")
+                        else str(tile),
+                        "us": us,
+                        "gb_s": wide * k * 2 / us / 1e3,
+                        "error": error,
+                    }
+                )
             of = [r for r in results if r["name"] == name and r["rows"] == num_rows]
             base, best = of[0], min(of, key=lambda r: r["us"])
             worst_error = max(r["error"] for r in of)
-            print(f"{name:16} M={num_rows:3} cublas {base['us']:7.2f} us {base['gb_s']:5.0f} GB/s | best {best['us']:7.2f} us {best['gb_s']:5.0f} GB/s {best['tile']} err {worst_error:.1e}", flush=True)
+            print(
+                f"{name:16} M={num_rows:3} cublas {base['us']:7.2f} us {base['gb_s']:5.0f} GB/s | best {best['us']:7.2f} us {best['gb_s']:5.0f} GB/s {best['tile']} err {worst_error:.1e}",
+                flush=True,
+            )
         del weights
 
 
@@ -142,31 +167,62 @@ def bench_attention(results):
         for batch, context in ((1, 200), (8, 1090), (32, 1090)):
             if time.time() - STARTED > BUDGET_S:
                 return
-            d, bs, layers = 128, 16, 8
+            d, bs, layers = 128, 64, 8
             pages = -(-context // bs)
             like = torch.empty(0, device="cuda", dtype=torch.bfloat16)
-            caches = [[torch.randn((batch * pages + 1) * bs, kv, d, device="cuda", dtype=torch.bfloat16) for _ in range(2)] for _ in range(layers)]
+            caches = [
+                [
+                    torch.randn(
+                        (batch * pages + 1) * bs, kv, d, device="cuda", dtype=torch.bfloat16
+                    )
+                    for _ in range(2)
+                ]
+                for _ in range(layers)
+            ]
             table = (torch.randperm(batch * pages, device="cuda") + 1).view(batch, pages).int()
+            rows = torch.arange(batch, device="cuda").int()
             lengths = torch.full((batch,), context, device="cuda", dtype=torch.int32)
             qkv = torch.randn(batch, (heads + 2 * kv) * d, device="cuda", dtype=torch.bfloat16)
             cos_sin = torch.randn(4096, d, device="cuda")
             best = None
-            for splits, tokens, warps, stages in itertools.product((1, 2, 4, 8, 16, 32), (64, 128), (4,), (2, 3)):
-                if not 32 <= splits * kv * batch <= 2048 or splits > max(1, context // tokens):
+            for splits, tokens, warps, stages in itertools.product(
+                (1, 2, 4, 8, 16, 32), (32, 64), (4,), (2, 3)
+            ):
+                if splits * kv * batch > 2048 or splits > context // tokens + 1:
                     continue
                 space = attention.DecodeWorkspace(batch, heads, kv, d, like)
                 space.partial = torch.empty(1 << 24, device="cuda")
+
                 def work(i):
                     return attention.decode_attention(
-                        qkv, cos_sin, *caches[i % layers], table, lengths, space, block_size=bs,
-                        splits=splits, block_tokens=tokens, num_warps=warps, num_stages=stages)
+                        qkv,
+                        cos_sin,
+                        *caches[i % layers],
+                        table,
+                        lengths,
+                        space,
+                        block_size=bs,
+                        splits=splits,
+                        block_tokens=tokens,
+                        num_warps=warps,
+                        num_stages=stages,
+                    )
+
                 try:
                     us = graph_time_us(work, 16)
                 except Exception as problem:
                     print("FAILED attention", splits, tokens, repr(problem)[:200], flush=True)
                     continue
-                row = {"name": f"attention h{heads} kv{kv}", "batch": batch, "context": context, "us": us,
-                       "gb_s": batch * context * kv * d * 4 / us / 1e3, "splits": splits, "tokens": tokens, "stages": stages}
+                row = {
+                    "name": f"attention h{heads} kv{kv}",
+                    "batch": batch,
+                    "context": context,
+                    "us": us,
+                    "gb_s": batch * context * kv * d * 4 / us / 1e3,
+                    "splits": splits,
+                    "tokens": tokens,
+                    "stages": stages,
+                }
                 results.append(row)
                 best = row if best is None or us < best["us"] else best
             print(best, flush=True)
@@ -179,8 +235,15 @@ def bench_rest(results):
 
     bf = {"device": "cuda", "dtype": torch.bfloat16}
     for rows in (1, 32, 8192):
-        x, r, w = torch.randn(rows, 4096, **bf), torch.randn(rows, 4096, **bf), torch.randn(4096, **bf)
-        add(f"add_rms_norm {rows}", graph_time_us(lambda i: elementwise.add_rms_norm(x, r, w, 1e-5), 16))
+        x, r, w = (
+            torch.randn(rows, 4096, **bf),
+            torch.randn(rows, 4096, **bf),
+            torch.randn(4096, **bf),
+        )
+        add(
+            f"add_rms_norm {rows}",
+            graph_time_us(lambda i: elementwise.add_rms_norm(x, r, w, 1e-5), 16),
+        )
     g = torch.randn(8192, 28672, **bf)
     us = graph_time_us(lambda i: elementwise.silu_mul(g), 4)
     add("silu_mul 8192", us, gb_s=8192 * 14336 * 6 / us / 1e3)
@@ -191,21 +254,36 @@ def bench_rest(results):
     qkv, cs = torch.randn(8192, 6144, **bf), torch.randn(4096, 128, device="cuda")
     pos, slots = torch.arange(8192, device="cuda") % 1024, torch.arange(8192, device="cuda")
     keys, values = torch.zeros(8192, 8, 128, **bf), torch.zeros(8192, 8, 128, **bf)
-    add("rotate_and_store 8192", graph_time_us(lambda i: elementwise.rotate_and_store(qkv, cs, pos, slots, keys, values, None, 0.0), 4))
+    add(
+        "rotate_and_store 8192",
+        graph_time_us(
+            lambda i: elementwise.rotate_and_store(qkv, cs, pos, slots, keys, values, None, 0.0), 4
+        ),
+    )
     for n, k in ((6144, 4096), (4096, 4096), (28672, 4096), (4096, 14336)):
         x, w = torch.randn(8192, k, **bf), torch.randn(n, k, **bf)
         us = graph_time_us(lambda i: F.linear(x, w), 4)
         add(f"linear 8192x{n}x{k}", us, tflop_s=2 * 8192 * n * k / us / 1e6)
-    q, k, v = (part.unflatten(1, (-1, 128)).unflatten(0, (8, 1024)).transpose(1, 2) for part in qkv.split([4096, 1024, 1024], 1))
+    q, k, v = (
+        part.unflatten(1, (-1, 128)).unflatten(0, (8, 1024)).transpose(1, 2)
+        for part in qkv.split([4096, 1024, 1024], 1)
+    )
     from torch.nn.attention import SDPBackend, sdpa_kernel
+
     for backend in (SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION):
         try:
             with sdpa_kernel(backend):
-                us = graph_time_us(lambda i: F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True), 4)
+                us = graph_time_us(
+                    lambda i: F.scaled_dot_product_attention(
+                        q, k, v, is_causal=True, enable_gqa=True
+                    ),
+                    4,
+                )
             add(f"sdpa {backend.name}", us, tflop_s=2 * 2 * 8 * 32 * 1024 * 512 * 128 / us / 1e6)
         except Exception as problem:
             print("FAILED", backend, repr(problem)[:200], flush=True)
     from torch.nn.attention import varlen
+
     print(inspect.signature(varlen.varlen_attn), flush=True)
 
 
@@ -237,7 +315,10 @@ def main():
         bench_attention(results)
     finally:
         with open(output, "w") as file:
-            json.dump({"gpu": torch.cuda.get_device_name(), "torch": torch.__version__, "rows": results}, file)
+            json.dump(
+                {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__, "rows": results},
+                file,
+            )
     print(f"done at {time.time() - STARTED:.0f} s", flush=True)
 
 

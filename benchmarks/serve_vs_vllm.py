@@ -4,7 +4,8 @@
         --vllm-python /path/to/venv/bin/python --rounds 5
 
 Prints the medians of both clients under vLLM's definitions, and each client's own processor
-time per request: the slope between a short and a long run, so that imports do not count.
+time per request: the slope between a short and a long run against the mock server, so that
+imports do not count (--rounds 0 measures this alone).
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ def main() -> None:
     parser.add_argument("--num-requests", type=int, default=100)
     parser.add_argument("--input-tokens", type=int, default=64)
     parser.add_argument("--output-tokens", type=int, default=32)
+    parser.add_argument("--cpu-requests", type=int, default=1500)
     parser.add_argument("--token-ids-below", type=int, default=900)
     options = parser.parse_args()
     results: dict[str, list[dict[str, float]]] = {"weft": [], "vllm": []}
@@ -43,20 +45,34 @@ def main() -> None:
         order = ("weft", "vllm") if number % 2 == 0 else ("vllm", "weft")
         for client in order:
             results[client].append(_run(client, options, options.num_requests, number)[0])
-    for metric in METRICS:
+    for metric in METRICS if options.rounds else ():
         ours, theirs = (
             statistics.median(one[metric] for one in results[client]) for client in ("weft", "vllm")
         )
         print(f"{metric:16} weft {ours:9.3f}  vllm {theirs:9.3f}  {ours / theirs - 1:+.2%}")
-    for client in ("weft", "vllm"):
-        slope_us = _cpu_slope_us(client, options)
-        print(f"client CPU a request: {client} {slope_us:.0f} us")
+    _compare_cpu(options)
+
+
+def _compare_cpu(options: argparse.Namespace) -> None:
+    """Both clients against the mock server, which answers on time whatever the load."""
+    command = [sys.executable, "-m", "weft.bench.serving.mock_server"]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert server.stdout is not None
+    mocked = argparse.Namespace(
+        **vars(options) | {"url": server.stdout.readline().strip(), "concurrency": 32}
+    )
+    try:
+        for client in ("weft", "vllm"):
+            print(f"client CPU a request: {client} {_cpu_slope_us(client, mocked):.0f} us")
+    finally:
+        server.terminate()
 
 
 def _cpu_slope_us(client: str, options: argparse.Namespace) -> float:
-    few, many = options.num_requests // 4, options.num_requests
-    short = statistics.median(_run(client, options, few, seed)[1] for seed in range(3))
-    long = statistics.median(_run(client, options, many, seed)[1] for seed in range(3))
+    few, many = 100, options.cpu_requests
+    short, long = (
+        min(_run(client, options, count, seed)[1] for seed in range(3)) for count in (few, many)
+    )
     return (long - short) / (many - few) * 1e6
 
 
@@ -80,7 +96,8 @@ def _run(
         if done.returncode:
             sys.exit(f"{client}: {done.stderr[-2000:]}")
         summary = json.loads(path.read_text())
-    assert summary["completed"] == num_requests, summary["failed"]
+    if summary["completed"] != num_requests:
+        sys.exit(f"{client}: {summary['failed']} failed: {done.stdout[-3000:]}")
     cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return {metric: summary[metric] for metric in METRICS}, cpu_s
 

@@ -51,20 +51,29 @@ const requests = [];
 new PerformanceObserver((list) => requests.push(...list.getEntries().map((e) => e.name)))
   .observe({ type: "resource", buffered: true });
 addEventListener("securitypolicyviolation", (event) => requests.push(event.blockedURI));
+const marks = (chart) => chart.querySelectorAll(".js-plotly-plot .trace").length;
+const hidden = {};
+setTimeout(() => {
+  const chart = document.querySelector(".chart");
+  hidden.before = marks(chart);
+  chart.querySelector(".legend button")?.click();
+  setTimeout(() => { hidden.after = marks(chart); }, 1000);
+}, 3000);
 setTimeout(() => parent.postMessage(JSON.stringify({
   width: innerWidth,
   page: document.documentElement.scrollWidth,
   body: document.body.scrollWidth,
   plots: document.querySelectorAll(".plot").length,
   drawn: document.querySelectorAll(".js-plotly-plot .main-svg:first-child").length,
-  marks: document.querySelectorAll(".js-plotly-plot .trace").length,
+  marks: marks(document),
+  hidden,
   overflowing: [...document.querySelectorAll("main *, header *")].filter((element) =>
     !element.closest(".scroll, nav, svg") &&
     element.getBoundingClientRect().right > innerWidth + 1).map((element) => element.tagName),
   ink: getComputedStyle(document.body).color,
   plotInk: getComputedStyle(document.querySelector(".xtick text, .x2tick text, .xtitle")).fill,
   requests,
-}), "*"), 4000);
+}), "*"), 5000);
 </script>"""
 
 FRAME = """<!DOCTYPE html><body style="margin:0"><pre id="probe" style="display:none"></pre>
@@ -178,6 +187,7 @@ def test_report_draws_and_fits(
     assert seen["overflowing"] == []
     assert seen["drawn"] == seen["plots"] == len(every_figure()) + 2
     assert seen["marks"] >= seen["plots"]
+    assert seen["hidden"] == {"before": 2, "after": 1}, "a click in the legend hides one trace"
     for ink in ("ink", "plotInk"):
         bright = [int(part) > 128 for part in re.findall(r"\d+", seen[ink])[:3]]
         assert bright == [scheme == "dark"] * 3

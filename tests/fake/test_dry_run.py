@@ -17,7 +17,10 @@ from weft.vocabulary.workload import Workload
 
 
 def assert_same(spec, layout, workload, engine):
-    formula, dry = closed_form(spec, layout, workload, engine), dry_run(spec, layout, workload, engine)
+    formula, dry = (
+        closed_form(spec, layout, workload, engine),
+        dry_run(spec, layout, workload, engine),
+    )
     wrong = [row for row in compare(formula, dry) if row.verdict != "equal"]
     assert not wrong, wrong[0]
     assert formula.totals == dry.totals

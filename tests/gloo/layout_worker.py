@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 
 from weft.comm.groups import open_groups
-from weft.engine.batch import build_batch
 from weft.engine.llm import LLM
 from weft.engine.request import SamplingParams
+from weft.engine.step_inputs import StepInputs
 from weft.launch.environment import current_rank
 from weft.launch.worker import worker
 from weft.trace.run import record_run
@@ -23,14 +23,7 @@ def last_logits(llm: LLM, prompt: list[int]) -> list[float] | None:
     """Whole-vocabulary logits of the prompt's last row, on rank 0 of the last stage."""
     engine = llm.engine
     engine.add(10**6, prompt, SamplingParams(max_tokens=1))
-    batch = build_batch(
-        engine.scheduler.schedule(),
-        engine.runner.rope,
-        block_size=engine.config.block_size,
-        dtype=engine.runner.dtype,
-        device=engine.runner.device,
-    )
-    logits = engine.runner.logits(batch)
+    logits = engine.runner.logits(StepInputs.of(engine.scheduler.schedule().chunks))
     engine.abort(10**6)
     if logits is None:
         return None
@@ -58,8 +51,8 @@ def main() -> None:
         for engine in job["engines"]:
             directory = next(iter(job["checkpoints"].values()))
             llm = LLM(directory, layout, dtype="float32", groups=groups, conventions=engine)
-            workload = Workload(prompt_tokens=len(prompts[0]), decode_tokens=6)
-            schedule, _ = record_run(llm, workload, prompts[:1])
+            workload = Workload(prompt_tokens=len(prompts[0]), decode_tokens=6, batch=3)
+            schedule, _ = record_run(llm, workload, [prompts[0], prompts[0][::-1], prompts[0]])
             results[f"engine {engine}"] = {
                 "rows": schedule.to_json()["collectives"],
                 "greedy": [c.token_ids for c in llm.generate(prompts, greedy)],

@@ -97,9 +97,7 @@ def test_killed_rank_under_slurm(victim):
     """srun gives each task its variables and no supervisor: the survivor must notice itself."""
     env = {"SLURM_NTASKS": "2", "SLURM_STEP_NODELIST": "127.0.0.1", "SLURM_JOB_ID": "7"}
     env["MASTER_PORT"] = str(free_port())
-    tasks = [
-        start(WEFT + LONG, SLURM_PROCID=str(i), SLURM_LOCALID=str(i), **env) for i in range(2)
-    ]
+    tasks = [start(WEFT + LONG, SLURM_PROCID=str(i), SLURM_LOCALID=str(i), **env) for i in range(2)]
     deadline = time.monotonic() + 60
     while any(sum(psutil.Process(t.pid).cpu_times()[:2]) < 6 for t in tasks):
         assert time.monotonic() < deadline

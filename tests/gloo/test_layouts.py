@@ -31,7 +31,11 @@ LAYOUTS = {
     "sp2": Layout(tp=2, sp=2),
     "sp2xpp2": Layout(tp=2, sp=2, pp=2),
     "dp2": Layout(dp=2),
+    "ep2": Layout(tp=2, ep=2),
+    "ep2xpp2": Layout(tp=2, pp=2, ep=2),
+    "ep2-sp2": Layout(tp=2, sp=2, ep=2),
 }
+EXPERT_FAMILIES = ("mixtral", "qwen3-moe")
 
 
 def random_prompts() -> list[list[int]]:
@@ -66,9 +70,10 @@ def expected(checkpoints):
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_layout(name, checkpoints, expected, tmp_path):
     layout = LAYOUTS[name]
+    families = FAMILIES if layout.ep == 1 else EXPERT_FAMILIES
     job = {
         "layout": asdict(layout),
-        "checkpoints": {family: str(path) for family, path in checkpoints.items()},
+        "checkpoints": {family: str(checkpoints[family]) for family in families},
         "engines": sorted(ENGINES),
         "prompts": random_prompts(),
         "num_tokens": NUM_TOKENS,
@@ -78,22 +83,22 @@ def test_layout(name, checkpoints, expected, tmp_path):
     worker = Path(__file__).parent / "layout_worker.py"
     run_ranks([str(worker), str(tmp_path / "job.json")], Launch(ranks_per_node=layout.world_size))
     results = json.loads((tmp_path / "results.json").read_text())
-    for family in FAMILIES:
+    for family in families:
         got, want = results[family], expected[family]
         torch.testing.assert_close(torch.tensor(got["logits"]), want["logits"], atol=1e-4, rtol=0)
         assert got["greedy"] == want["greedy"], family
         assert got["sampled"] == want["sampled"], family
     for engine in ENGINES:
         run = results[f"engine {engine}"]
-        assert run["greedy"] == expected["llama"]["greedy"], engine
-        check_rows(run["rows"], checkpoints["llama"], layout, engine)
+        assert run["greedy"] == expected[families[0]]["greedy"], engine
+        check_rows(run["rows"], checkpoints[families[0]], layout, engine)
 
 
 def check_rows(rows, checkpoint, layout, engine):
     from dataclasses import replace
 
     spec = replace(load_spec(str(checkpoint)), dtype="float32")
-    workload = Workload(prompt_tokens=len(random_prompts()[0]), decode_tokens=6)
+    workload = Workload(prompt_tokens=len(random_prompts()[0]), decode_tokens=6, batch=3)
     formula = closed_form(spec, layout, workload, engine).to_json()["collectives"]
     assert [_comparable(row) for row in rows] == [_comparable(row) for row in formula]
     assert all(row["duration_us"]["min"] > 0 for row in rows)

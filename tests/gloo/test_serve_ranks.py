@@ -14,21 +14,37 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-PROMPTS = ["hello", "weft and warp", "0123456789"]
+PROMPTS = [[5, 6, 7], [9, 8, 7, 6, 5, 4, 3], [100] * 20]
+CONFIG = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "vocab_size": 199,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": 2048,
+    "rms_norm_eps": 1e-5,
+    "torch_dtype": "float32",
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
 START_S = 120
 
 
 class Server:
     """A ``weft serve`` process and its address."""
 
-    def __init__(self, *arguments: str) -> None:
+    def __init__(self, model: Path, *arguments: str) -> None:
+        fixed = ["--device", "cpu", "--port", "0", "--weights", "dummy", "--served-name", "tiny"]
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "weft", "serve", "embedded", "--device", "cpu", "--port", "0"]
-            + list(arguments),
+            [sys.executable, "-m", "weft", "serve", str(model), *fixed, *arguments],
             stderr=subprocess.PIPE,
             text=True,
             env=os.environ | {"OMP_NUM_THREADS": "1"},
@@ -104,29 +120,38 @@ def wait_until(condition: Callable[[], bool], timeout_s: float) -> float:
 
 
 @pytest.fixture(scope="module")
-def expected() -> list[str]:
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model without tokenizer files: its answers are token ids, so they can be compared."""
+    folder = tmp_path_factory.mktemp("tiny")
+    (folder / "config.json").write_text(json.dumps(CONFIG))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def expected(model: Path) -> list[str]:
     import weft.engine.llm as library
     from weft.engine.request import SamplingParams
 
-    with library.LLM("embedded", device="cpu") as llm:
+    with library.LLM(str(model), device="cpu", weights="dummy") as llm:
         done = llm.generate(PROMPTS, SamplingParams(max_tokens=12, ignore_eos=True))
-    return [one.text for one in done]
+    return ["".join(f"{token} " for token in one.token_ids) for one in done]
 
 
 def completions(server: Server, **fields: Any) -> tuple[int, Any]:
-    body = {"model": "embedded", "temperature": 0, "max_tokens": 12, "ignore_eos": True}
+    body = {"model": "tiny", "temperature": 0, "max_tokens": 12, "ignore_eos": True}
     return server.get("/v1/completions", body | {"prompt": PROMPTS} | fields)
 
 
 @pytest.mark.parametrize("layout", [[], ["--dp", "2"], ["--pp", "2"]])
-def test_answers_are_the_librarys(layout, expected):
-    server = Server(*layout)
+def test_answers_are_the_librarys(model, layout, expected):
+    server = Server(model, *layout)
     try:
         status, answer = completions(server)
         assert status == 200, answer
         assert [choice["text"] for choice in answer["choices"]] == expected
+        assert len(answer["choices"][0]["text"].split()) == 12
         sampled = [
-            completions(server, temperature=1.0, seed=5, prompt="x")[1]["choices"][0]["text"]
+            completions(server, temperature=1.0, seed=5, prompt=[7])[1]["choices"][0]["text"]
             for _ in range(2)
         ]
         assert sampled[0] == sampled[1]
@@ -146,8 +171,8 @@ def alive(pid: int) -> bool:
 
 
 @pytest.fixture(scope="class")
-def two_ranks() -> Iterator[Server]:
-    server = Server("--tp", "2", "--drain", "2")
+def two_ranks(model: Path) -> Iterator[Server]:
+    server = Server(model, "--tp", "2", "--drain", "2")
     yield server
     server.end()
 
@@ -159,7 +184,7 @@ class TestTwoRanks:
         assert [c["text"] for c in completions(two_ranks)[1]["choices"]] == expected
 
     def test_a_client_that_goes_away_frees_its_slot(self, two_ranks):
-        body = {"model": "embedded", "prompt": "x", "max_tokens": 1500, "ignore_eos": True}
+        body = {"model": "tiny", "prompt": [7], "max_tokens": 1500, "ignore_eos": True}
         request = urllib.request.Request(
             two_ranks.url + "/v1/completions",
             json.dumps(body | {"stream": True}).encode(),
@@ -172,11 +197,22 @@ class TestTwoRanks:
         assert two_ranks.metric("weft_engine_cache_use") == 0
 
     def test_communication_is_measured(self, two_ranks):
-        completions(two_ranks, max_tokens=80)
+        completions(two_ranks, max_tokens=70)
         assert 0 < two_ranks.metric("weft_engine_communication_share") < 1
 
+    def test_the_profile_has_every_step_and_its_collectives(self, two_ranks):
+        assert two_ranks.get("/start_profile", {})[0] == 200
+        completions(two_ranks, prompt=[7, 8], max_tokens=5)
+        status, profile = two_ranks.get("/stop_profile", {})
+        assert status == 200
+        (steps,) = profile["replicas"]
+        assert [step["phase"] for step in steps] == ["prefill"] + ["decode"] * 4
+        for step in steps:
+            inside_s = step["in_calls_s"]["all_reduce"]
+            assert 0 < inside_s < step["end_s"] - step["start_s"]
+
     def test_a_killed_rank_gives_clear_errors(self, two_ranks):
-        body = {"model": "embedded", "prompt": "x", "max_tokens": 2000, "ignore_eos": True}
+        body = {"model": "tiny", "prompt": [7], "max_tokens": 2000, "ignore_eos": True}
         request = urllib.request.Request(
             two_ranks.url + "/v1/completions",
             json.dumps(body | {"stream": True}).encode(),

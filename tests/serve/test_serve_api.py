@@ -132,6 +132,19 @@ def test_stop_strings_cut_across_tokens(client, server, stop, stream):
     assert len(server.engine.aborted) == before + 1
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_token_ids_beside_the_text(server, stream):
+    body = {"model": "embedded", "prompt": [7, 8, 9], "max_tokens": 4, "return_token_ids": True}
+    status, answer = call(server, "POST", "/v1/completions", body | {"stream": stream})
+    assert status == 200
+    if stream:
+        events = answer["text"].decode().split("\n\n")[:-2]
+        choices = [json.loads(event[6:])["choices"][0] for event in events]
+        assert [token for choice in choices for token in choice["token_ids"]] == [7, 8, 9, 7]
+    else:
+        assert answer["choices"][0]["token_ids"] == [7, 8, 9, 7]
+
+
 def test_stop_tokens(client):
     answer = client.completions.create(
         model="embedded", prompt="abc", max_tokens=9, extra_body={"stop_token_ids": [98]}
@@ -328,3 +341,12 @@ def test_shutdown_ends_open_streams_within_its_time():
         started = time.monotonic()
     assert time.monotonic() - started < 10
     connection.close()
+
+
+def test_the_profile_is_started_and_stopped_once(server):
+    assert call(server, "POST", "/stop_profile", {})[0] == 409
+    assert call(server, "POST", "/start_profile", {})[0] == 200
+    assert call(server, "POST", "/start_profile", {})[0] == 409
+    status, answer = call(server, "POST", "/stop_profile", {})
+    assert (status, answer["schema"]) == (200, "weft.serve.profile/1")
+    assert answer["replicas"][0][0]["phase"] == "decode"

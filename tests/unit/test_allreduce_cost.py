@@ -90,7 +90,7 @@ def test_a_rank_that_starts_late_delays_the_others():
     topology = Topology(gpus_per_node=4)
     late = simulate_us("one_shot", 1000, 2, topology, PLAIN, start_us=[0, 0, 50, 0])
     aligned = simulate_us("one_shot", 1000, 2, topology, PLAIN)
-    assert min(late) > 50
+    assert min(late) >= 50
     assert max(late) == pytest.approx(max(aligned) + 50)
 
 

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import random
 
+import numpy as np
 import pytest
 import torch
 
-from checkpoints import FAMILIES, make_checkpoint, reference_greedy, reference_logits, reference_model
-from weft.engine.batch import build_batch
+from checkpoints import (
+    FAMILIES,
+    make_checkpoint,
+    reference_greedy,
+    reference_logits,
+    reference_model,
+)
 from weft.engine.llm import LLM
 from weft.engine.request import SamplingParams
-from weft.engine.scheduler import Chunk, ScheduledStep
+from weft.engine.step_inputs import StepInputs
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -29,15 +35,9 @@ def all_logits(llm: LLM, prompt: list[int]) -> torch.Tensor:
     request = engine.add(10**6, prompt, SamplingParams(max_tokens=1))
     chunks = engine.scheduler.schedule().chunks
     assert [c.request for c in chunks] == [request]
-    batch = build_batch(
-        ScheduledStep(chunks=[Chunk(request=request, start=0, count=len(prompt))]),
-        engine.runner.rope,
-        block_size=engine.config.block_size,
-        dtype=engine.runner.dtype,
-        device=engine.runner.device,
-    )
-    batch.logit_rows = torch.arange(len(prompt))
-    logits = engine.runner.logits(batch)
+    inputs = StepInputs.of(chunks)
+    inputs.logit_rows = np.arange(len(prompt))
+    logits = engine.runner.logits(inputs)
     engine.abort(10**6)
     return logits
 

@@ -48,10 +48,9 @@ def test_a_lost_rank_gives_every_other_rank_the_right_error(rng):
     case = random_case(rng, lose=True)
     errors = check_case(case).errors
     for rank, error in errors.items():
-        assert f"rank {rank}: " in str(error)
+        assert str(error).endswith(f"rank {rank} waited in vain")
         assert error.exit_code == 3
-        assert "step '" in str(error)
-        assert "of call " in str(error)
+        assert " of all-reduce call " in str(error)
 
 
 def find_fault(faults, enough, attempts=400):

@@ -10,6 +10,7 @@ import pytest
 
 from weft.allreduce.algorithms import PROGRAMS
 from weft.allreduce.cost import latency_us
+from weft.allreduce.fitting import fit_fabric
 from weft.allreduce.selection import BACKEND, MAX_BUCKET, bucket_of, select
 from weft.bench.sizes import parse_sizes, size_text
 from weft.errors import FileFormatError, UserError
@@ -17,7 +18,6 @@ from weft.fabric import MeasuredTable, load
 from weft.fabric.builtin import BUILTIN_FABRICS
 from weft.fabric.files import save, to_json
 from weft.fabric.fingerprint import describe, fingerprint
-from weft.fabric.fitting import fit_fabric
 from weft.fabric.local import ForeignFabricWarning, checked, default_path, local_fabric
 
 

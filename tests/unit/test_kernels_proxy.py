@@ -119,3 +119,11 @@ def test_the_parts_of_the_layout_do_not_overlap() -> None:
     marks = (LAYOUT.shape + 32, LAYOUT.out_flags, LAYOUT.in_flags, LAYOUT.outbox, LAYOUT.inbox)
     assert list(marks) == sorted(marks)
     assert LAYOUT.outbox % 4096 == 0
+
+
+def test_a_rank_that_waits_itself_says_that_it_is_there(nodes: list[Node]) -> None:
+    struct.pack_into("<III", nodes[0].memory, LAYOUT.shape + 16, 64, 32, 1)  # epoch 1, no chunks
+    end = time.monotonic() + 10
+    while nodes[1].memory[LAYOUT.entered] != 1:  # of node 0
+        assert time.monotonic() < end
+        time.sleep(0.01)

@@ -55,7 +55,7 @@ def test_a_lost_rank_is_described_on_one_line() -> None:
 
 def structure_fields(name: str) -> list[str]:
     """Field names of a struct in the CUDA sources."""
-    text = "".join(path.read_text() for path in sorted(nvrtc.SOURCES.glob("*.cuh")))
+    text = "".join(path.read_text() for path in sorted(nvrtc.SOURCES.glob("*.cu*")))
     body = re.search(rf"struct {name} {{(.*?)\n}};", text, re.DOTALL)
     assert body is not None
     code = re.sub(r"//.*", "", body[1])
@@ -67,7 +67,8 @@ def structure_fields(name: str) -> list[str]:
     [
         ("Comm", communicator.CommRecord, 96),
         ("Fault", fault.FaultRecord, 16),
-        ("HostLinkRecord", host_link.HostLinkRecord, 56),
+        ("Rows", residual_rms_norm.RowsRecord, 48),
+        ("HostLinkRecord", host_link.HostLinkRecord, 64),
     ],
 )
 def test_records_mirror_the_cuda_sources(

@@ -6,6 +6,8 @@ import errno
 import json
 import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
@@ -34,7 +36,20 @@ RESOURCE_ATTRIBUTES = {"src", "href", "srcset", "data", "action", "poster", "bac
 ALLOWED_TAGS = {
     *("html", "head", "meta", "link", "title", "style", "body", "header", "h1", "h2", "p", "nav"),
     *("a", "main", "section", "footer", "script", "figure", "figcaption", "div", "span", "table"),
-    *("thead", "tbody", "tr", "th", "td", "dl", "dt", "dd", "details", "summary", "small"),
+    *(
+        "noscript",
+        "thead",
+        "tbody",
+        "tr",
+        "th",
+        "td",
+        "dl",
+        "dt",
+        "dd",
+        "details",
+        "summary",
+        "small",
+    ),
 }
 
 
@@ -160,6 +175,11 @@ def test_plotly_stands_in_a_page_with_charts_once(monkeypatch: pytest.MonkeyPatc
     assert render(report_saying("plain")).count(PLOTLY) == 1
     monkeypatch.setattr(page_module, "get_plotlyjs", get_plotlyjs)
     assert render(report_saying("plain")).count(get_plotlyjs()) == 1
+
+
+def test_importing_reports_needs_no_torch() -> None:
+    check = "import sys, weft.report; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
 
 
 def test_write_replaces_the_file(tmp_path: Path) -> None:

@@ -19,6 +19,5 @@ def lost_rank_error(rank: int, missing: Sequence[int], step: str, epoch: int) ->
     """The error of rank ``rank`` that waited in vain."""
     names = ", ".join(map(str, missing))
     return LostRankError(
-        f"rank {rank}: all-reduce gave up waiting in step {step!r} of call {epoch}: "
-        f"rank {names} never came"
+        f"lost rank {names} in step {step!r} of all-reduce call {epoch}: rank {rank} waited in vain"
     )

@@ -185,7 +185,7 @@ def _check_lost(case: Case, lost: Lost, outcome: Outcome) -> None:
         if rank == lost.rank:
             continue
         error = outcome.errors.get(rank)
-        if error is None or not str(error).endswith(f": rank {lost.rank} never came"):
+        if error is None or not str(error).startswith(f"lost rank {lost.rank} in step "):
             raise CheckFailed(f"{case}: rank {rank} should name rank {lost.rank}, says {error}")
         if any(results[rank] is not None for results in outcome.results[lost.call + 1 :]):
             raise CheckFailed(

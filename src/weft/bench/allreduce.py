@@ -1,21 +1,21 @@
 """All-reduce latency in the manner of nccl-tests, algorithms side by side.
 
-The calls of all algorithms at one size are interleaved, so that what disturbs the machine
+Every round calls every algorithm at every size once, so that what disturbs the machine
 disturbs them alike. Every rank times every call from a common start; a call took as long as
-its slowest rank. Each round's result is held against a float64 sum.
+its slowest rank. Results before and after are held against a float64 sum.
 """
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 import torch
-import torch.distributed as dist
 
+from weft.comm.communicator import Communicator
 from weft.errors import CheckFailed
 from weft.vocabulary.schedule import correction_factor
 
@@ -51,52 +51,75 @@ class Measurement:
     wrong: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Cell:
+    """One size and type: this rank's input, a place to sum in, seconds of its calls."""
+
+    dtype: str
+    source: torch.Tensor
+    work: torch.Tensor
+    seconds: dict[str, list[float]]
+
+
 class Benchmark:
     """Times the all-reduces of one group of ranks; every rank runs it alike."""
 
     def __init__(
         self,
-        group: dist.ProcessGroup | None,
+        communicator: Communicator,
         algorithms: Mapping[str, AllReduce],
         align: AllReduce,
         device: torch.device,
     ) -> None:
-        self._group, self._algorithms, self._align = group, algorithms, align
-        self._device = device
-        self._rank, self._size = dist.get_rank(group), dist.get_world_size(group)
+        self._communicator, self._device = communicator, device
+        self._algorithms, self._align = algorithms, align
+        self._rank, self._size = communicator.rank, communicator.size
         self._token = torch.zeros(1, device=device)
 
-    def run(
-        self, sizes: Sequence[int], dtypes: Sequence[str], effort: Effort
-    ) -> Iterator[Measurement]:
-        """Measure every size and type; the same rows on every rank."""
-        for dtype in dtypes:
-            for size in sizes:
-                yield from self._measure(max(size // _dtype(dtype).itemsize, 1), dtype, effort)
-
-    def _measure(self, count: int, dtype: str, effort: Effort) -> Iterator[Measurement]:
-        inputs = self._inputs(count, dtype)
-        source = inputs[self._rank].to(self._device)
-        exact = torch.stack([item.double() for item in inputs]).sum(0)
-        tolerance = _tolerance(inputs, dtype)
-        times: dict[str, list[float]] = {name: [] for name in self._algorithms}
-        wrong = dict.fromkeys(times, 0)
-        work = torch.empty_like(source)
+    def run(self, sizes: Sequence[int], dtypes: Sequence[str], effort: Effort) -> list[Measurement]:
+        """Measure every size and type, all of them in every round; equal rows on every rank."""
+        cells = [self._cell(size, dtype) for dtype in dtypes for size in sizes]
+        wrong = [self._count_wrong(cell) for cell in cells]
+        limit_s = effort.seconds_a_size * len(cells)
         start = time.monotonic()
         for turn in range(effort.warm_up + effort.rounds):
-            for name, call in self._algorithms.items():
-                work.copy_(source)
-                seconds = self._time(call, work)
-                if turn >= effort.warm_up:
-                    times[name].append(seconds)
-            if turn in (0, effort.warm_up):
-                self._count_wrong(source, exact, tolerance, wrong)
-            if self._agree_to_stop(time.monotonic() - start > effort.seconds_a_size, turn, effort):
+            for cell in cells:
+                self._round(cell, turn, timed=turn >= effort.warm_up)
+            if self._agree_to_stop(time.monotonic() - start > limit_s, turn, effort):
                 break
-        slowest = self._slowest_rank(times)
-        totals = self._sum(list(wrong.values()))
-        for (name, calls), errors in zip(slowest.items(), totals, strict=True):
-            yield self._measurement(name, calls, count, dtype, errors)
+        return [
+            row
+            for cell, before in zip(cells, wrong, strict=True)
+            for row in self._rows(cell, before, self._count_wrong(cell))
+        ]
+
+    def _cell(self, size: int, dtype: str) -> _Cell:
+        count = max(size // _dtype(dtype).itemsize, 1)
+        source = self._inputs(count, dtype)[self._rank].to(self._device)
+        return _Cell(
+            dtype, source, torch.empty_like(source), {name: [] for name in self._algorithms}
+        )
+
+    def _round(self, cell: _Cell, turn: int, *, timed: bool) -> None:
+        for name, call in self._in_turn(turn):
+            cell.work.copy_(cell.source)
+            seconds = self._time(call, cell.work)
+            if timed:
+                cell.seconds[name].append(seconds)
+
+    def _rows(self, cell: _Cell, *wrong: list[int]) -> list[Measurement]:
+        slowest = self._slowest_rank(cell.seconds)
+        errors = self._sum([sum(counts) for counts in zip(*wrong, strict=True)])
+        return [
+            self._measurement(name, calls, cell.source.numel(), cell.dtype, count)
+            for (name, calls), count in zip(slowest.items(), errors, strict=True)
+        ]
+
+    def _in_turn(self, turn: int) -> list[tuple[str, AllReduce]]:
+        """Each round starts with another algorithm, so that none always follows the same one."""
+        items = list(self._algorithms.items())
+        first = turn % len(items)
+        return items[first:] + items[:first]
 
     def _time(self, call: AllReduce, work: torch.Tensor) -> float:
         self._align(self._token)
@@ -114,18 +137,18 @@ class Benchmark:
             return False
         return self._sum([int(late)])[0] > 0
 
-    def _count_wrong(
-        self,
-        source: torch.Tensor,
-        exact: torch.Tensor,
-        tolerance: torch.Tensor,
-        wrong: dict[str, int],
-    ) -> None:
-        for name, call in self._algorithms.items():
-            work = source.clone()
-            call(work)
-            off = (work.cpu().double() - exact).abs() > tolerance
-            wrong[name] += int(off.sum())
+    def _count_wrong(self, cell: _Cell) -> list[int]:
+        """Elements of this rank's result that are off the float64 sum, for each algorithm."""
+        inputs = self._inputs(cell.source.numel(), cell.dtype)
+        exact = torch.stack([item.double() for item in inputs]).sum(0)
+        tolerance = _tolerance(inputs, cell.dtype)
+        counts = []
+        for call in self._algorithms.values():
+            cell.work.copy_(cell.source)
+            call(cell.work)
+            off = (cell.work.cpu().double() - exact).abs() > tolerance
+            counts.append(int(off.sum()))
+        return counts
 
     def _inputs(self, count: int, dtype: str) -> list[torch.Tensor]:
         """One random tensor a rank; every rank can make them all."""
@@ -136,14 +159,17 @@ class Benchmark:
 
     def _slowest_rank(self, times: dict[str, list[float]]) -> dict[str, list[float]]:
         mine = torch.tensor(list(times.values()), dtype=torch.float64, device=self._device)
-        dist.all_reduce(mine, op=dist.ReduceOp.MAX, group=self._group)
-        return dict(zip(times, mine.tolist(), strict=True))
+        slowest = self._of_all_ranks(mine).amax(0)
+        return dict(zip(times, slowest.tolist(), strict=True))
 
     def _sum(self, numbers: list[int]) -> list[int]:
-        total = torch.tensor(numbers, dtype=torch.int64, device=self._device)
-        dist.all_reduce(total, group=self._group)
-        result: list[int] = total.tolist()
-        return result
+        mine = torch.tensor(numbers, dtype=torch.int64, device=self._device)
+        total: list[int] = self._of_all_ranks(mine).sum(0).tolist()
+        return total
+
+    def _of_all_ranks(self, mine: torch.Tensor) -> torch.Tensor:
+        """[...] of every rank as [ranks, ...]."""
+        return self._communicator.all_gather(mine.unsqueeze(0), site="bench")
 
     def _measurement(
         self, name: str, calls: list[float], count: int, dtype: str, wrong: int

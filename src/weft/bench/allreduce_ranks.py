@@ -12,7 +12,8 @@ from weft.allreduce.algorithms import PROGRAMS
 from weft.allreduce.errors import UnknownAlgorithmError
 from weft.allreduce.selection import BACKEND
 from weft.bench.allreduce import AllReduce, Benchmark, Effort, Measurement
-from weft.comm.all_reduce import ALGORITHMS, AUTO, AllReducer, open_all_reducer
+from weft.comm.all_reduce import ALGORITHMS, AUTO, AllReducer, open_reducer_of
+from weft.comm.communicator import Communicator
 from weft.comm.groups import open_groups
 from weft.errors import EnvironmentUnavailable
 from weft.fabric.fingerprint import fingerprint
@@ -45,9 +46,8 @@ def run_benchmark(plan: BenchPlan) -> tuple[list[Measurement], dict[str, Any]] |
     with open_groups(
         plan.layout, rank=place.rank, device=device, timeout_s=plan.timeout_s
     ) as groups:
-        benchmark, names = _benchmark(plan, device)
-        rows = list(benchmark.run(plan.sizes, plan.dtypes, plan.effort))
-        groups.world.all_reduce(torch.zeros(1, device=device))
+        benchmark, names = _benchmark(plan, groups.world, device)
+        rows = benchmark.run(plan.sizes, plan.dtypes, plan.effort)
     if place.rank != 0:
         return None
     machine = dict(fingerprint()) | {
@@ -60,17 +60,18 @@ def run_benchmark(plan: BenchPlan) -> tuple[list[Measurement], dict[str, Any]] |
     return rows, machine
 
 
-def _benchmark(plan: BenchPlan, device: torch.device) -> tuple[Benchmark, list[str]]:
+def _benchmark(
+    plan: BenchPlan, world: Communicator, device: torch.device
+) -> tuple[Benchmark, list[str]]:
     if device.type == "cuda":
         raise EnvironmentUnavailable("--device cuda: measured by benchmarks/gpu; use --device cpu")
-    size = plan.layout.world_size
-    reducer = open_all_reducer(None, range(size), num_nodes=plan.nodes, timeout_s=plan.timeout_s)
+    reducer = open_reducer_of(world, num_nodes=plan.nodes)
     chosen: dict[str, AllReduce] = {
         name: partial(reducer.all_reduce, algorithm=name)
         for name in plan.algorithms
         if _worth_running(name, plan)
     }
-    return Benchmark(None, chosen, _alignment(reducer), device), list(chosen)
+    return Benchmark(world, chosen, _alignment(reducer), device), list(chosen)
 
 
 def _alignment(reducer: AllReducer) -> AllReduce:

@@ -1,4 +1,4 @@
-"""What ``weft calibrate`` does on one rank: measure three groups, fit, check, write."""
+"""What ``weft calibrate`` does on one rank: measure some groups, fit, check, write."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from functools import partial
 from typing import Final
 
 import torch
-import torch.distributed as dist
 
 from weft.allreduce.algorithms import PROGRAMS
+from weft.allreduce.fitting import fit_fabric
 from weft.allreduce.selection import BACKEND
 from weft.bench.allreduce import Benchmark, Effort, Measurement
-from weft.comm.all_reduce import open_all_reducer
+from weft.comm.all_reduce import open_reducer_of
+from weft.comm.communicator import Communicator
 from weft.comm.groups import open_groups
 from weft.fabric.fabric import Fabric, MeasuredTable
 from weft.fabric.fingerprint import describe, fingerprint
-from weft.fabric.fitting import fit_fabric
 from weft.launch.environment import current_rank
 from weft.vocabulary.layout import Layout
 
@@ -58,7 +58,12 @@ class _Group:
         return (BACKEND, *(PROGRAMS if self.nodes > 1 else _FLAT))
 
 
-GROUPS: Final = (_Group(ranks=2), _Group(ranks=NUM_RANKS), _Group(ranks=NUM_RANKS, nodes=2))
+GROUPS: Final = (
+    _Group(ranks=2),
+    _Group(ranks=2, nodes=2),
+    _Group(ranks=NUM_RANKS),
+    _Group(ranks=NUM_RANKS, nodes=2),
+)
 
 
 def calibrate(name: str, seconds: float, timeout_s: float, *, check: bool) -> Calibration | None:
@@ -69,42 +74,48 @@ def calibrate(name: str, seconds: float, timeout_s: float, *, check: bool) -> Ca
     place = current_rank()
     sizes = tuple(sorted(SIZES + HELD_OUT)) if check else SIZES
     effort = Effort(
-        rounds=30, warm_up=3, seconds_a_size=seconds / (len(sizes) * len(DTYPES) * len(GROUPS))
+        rounds=30, warm_up=1, seconds_a_size=seconds / (len(sizes) * len(DTYPES) * len(GROUPS))
     )
     measured: list[tuple[_Group, list[Measurement]]] = []
-    with open_groups(Layout(tp=NUM_RANKS), rank=place.rank, timeout_s=timeout_s):
+    layout = Layout(tp=2, dp=NUM_RANKS // 2)
+    with open_groups(layout, rank=place.rank, timeout_s=timeout_s) as groups:
         for group in GROUPS:
-            rows = _measure(group, place.rank, sizes, effort, timeout_s)
+            communicator = groups.world if group.ranks == NUM_RANKS else groups.tp
+            rows = []
+            if place.rank < group.ranks:
+                rows = _measure(group, communicator, sizes, effort)
             measured.append((group, rows))
-            dist.barrier()
+            groups.world.all_gather(torch.zeros(1), site="calibrate")
     return _calibration(name, measured) if place.rank == 0 else None
 
 
 def _measure(
-    group: _Group, rank: int, sizes: Sequence[int], effort: Effort, timeout_s: float
+    group: _Group, communicator: Communicator, sizes: Sequence[int], effort: Effort
 ) -> list[Measurement]:
-    members = list(range(group.ranks))
-    process_group = None if group.ranks == NUM_RANKS else dist.new_group(members)
-    if rank not in members:
-        return []
-    reducer = open_all_reducer(
-        process_group, members, num_nodes=group.nodes, timeout_s=timeout_s, use_fabric=False
-    )
+    reducer = open_reducer_of(communicator, num_nodes=group.nodes, use_fabric=False)
     calls = {name: partial(reducer.all_reduce, algorithm=name) for name in group.algorithms}
-    align = partial(reducer.all_reduce, algorithm="one_shot")
-    benchmark = Benchmark(process_group, calls, align, torch.device("cpu"))
-    return list(benchmark.run(sizes, DTYPES, effort))
+    align = partial(reducer.all_reduce, algorithm=BACKEND if reducer.reason else "one_shot")
+    benchmark = Benchmark(communicator, calls, align, torch.device("cpu"))
+    return benchmark.run(sizes, DTYPES, effort)
 
 
 def _calibration(name: str, measured: Sequence[tuple[_Group, list[Measurement]]]) -> Calibration:
     identity = fingerprint()
     source = f"weft calibrate, {describe(identity)}, torch {torch.__version__}"
     tables = [table for group, rows in measured for table in _tables(group, rows, source)]
-    fabric = fit_fabric(name, tables, NUM_RANKS, identity, source)
+    fabric = fit_fabric(
+        name, tables, NUM_RANKS, identity, source, fitted=_fitting_cores(tables, identity["cores"])
+    )
     errors = [
         error for group, rows in measured for row in rows for error in _error(fabric, group, row)
     ]
     return Calibration(fabric=fabric, errors=errors)
+
+
+def _fitting_cores(tables: Sequence[MeasuredTable], cores: str) -> list[MeasuredTable]:
+    """Tables of groups with a core for each rank; a waiting rank else costs a time slice."""
+    found = [table for table in tables if table.ranks <= int(cores)]
+    return found or list(tables)
 
 
 def _tables(group: _Group, rows: Sequence[Measurement], source: str) -> list[MeasuredTable]:

@@ -63,6 +63,9 @@ def bench_serve(
     ] = None,
     seed: Annotated[int, typer.Option(help="Of prompts and arrivals.")] = 0,
     timeout: Annotated[float, typer.Option(help="Longest wait for one answer (s).")] = 600.0,
+    profile: Annotated[
+        bool, typer.Option(help="Profile the server meanwhile: TTFT and TPOT in collectives.")
+    ] = False,
     output: Annotated[Path | None, typer.Option(help="Write the JSON result here.")] = None,
     records: Annotated[bool, typer.Option(help="Put every request's chunks in the JSON.")] = False,
     vllm_output: Annotated[Path | None, typer.Option(help="Write vLLM's result file here.")] = None,
@@ -86,7 +89,7 @@ def bench_serve(
     load = _load(specs, concurrency, duration, timeout)
     if warm_up < 0:
         raise UserError(f"--warm-up {warm_up}: must not be negative")
-    target, outcome = _run(target, load, warm_up)
+    target, outcome, profiled = _run(target, load, warm_up, profile)
     settings = {
         "kind": "trace" if trace else "open" if rate else "closed",
         "rate_per_s": rate,
@@ -102,7 +105,9 @@ def bench_serve(
     }
     from weft.bench.serving.result import to_json
 
-    document = to_json(target, load, outcome, limits, settings=settings, with_records=records)
+    document = to_json(
+        target, load, outcome, limits, settings=settings, with_records=records, profile=profiled
+    )
     if output is not None:
         _write(output, document)
     if vllm_output is not None:
@@ -216,11 +221,13 @@ def _load(
     return Load(specs=specs, concurrency=concurrency, duration_s=duration, timeout_s=timeout)
 
 
-def _run(target: Target, load: Load, num_warm_up: int) -> tuple[Target, RunOutcome]:
+def _run(
+    target: Target, load: Load, num_warm_up: int, profile: bool
+) -> tuple[Target, RunOutcome, dict[str, Any] | None]:
     from weft.bench.serving.session import benchmark, run_event_loop
 
-    result: tuple[Target, RunOutcome] = run_event_loop(
-        benchmark(target, load, num_warm_up=num_warm_up, on_progress=_progress())
+    result: tuple[Target, RunOutcome, dict[str, Any] | None] = run_event_loop(
+        benchmark(target, load, num_warm_up=num_warm_up, profile=profile, on_progress=_progress())
     )
     return result
 
@@ -252,7 +259,7 @@ def _write(path: Path, document: dict[str, Any]) -> None:
 
 
 def _print(document: dict[str, Any], output_format: OutputFormat) -> None:
-    from weft.bench.serving.report import figure_rows, goodput_rows, lag_verdict
+    from weft.bench.serving.report import communication_rows, figure_rows, goodput_rows, lag_verdict
 
     print_rows(figure_rows(document), output_format, document=document)
     if output_format is not OutputFormat.TABLE:
@@ -260,6 +267,9 @@ def _print(document: dict[str, Any], output_format: OutputFormat) -> None:
     good = goodput_rows(document)
     if good:
         print_rows(good, output_format, title="goodput")
+    inside = communication_rows(document)
+    if inside:
+        print_rows(inside, output_format, title="inside collectives")
     requests, throughput = document["requests"], document["throughput"]
     print(
         f"{requests['completed']} of {requests['offered']} requests completed, "

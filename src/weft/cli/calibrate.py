@@ -9,7 +9,8 @@ from typing import Annotated
 
 import typer
 
-from weft.cli import ranks
+from weft.cli import calibrate_accelerator, ranks
+from weft.cli.default_group import app_with_default
 from weft.cli.options import Format
 from weft.cli.output import OutputFormat
 from weft.errors import CheckFailed, UserError
@@ -71,3 +72,10 @@ def _report(median_error: float, count: int) -> None:
     if median_error > LARGEST_ERROR:
         raise CheckFailed(f"{text}, above {LARGEST_ERROR:.0%}; is the machine busy?")
     print(text, file=sys.stderr)
+
+
+app = app_with_default(
+    calibrate,
+    {"accelerator": calibrate_accelerator.calibrate_accelerator},
+    epilog="Also: weft calibrate accelerator.",
+)

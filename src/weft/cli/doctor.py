@@ -79,3 +79,12 @@ def _all_reduce() -> Iterator[dict[str, str]]:
         ("nccl", dist.is_nccl_available()),
     ):
         yield _row("all-reduce", name, "yes" if available else "no", "torch.distributed backend")
+    yield _kernels()
+
+
+def _kernels() -> dict[str, str]:
+    from weft.kernels.support import local_problem
+
+    problem = local_problem()
+    able = "one-shot, two-shot, hierarchical, fused RMSNorm; 2 to 8 ranks"
+    return _row("all-reduce", "weft GPU kernels", "no" if problem else "yes", problem or able)

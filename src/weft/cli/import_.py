@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from weft.cli.options import Format
-from weft.cli.output import OutputFormat, print_rows
+from weft.cli.output import OutputFormat, print_rows, progress
 from weft.cli.schedule_output import shape_text
 from weft.errors import CheckFailed
 from weft.vocabulary.layout import Layout
@@ -52,13 +52,19 @@ def import_(
     """
     from weft.importer.importing import import_traces
 
-    imported = import_traces(
-        files,
-        model=None if model is None else load_spec(model),
-        engine=engine,
-        layout=None if layout is None else Layout.parse(layout),
-        num_processes=jobs,
-    )
+    spec = None if model is None else load_spec(model)
+    wanted = None if layout is None else Layout.parse(layout)
+    with progress() as bar:
+        size = sum(file.stat().st_size for file in files if file.is_file())
+        task = bar.add_task("reading traces", total=size)
+        imported = import_traces(
+            files,
+            model=spec,
+            engine=engine,
+            layout=wanted,
+            num_processes=jobs,
+            on_bytes=lambda count: bar.advance(task, count),
+        )
     if perfetto is not None:
         from weft.importer.perfetto import write_perfetto
 

@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
 
 import typer
 
 from weft import __version__
-from weft.cli import bench_serve, doctor, models, predict, report, serve, study, trace
+from weft.cli import (
+    bench_allreduce,
+    bench_decode,
+    bench_serve,
+    calibrate,
+    doctor,
+    fabrics,
+    import_,
+    models,
+    plan,
+    predict,
+    report,
+    serve,
+    study,
+    trace,
+)
 from weft.cli import run as run_command
 from weft.errors import WeftError
 
@@ -42,11 +58,17 @@ app.command("models")(models.models)
 app.command("run")(run_command.run)
 app.add_typer(study.app, name="study")
 app.command("trace")(trace.trace)
-app.command("predict")(predict.predict)
+app.add_typer(predict.app, name="predict")
+app.add_typer(calibrate.app, name="calibrate")
+app.command("plan")(plan.plan)
+app.command("fabrics")(fabrics.fabrics)
 app.command("doctor")(doctor.doctor)
+app.command("import")(import_.import_)
 app.command("report")(report.report)
 app.command("serve")(serve.serve)
 bench = typer.Typer(help="Measure collectives and servers.", no_args_is_help=True)
+bench.command("allreduce")(bench_allreduce.bench_allreduce)
+bench.command("decode")(bench_decode.bench_decode)
 bench.command("serve")(bench_serve.bench_serve)
 app.add_typer(bench, name="bench")
 
@@ -58,11 +80,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code; errors are one line on stderr."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        words = list(sys.argv[1:] if arguments is None else arguments)
         result = app(args=words, standalone_mode=False, prog_name="weft", obj=words)
     except typer.TyperException as error:
-        return _usage(error)
+        return _usage(error, words)
     except WeftError as error:
         return _fail(str(error), error.exit_code)
     except BrokenPipeError:
@@ -73,11 +95,23 @@ def run(arguments: Sequence[str] | None = None) -> int:
     return result if isinstance(result, int) else 0
 
 
-def _usage(error: typer.TyperException) -> int:
+def _usage(error: typer.TyperException, words: Sequence[str]) -> int:
     if type(error).__name__ == "NoArgsIsHelpError":
         print(error.format_message())
         return 0
-    return _fail(error.format_message(), 2)
+    option = re.search(r"Invalid value for '(-[^ ']*)", error.format_message())
+    given = _value_of(option[1], words) if option else None
+    return _fail(error.format_message() + (f" (given: {given!r})" if given else ""), 2)
+
+
+def _value_of(option: str, words: Sequence[str]) -> str | None:
+    """What stands behind ``option`` on the command line."""
+    for word, following in zip(words, [*words[1:], None], strict=True):
+        if word == option:
+            return following
+        if word.startswith(f"{option}="):
+            return word.partition("=")[2]
+    return None
 
 
 def _fail(message: str, code: int) -> int:

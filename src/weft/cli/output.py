@@ -64,7 +64,7 @@ def _print_table(rows: Sequence[Mapping[str, Any]], title: str | None) -> None:
         table.add_column(name, justify="right" if isinstance(value, int | float) else "left")
     for row in rows:
         table.add_row(*(_cell(value) for value in row.values()))
-    width = None if sys.stdout.isatty() else 200
+    width = None if sys.stdout.isatty() else 320
     Console(width=width, highlight=False).print(table)
 
 

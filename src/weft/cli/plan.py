@@ -8,12 +8,11 @@ from typing import Annotated, Any
 import typer
 
 from weft.cli import options
-from weft.cli.output import OutputFormat, print_json, print_rows
-from weft.errors import FileFormatError
+from weft.cli.output import OutputFormat, print_json, print_rows, progress
 from weft.plan.objective import Objective
 
 Gpus = Annotated[int, typer.Option(help="GPUs of the whole machine.")]
-GpusPerNode = Annotated[int, typer.Option(help="GPUs of one node.")]
+GpusPerNode = Annotated[int | None, typer.Option(help="GPUs of one node [the fabric's].")]
 Accelerator = Annotated[str, typer.Option(help="The device: a built-in name or a file.")]
 Fabric = Annotated[
     str | None, typer.Option(help="The links: a built-in name or a file [the device's usual one].")
@@ -23,7 +22,7 @@ Fabric = Annotated[
 def plan(
     model: options.Model,
     gpus: Gpus = 4,
-    gpus_per_node: GpusPerNode = 4,
+    gpus_per_node: GpusPerNode = None,
     accelerator: Accelerator = "h200-sxm",
     fabric: Fabric = None,
     engine: options.Engine = "vllm",
@@ -62,14 +61,21 @@ def plan(
     from weft.predict.machines import machine_named
     from weft.vocabulary.model_source import load_spec
 
+    machine = with_settings(machine_named(engine, accelerator, fabric, weights), settings or [])
     question = Question(
         spec=load_spec(model),
         workload=options.make_workload(workload, prompt, decode, batch),
-        machine=with_settings(machine_named(engine, accelerator, fabric, weights), settings or []),
+        machine=machine,
         objective=objective,
         limits=Limits(ttft_ms=ttft, tpot_ms=tpot),
     )
-    found = make_plan(question, Cluster(num_gpus=gpus, gpus_per_node=gpus_per_node))
+    width = machine.fabric.gpus_per_node if gpus_per_node is None else gpus_per_node
+    cluster = Cluster(num_gpus=gpus, gpus_per_node=width)
+    with progress() as bar:
+        task = bar.add_task("layouts", total=None)
+        found = make_plan(
+            question, cluster, lambda done, total: bar.update(task, completed=done, total=total)
+        )
     text = _explanation(found, explain) if explain else None
     if plot is not None:
         _write_plot(found, plot)
@@ -159,9 +165,7 @@ def _document(plan: Any, explanation: Any) -> dict[str, Any]:
 
 
 def _write_plot(plan: Any, path: Path) -> None:
-    from weft.plan.plot import pareto_html
+    from weft import report
 
-    try:
-        path.write_text(pareto_html(plan), encoding="utf-8")
-    except OSError as error:
-        raise FileFormatError(f"--plot {path}: cannot be written: {error}") from None
+    page = report.report_of([report.document(_document(plan, None), "plan")])
+    report.write_report(page, path)

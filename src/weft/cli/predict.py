@@ -1,17 +1,18 @@
 """``weft predict``: what a layout sends and, given a machine, how long it takes.
 
 ``weft predict MODEL`` prints the schedule; with ``--accelerator`` it predicts latency and
-memory. ``scoreboard`` and ``scaling`` in the place of MODEL are commands of their own.
+memory. ``scoreboard``, ``scaling`` and ``allreduce`` in the place of MODEL are commands.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from dataclasses import replace
+from typing import Annotated
 
 import typer
-from typer.core import TyperGroup
 
-from weft.cli import options, scaling, scoreboard
+from weft.cli import options, predict_allreduce, scaling, scoreboard
+from weft.cli.default_group import app_with_default
 from weft.cli.output import OutputFormat
 from weft.cli.schedule_output import print_schedule
 from weft.closed_form.schedule import closed_form
@@ -20,31 +21,7 @@ from weft.vocabulary.layout import Layout
 from weft.vocabulary.model_source import load_spec
 from weft.vocabulary.workload import Workload
 
-_MODEL_COMMAND = "MODEL"
 
-
-class _ModelOrCommand(TyperGroup):
-    """A group whose first word may also be a model: then the model command runs."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        if not args or args[0] not in self.commands or args[0] == _MODEL_COMMAND:
-            args = [_MODEL_COMMAND, *args]
-        return super().parse_args(ctx, args)
-
-    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
-        name, command, rest = super().resolve_command(ctx, args)
-        return ("" if name == _MODEL_COMMAND else name), command, rest
-
-
-app = typer.Typer(cls=_ModelOrCommand, rich_markup_mode=None)
-
-
-@app.command(
-    _MODEL_COMMAND,
-    hidden=True,
-    epilog="Also: weft predict scoreboard (predictions against measurements), "
-    "weft predict scaling (strong scaling to many GPUs).",
-)
 def predict(
     model: options.Model,
     tp: options.Tp = 1,
@@ -52,7 +29,13 @@ def predict(
     sp: options.Sp = 1,
     ep: options.Ep = 1,
     dp: options.Dp = 1,
-    nodes: options.Nodes = 1,
+    nodes: Annotated[
+        int | None,
+        typer.Option(
+            help="Machines that the ranks are spread over [1; with --accelerator, as few as the "
+            "fabric's GPUs a node allow]."
+        ),
+    ] = None,
     stage_layers: options.StageLayers = None,
     workload: options.WorkloadName = "paper",
     prompt: options.Prompt = None,
@@ -85,12 +68,12 @@ def predict(
     Example: weft predict llama-3.1-8b --tp 2 --engine vllm --accelerator h200-sxm
     """
     layout = options.make_layout(
-        tp=tp, pp=pp, sp=sp, ep=ep, dp=dp, nodes=nodes, stage_layers=stage_layers
+        tp=tp, pp=pp, sp=sp, ep=ep, dp=dp, nodes=nodes or 1, stage_layers=stage_layers
     )
     load = options.make_workload(workload, prompt, decode, batch)
     if accelerator is not None:
         settings = (engine, accelerator, fabric, weights)
-        _print_latency(model, layout, load, settings, rate, inputs, output_format)
+        _print_latency(model, layout, nodes, load, settings, rate, inputs, output_format)
         return
     given = {"--fabric": fabric, "--weights": weights, "--rate": rate, "--inputs": inputs or None}
     for option, value in given.items():
@@ -102,6 +85,7 @@ def predict(
 def _print_latency(
     model: str,
     layout: Layout,
+    nodes: int | None,
     load: Workload,
     settings: tuple[str, str, str | None, str | None],
     rate: float | None,
@@ -112,11 +96,22 @@ def _print_latency(
     from weft.predict.machines import machine_named
 
     machine = machine_named(*settings)
+    if nodes is None:
+        width = machine.fabric.gpus_per_node
+        layout = replace(layout, nodes=max(1, -(-layout.world_size // width)))
     if rate is None:
         print_prediction(load_spec(model), layout, load, machine, output_format, inputs=inputs)
     else:
         print_serving(load_spec(model), layout, load, machine, rate, output_format)
 
 
-app.command("scoreboard")(scoreboard.scoreboard)
-app.command("scaling")(scaling.scaling)
+app = app_with_default(
+    predict,
+    {
+        "scoreboard": scoreboard.scoreboard,
+        "scaling": scaling.scaling,
+        "allreduce": predict_allreduce.predict_allreduce,
+    },
+    epilog="Also: weft predict scoreboard (predictions against measurements), weft predict scaling "
+    "(strong scaling to many GPUs), weft predict allreduce (latency by algorithm).",
+)

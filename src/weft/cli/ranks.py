@@ -11,7 +11,7 @@ from weft.launch.environment import is_launched
 from weft.vocabulary.layout import Layout
 
 NumNodes = Annotated[
-    int, typer.Option("--nnodes", help="Machines; one launcher is started on each.")
+    int, typer.Option("--nnodes", "--nodes", help="Machines; one launcher is started on each.")
 ]
 NodeRank = Annotated[int, typer.Option(help="This machine's number, from 0.")]
 MasterAddress = Annotated[str, typer.Option("--master-addr", help="Address of machine 0.")]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import time
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -51,7 +50,9 @@ def run(
     stop_id: Annotated[
         list[int] | None, typer.Option(help="Token id that ends a request; may be repeated.")
     ] = None,
-    weights: Annotated[str, typer.Option(help="auto (checkpoint if there is one) or dummy.")] = "auto",
+    weights: Annotated[
+        str, typer.Option(help="auto (checkpoint if there is one) or dummy.")
+    ] = "auto",
     dtype: Annotated[str | None, typer.Option(help="Instead of the model's own.")] = None,
     engine: options.Engine = "weft",
     output_format: options.Format = OutputFormat.TABLE,
@@ -102,7 +103,7 @@ def _prompts(
     text: list[str] | None, ids: list[str] | None, load: Workload, seed: int, vocab_size: int
 ) -> list[str | list[int]]:
     prompts: list[str | list[int]] = [*(text or []), *map(_token_ids, ids or [])]
-    return prompts or list(made_up_prompts(load, seed, vocab_size))
+    return prompts or [*load.made_up_prompts(seed, vocab_size)]
 
 
 def _token_ids(text: str) -> list[int]:
@@ -110,15 +111,6 @@ def _token_ids(text: str) -> list[int]:
         return [int(part) for part in text.split(",")]
     except ValueError:
         raise WorkloadError(f"--ids {text!r}: write numbers separated by commas") from None
-
-
-def made_up_prompts(load: Workload, seed: int, vocab_size: int) -> list[list[int]]:
-    """``batch`` prompts of ``prompt_tokens`` random token ids."""
-    generator = random.Random(seed)  # noqa: S311 - not a secret
-    return [
-        [generator.randrange(vocab_size) for _ in range(load.prompt_tokens)]
-        for _ in range(load.batch)
-    ]
 
 
 def _generate(

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from weft.cli import options
-from weft.cli.output import OutputFormat, print_rows
+from weft.cli.output import OutputFormat, print_rows, progress
 from weft.errors import UserError
 
 _MODELS = "llama-3.1-70b,llama-3.1-405b"
@@ -28,15 +28,20 @@ def scaling(
 
     Example: weft predict scaling --models llama-3.1-405b --gpus 16,32,64,128
     """
-    from weft.predict.scale_study import scale_study
+    from weft.predict.scale_study import findings, scale_study
 
     points = scale_study(
         models.split(","), fabrics.split(","), workloads.split(","), _counts(gpus), engine
     )
-    rows = [_row(point) for point in points]
-    if not rows:
+    with progress() as bar:
+        found = list(bar.track(points, description="points"))
+    if not found:
         raise UserError(f"--gpus {gpus}: the models fit on none of these; add larger numbers")
+    rows = [_row(point) for point in found]
     print_rows(rows, output_format, title="Strong scaling by prediction (E2E of the batch)")
+    if output_format is OutputFormat.TABLE:
+        for line in findings(found):
+            print(line)
 
 
 def _counts(text: str) -> list[int]:

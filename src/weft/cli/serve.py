@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from weft.serve.app import ServerSettings
     from weft.serve.engine_client import EngineClient
     from weft.serve.wire import Meeting
+
+CPU_CACHE_TOKENS: Final = 16384
 
 
 def serve(
@@ -48,7 +50,10 @@ def serve(
     max_waiting: Annotated[int, typer.Option(help="Requests queued beyond that; then 429.")] = 512,
     max_prompt: Annotated[int | None, typer.Option(help="Longest prompt in tokens.")] = None,
     max_body_mb: Annotated[float, typer.Option(help="Largest request body.")] = 8.0,
-    cache_tokens: Annotated[int, typer.Option(help="Positions in the key-value cache.")] = 65536,
+    cache_tokens: Annotated[
+        int | None,
+        typer.Option(help="Positions in the key-value cache [CPU: 16384, GPU: what fits]."),
+    ] = None,
     drain: Annotated[
         float, typer.Option(help="Seconds that open requests get to end at shutdown.")
     ] = 30.0,
@@ -74,11 +79,12 @@ def serve(
         "conventions": engine,
         "seed": seed,
         "weights": weights,
-        "cache_tokens": cache_tokens,
         "max_batch_requests": max_batch,
     }
     if dtype is not None:
         config["dtype"] = dtype
+    if cache_tokens is not None:
+        config["cache_tokens"] = cache_tokens
 
     def work() -> None:
         _work_as_rank(model, layout, device, timeout, max_waiting, config)
@@ -140,7 +146,7 @@ def _check(
     max_waiting: int,
     max_prompt: int | None,
     max_body_mb: float,
-    cache_tokens: int,
+    cache_tokens: int | None,
     drain: float,
     stall: float,
 ) -> None:
@@ -218,8 +224,11 @@ def _work_as_rank(
     config: dict[str, Any],
 ) -> None:
     from weft.engine.llm import LLM
+    from weft.launch.environment import current_rank, pick_device
     from weft.serve.rank_loop import serve_rank
     from weft.serve.wire import Meeting
 
+    if pick_device(device, current_rank().local_rank).type == "cpu":
+        config = {"cache_tokens": CPU_CACHE_TOKENS} | config
     with LLM(model, layout, device=device, timeout_s=timeout_s, **config) as llm:
         serve_rank(llm.engine, llm.groups, Meeting.from_environment(), max_waiting)

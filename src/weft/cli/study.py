@@ -22,9 +22,7 @@ app = typer.Typer(invoke_without_command=True, rich_markup_mode=None)
 def study(
     context: typer.Context,
     model: Annotated[str, typer.Option(help="Built-in name, directory or hub id.")] = "embedded",
-    layouts: Annotated[
-        str, typer.Option(help="Layouts separated by commas.")
-    ] = ",".join(LAYOUTS),
+    layouts: Annotated[str, typer.Option(help="Layouts separated by commas.")] = ",".join(LAYOUTS),
     workload: options.WorkloadName = "paper",
     prompt: options.Prompt = None,
     decode: options.Decode = None,
@@ -114,7 +112,7 @@ def _times(part: dict[str, Any]) -> dict[str, Any]:
 
 def _row(compared: dict[str, Any]) -> dict[str, Any]:
     row = compared["row"]
-    cells = {} if row["stage"] is None else {"stage": row["stage"]}
+    cells: dict[str, Any] = {} if row["stage"] is None else {"stage": row["stage"]}
     cells |= {
         "phase": row["phase"],
         "op": row["op"],
@@ -123,4 +121,5 @@ def _row(compared: dict[str, Any]) -> dict[str, Any]:
         "dtype": row["dtype"],
         "message_bytes": row["message_bytes"],
     }
-    return cells | compared["counts"] | {"verdict": compared["verdict"]}
+    cells |= compared["counts"]
+    return cells | {"verdict": compared["verdict"]}

@@ -8,7 +8,6 @@ import typer
 
 from weft.cli import options, ranks
 from weft.cli.output import OutputFormat
-from weft.cli.run import made_up_prompts
 from weft.cli.schedule_output import print_schedule
 from weft.closed_form.schedule import check_length
 from weft.vocabulary.layout import Layout
@@ -90,7 +89,7 @@ def _trace_run(
         max_batch_tokens=load.batch * load.prompt_tokens,
         max_batch_requests=load.batch,
     ) as llm:
-        prompts = made_up_prompts(load, 0, llm.engine.spec.vocab_size)
+        prompts = load.made_up_prompts(0, llm.engine.spec.vocab_size)
         schedule, _ = record_run(llm, load, prompts)
         if llm.groups.rank == 0:
             print_schedule(schedule, output_format)

@@ -34,7 +34,7 @@ def closed_form(
         model=spec,
         layout=layout,
         workload=workload,
-        collectives=rows_of_steps(spec, layout, _steps(workload), conventions),
+        collectives=rows_of_steps(spec, layout, _steps(workload, layout, conventions), conventions),
     )
 
 
@@ -81,11 +81,20 @@ class Step:
     returns_ids: bool = True
 
 
-def _steps(workload: Workload) -> Iterator[Step]:
-    batch = workload.batch
-    prompt_rows = batch * workload.prompt_tokens
-    yield Step(phase="prefill", rows=prompt_rows, sequences=batch, count=1)
-    yield Step(phase="decode", rows=batch, sequences=batch, count=workload.num_decode_steps)
+def _steps(workload: Workload, layout: Layout, conventions: Conventions) -> Iterator[Step]:
+    for batch in micro_batches(workload.batch, layout, conventions):
+        prompt_rows = batch * workload.prompt_tokens
+        yield Step(phase="prefill", rows=prompt_rows, sequences=batch, count=1)
+        yield Step(
+            phase="decode", rows=batch, sequences=batch, count=workload.num_decode_steps
+        )
+
+
+def micro_batches(batch: int, layout: Layout, conventions: Conventions) -> list[int]:
+    """Sequences of each group of requests that goes through the pipeline by itself."""
+    groups = layout.pp if conventions.micro_batches else 1
+    sizes = [batch // groups + (index < batch % groups) for index in range(groups)]
+    return [size for size in sizes if size]
 
 
 class _StageStep:

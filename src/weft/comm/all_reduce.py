@@ -11,6 +11,7 @@ import logging
 import threading
 import warnings
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,14 +28,20 @@ from weft.comm.recorder import RecordingTransport
 from weft.comm.shared_memory import Segment, create_file, unusable_reason
 from weft.comm.sockets import SocketLink
 from weft.comm.transport import TorchTransport
-from weft.errors import CommunicationError, EnvironmentUnavailable, UserError, WeftError
+from weft.errors import (
+    CommunicationError,
+    EnvironmentUnavailable,
+    LostRankError,
+    UserError,
+    WeftError,
+)
 from weft.fabric.fabric import Fabric
 from weft.fabric.local import local_fabric
 
 AUTO: Final = "auto"
 ALGORITHMS: Final = (AUTO, BACKEND, *PROGRAMS)
 
-SINGLE_NODE_DEFAULT: Final = ((256 * 1024, "one_shot"), (2**40, "two_shot"))
+SINGLE_NODE_DEFAULT: Final = ((1024 * 1024, "one_shot"), (2**40, "two_shot"))
 """Without a measured table, on one machine: shared memory beats sockets at every size."""
 
 DEFAULT_TIMEOUT_S: Final = 120.0
@@ -246,12 +253,14 @@ def _world() -> dist.ProcessGroup:
 
 
 def _host() -> str:
-    """The same for processes that can share memory: one boot of one machine."""
+    """The same for processes that can share memory and see each other: one boot of one machine."""
     boot = Path("/proc/sys/kernel/random/boot_id")
     shared = Path("/dev/shm")  # noqa: S108 - the system's shared memory
     identity = boot.read_text(encoding="utf-8").strip() if boot.exists() else ""
     mount = shared.stat().st_dev if shared.exists() else 0
-    return f"{identity}/{mount}"
+    processes = Path("/proc/self/ns/pid")
+    namespace = processes.readlink().name if processes.is_symlink() else ""
+    return f"{identity}/{mount}/{namespace}"
 
 
 def _name(dtype: torch.dtype) -> str:
@@ -269,11 +278,29 @@ class AlgorithmTransport(TorchTransport):
         timeout_s: float = DEFAULT_TIMEOUT_S,
     ) -> None:
         super().__init__(group, ranks, missing_ranks)
-        self.reducer = open_all_reducer(group, ranks, timeout_s=timeout_s)
+        self._timeout_s = timeout_s
+
+    @cached_property
+    def reducer(self) -> AllReducer:
+        """Set up at the first call, which all ranks of the group make together."""
+        return self.open()
+
+    def open(self, *, num_nodes: int | None = None, use_fabric: bool = True) -> AllReducer:
+        """A new AllReducer of this group."""
+        return open_all_reducer(
+            self.group,
+            self._ranks,
+            num_nodes=num_nodes,
+            timeout_s=self._timeout_s,
+            use_fabric=use_fabric,
+        )
 
     def all_reduce(self, tensor: torch.Tensor, site: str) -> torch.Tensor:
         with self._named("all_reduce", site):
-            return self.reducer.all_reduce(tensor)
+            try:
+                return self.reducer.all_reduce(tensor)
+            except LostRankError as error:
+                raise LostRankError(f"{error}, all_reduce at {site or 'no site'}") from error
 
 
 _reducers: dict[int, tuple[object, AllReducer]] = {}
@@ -302,16 +329,27 @@ def all_reduce(
     return _reducers[id(group)][1].all_reduce(tensor, algorithm)
 
 
+def open_reducer_of(
+    communicator: Communicator, *, num_nodes: int | None = None, use_fabric: bool = True
+) -> AllReducer:
+    """A further AllReducer on a communicator's group (see :func:`open_all_reducer`)."""
+    return _algorithm_transport(communicator).open(num_nodes=num_nodes, use_fabric=use_fabric)
+
+
 def _through_the_door(
     tensor: torch.Tensor, communicator: Communicator, algorithm: str
 ) -> torch.Tensor:
     if algorithm == AUTO or communicator.size == 1:
         return communicator.all_reduce(tensor)
+    return _algorithm_transport(communicator).reducer.all_reduce(tensor, algorithm)
+
+
+def _algorithm_transport(communicator: Communicator) -> AlgorithmTransport:
     transport = communicator.transport
     while isinstance(transport, RecordingTransport):
         transport = transport.inner
     if not isinstance(transport, AlgorithmTransport):
         raise EnvironmentUnavailable(
-            f"algorithm {algorithm}: this group has the library's own all-reduce alone; use auto"
+            "all_reduce: this group has the library's own algorithm alone; use auto, or the CPU"
         )
-    return transport.reducer.all_reduce(tensor, algorithm)
+    return transport

@@ -7,11 +7,13 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import torch
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import Store, _get_default_store
 
+from weft.comm.all_reduce import AlgorithmTransport
 from weft.comm.communicator import Communicator
 from weft.comm.liveness import Liveness
 from weft.comm.recorder import Recorder, RecordingTransport
@@ -20,6 +22,7 @@ from weft.errors import CommunicationError
 from weft.vocabulary.layout import GroupKind, Layout
 
 DEFAULT_TIMEOUT_S: Final = 120.0
+_KEPT_HOST_MESSAGES: Final = 1024
 
 
 class ProcessGroups:
@@ -29,12 +32,20 @@ class ProcessGroups:
     of one rank need no process group. Close it (or use it in ``with``) to free them.
     """
 
-    def __init__(self, layout: Layout, rank: int, device: torch.device, store: dist.Store | None):
+    def __init__(
+        self,
+        layout: Layout,
+        rank: int,
+        device: torch.device,
+        store: Store | None,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+    ) -> None:
         self.layout, self.rank, self.device = layout, rank, device
+        self._timeout_s = timeout_s
         self._store, self._host_messages = store, Counter[str]()
         self._liveness: Liveness | None = None
-        if isinstance(store, dist.PrefixStore | dist.TCPStore):
-            self._liveness = Liveness(store.clone(), rank, layout.world_size)
+        if store is not None:
+            self._liveness = Liveness(store.clone(), rank, layout.world_size)  # type: ignore[attr-defined]
         self._process_groups: dict[tuple[int, ...], dist.ProcessGroup] = {}
         self.world = self._communicator("world")
         self.tp = self._communicator("tp")
@@ -71,7 +82,10 @@ class ProcessGroups:
                 if len(ranks) == self.layout.world_size
                 else dist.new_group(list(ranks), use_local_synchronization=True)
             )
-        return TorchTransport(self._process_groups[ranks], ranks, self._missing_ranks)
+        group = self._process_groups[ranks]
+        if dist.get_backend(group) == "gloo":
+            return AlgorithmTransport(group, ranks, self._missing_ranks, self._timeout_s)
+        return TorchTransport(group, ranks, self._missing_ranks)
 
     def _missing_ranks(self) -> tuple[int, ...]:
         return self._liveness.missing() if self._liveness else ()
@@ -100,13 +114,16 @@ class ProcessGroups:
         if self.layout.world_size == 1:
             return value
         assert self._store is not None
-        key = f"weft/{scope}/{self._host_messages[scope]}"
+        number = self._host_messages[scope]
         self._host_messages[scope] += 1
+        key = f"weft/{scope}/{number}"
         try:
             if self.rank == src:
-                self._store.set(key, pickle.dumps(value))
+                self._store.set(key, pickle.dumps(value).hex())
+                if number >= _KEPT_HOST_MESSAGES:
+                    self._store.delete_key(f"weft/{scope}/{number - _KEPT_HOST_MESSAGES}")
                 return value
-            return pickle.loads(self._store.get(key))  # noqa: S301 - written by our own ranks
+            return pickle.loads(bytes.fromhex(self._store.get(key).decode()))  # noqa: S301 - written by our own ranks
         except RuntimeError as error:
             raise CommunicationError(f"host message from rank {src}: {error}") from error
 
@@ -121,7 +138,7 @@ class ProcessGroups:
         if dist.is_initialized():
             dist.destroy_process_group()
 
-    def __enter__(self) -> ProcessGroups:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -151,7 +168,8 @@ def open_groups(
     except (RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise CommunicationError(f"rank {rank} cannot join the run: {reason}") from error
-    return ProcessGroups(layout, rank, device, dist.distributed_c10d._get_default_store())
+    store = _get_default_store()
+    return ProcessGroups(layout, rank, device, store, timeout_s)
 
 
 def open_fake_groups(layout: Layout, *, rank: int) -> ProcessGroups:

@@ -13,7 +13,7 @@ import threading
 import time
 from typing import Final
 
-import torch.distributed as dist
+from torch.distributed.distributed_c10d import Store
 
 from weft.errors import LostRankError
 from weft.launch.worker import report_and_exit
@@ -26,7 +26,7 @@ _LEFT: Final = "left"
 class Liveness:
     """The beating thread of one rank. ``store`` must be this thread's own connection."""
 
-    def __init__(self, store: dist.Store, rank: int, world_size: int) -> None:
+    def __init__(self, store: Store, rank: int, world_size: int) -> None:
         self._store, self._rank, self._world_size = store, rank, world_size
         self._lock, self._stop = threading.Lock(), threading.Event()
         self._set("0")

@@ -27,7 +27,7 @@ DTYPES: Final = (
 
 _ALGORITHM_NAMES: Final = tuple(PROGRAMS)
 _ALIGNMENT: Final = 64
-_MAX_PLANS: Final = 64
+_MAX_PLANS: Final = 512
 
 _Key = tuple[str, int, torch.dtype]
 

@@ -34,11 +34,13 @@ _STEPS: Final = 1 << 16
 
 _PROGRESS: Final = 0
 _GAVE_UP: Final = 1
-_HEADERS: Final = 2
+_PROCESS: Final = 2
+_HEADERS: Final = 3
 _HEADER_FIELDS: Final = 3
 
 _SPINS_BETWEEN_CHECKS: Final = 64
 _SPIN_S: Final = 0.002
+_PROCESS_CHECK_S: Final = 0.25
 _SLEEP_S: Final = 0.0001
 _GRACE_S: Final = 0.5
 
@@ -56,8 +58,8 @@ def unusable_reason() -> str | None:
     """Why this machine cannot share memory between ranks, or None."""
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return f"stores of a {platform.machine()} processor may be seen out of order"
-    if not hasattr(os, "sched_yield"):
-        return "the system has no sched_yield"
+    if not Path("/proc/self/stat").exists():
+        return "the system has no /proc to see the other ranks in"
     return None
 
 
@@ -73,6 +75,7 @@ class Segment:
             os.close(descriptor)
         self._bytes = torch.frombuffer(self._map, dtype=torch.uint8)
         self._fields = memoryview(self._map)[: size * _FIELDS * 8].cast("q")
+        self._fields[rank * _FIELDS + _PROCESS] = os.getpid()
         self._epoch = 0
 
     def begin(self, header: Header) -> int:
@@ -102,13 +105,16 @@ class Segment:
         return Header(*self._fields[first : first + _HEADER_FIELDS].tolist())
 
     def wait(self, source: int, step: int, name: str) -> None:
-        """Until ``source`` has published ``step``; LostRankError after the time-out."""
+        """Until ``source`` has published ``step``.
+
+        LostRankError after the time-out, or as soon as a process of the group is gone.
+        """
         fields, place = self._fields, source * _FIELDS + _PROGRESS
         wanted = self._epoch * _STEPS + step + 1
         if fields[place] >= wanted:
             return
         start = time.monotonic()
-        pause = False
+        next_check_s = _PROCESS_CHECK_S
         while True:
             for _ in range(_SPINS_BETWEEN_CHECKS):
                 if fields[place] >= wanted:
@@ -117,8 +123,10 @@ class Segment:
             waited = time.monotonic() - start
             if waited > self.timeout_s or self._any_gave_up():
                 self._give_up(name)
-            pause = pause or waited > _SPIN_S
-            if pause:
+            if waited > next_check_s:
+                next_check_s += _PROCESS_CHECK_S
+                self._check_processes(name, source, wanted)
+            if waited > _SPIN_S:
                 time.sleep(_SLEEP_S)
 
     def give_up(self) -> None:
@@ -129,6 +137,23 @@ class Segment:
         """Let go of the memory (freed when the last rank does)."""
         self._fields.release()
         self._bytes = torch.empty(0, dtype=torch.uint8)
+
+    def _check_processes(self, name: str, source: int, wanted: int) -> None:
+        """Raise where a process is gone and ``source`` has not come meanwhile."""
+        gone = [rank for rank in range(self.size) if not self._is_running(rank)]
+        if gone and self._fields[source * _FIELDS + _PROGRESS] < wanted:
+            self.give_up()
+            missing = [self.names[rank] for rank in gone]
+            raise lost_rank_error(self.names[self.rank], missing, name, self._epoch)
+
+    def _is_running(self, rank: int) -> bool:
+        """Whether the rank's process exists and is no zombie."""
+        process = self._fields[rank * _FIELDS + _PROCESS]
+        try:
+            status = Path(f"/proc/{process}/stat").read_text(encoding="utf-8")
+        except OSError:
+            return False
+        return status.rpartition(")")[2].split()[0] not in ("Z", "X")
 
     def _any_gave_up(self) -> bool:
         return any(self._fields[rank * _FIELDS + _GAVE_UP] for rank in range(self.size))

@@ -16,12 +16,9 @@ import torch.distributed as dist
 
 from weft.errors import CommunicationError, LostRankError
 
-
 # torch 2.13 renamed these; 2.11 and 2.12 have the old names only.
 _all_gather_single = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
-_reduce_scatter_single = (
-    getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
-)
+_reduce_scatter_single = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 
 
 class Transport(Protocol):
@@ -64,6 +61,11 @@ class TorchTransport:
         """``missing_ranks`` is asked after a failure which ranks of the run are gone."""
         self._group, self._ranks, self._missing_ranks = group, ranks, missing_ranks
 
+    @property
+    def group(self) -> dist.ProcessGroup:
+        """The process group underneath."""
+        return self._group
+
     def all_reduce(self, tensor: torch.Tensor, site: str) -> torch.Tensor:
         with self._named("all_reduce", site):
             dist.all_reduce(tensor, group=self._group)
@@ -76,7 +78,7 @@ class TorchTransport:
             _all_gather_single(stacked, tensor.contiguous(), group=self._group)
         if dim == 0:
             return stacked
-        return stacked.unflatten(0, (size, -1)).movedim(0, dim).flatten(dim, dim + 1)
+        return stacked.view(size, *tensor.shape).movedim(0, dim).flatten(dim, dim + 1)
 
     def reduce_scatter(self, tensor: torch.Tensor, site: str) -> torch.Tensor:
         part = tensor.new_empty((tensor.shape[0] // len(self._ranks), *tensor.shape[1:]))

@@ -1,72 +1,109 @@
-"""Turn a scheduled step into the tensors that the decoder reads."""
+"""Turn a step's host arrays into the tensors that the decoder reads."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
 import torch
 
-from weft.engine.scheduler import Chunk, ScheduledStep
-from weft.layers.attention import AttentionBatch
+from weft.engine.step_inputs import Integers, StepInputs, context_slots
+from weft.layers.attention import PlainAttention
 from weft.layers.rope import RotaryTable
 from weft.models.decoder import StepBatch
 
 
-def build_batch(
-    step: ScheduledStep,
-    rope: RotaryTable,
-    *,
-    block_size: int,
-    dtype: torch.dtype,
-    device: torch.device,
-) -> StepBatch:
-    """Flatten the chunks of ``step`` into one batch of token rows."""
-    chunks = step.chunks
-    ids = [i for c in chunks for i in c.request.tokens[c.start : c.start + c.count]]
-    positions = [p for c in chunks for p in range(c.start, c.start + c.count)]
-    slots = [s for c in chunks for s in _slots(c, block_size)[c.start : c.start + c.count]]
-    ends = torch.tensor([c.count for c in chunks]).cumsum(0).tolist()
-    logit_rows = [end - 1 for c, end in zip(chunks, ends, strict=True) if c.reaches_end]
-    position_tensor = _integers(positions, device)
-    return StepBatch(
-        token_ids=_integers(ids, device),
-        positions=position_tensor,
-        logit_rows=_integers(logit_rows, device),
-        attention=AttentionBatch(
-            slots=_integers(slots, device),
-            context_slots=_context_slots(chunks, block_size, device),
-            query_lengths=[c.count for c in chunks],
-            context_lengths=[c.start + c.count for c in chunks],
-            mask=_decode_mask(chunks, dtype, device),
-        ),
-        cos_sin=rope.at(position_tensor, dtype),
-    )
+@dataclass(kw_only=True)
+class RequestTables:
+    """What the device knows of running requests, by row; the last row belongs to nobody.
+
+    last_ids [rows + 1] int64: each one's last sampled token; blocks [rows + 1, ..] int32:
+    its cache blocks (only where kernels read them).
+    """
+
+    last_ids: torch.Tensor
+    blocks: torch.Tensor | None = None
+
+    @property
+    def spare_row(self) -> int:
+        return len(self.last_ids) - 1
+
+    def update(self, inputs: StepInputs) -> None:
+        """Enter the cache blocks that a step brings."""
+        if self.blocks is None or not len(inputs.new_blocks):
+            return
+        rows, places, blocks = inputs.new_blocks.T
+        flat = rows * self.blocks.shape[1] + places
+        where, what = to_device(self.blocks.device, flat, blocks)
+        self.blocks.view(-1).index_copy_(0, where, what.int())
 
 
-def _integers(values: list[int], device: torch.device) -> torch.Tensor:
-    return torch.tensor(values, dtype=torch.int64, device=device)
+class BatchBuilder(Protocol):
+    """Makes a step's batch on the device."""
+
+    def build(self, inputs: StepInputs, tables: RequestTables) -> StepBatch: ...
 
 
-def _slots(chunk: Chunk, block_size: int) -> list[int]:
-    """Cache slots of the positions 0..end-1 of a chunk's request."""
-    end = chunk.start + chunk.count
-    return [
-        block * block_size + offset for block in chunk.request.blocks for offset in range(block_size)
-    ][:end]
+class PlainBatches:
+    """Batches for torch's own attention (any device, any type)."""
+
+    def __init__(
+        self, rope: RotaryTable, *, block_size: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self._rope, self._block_size = rope, block_size
+        self._dtype, self._device = dtype, device
+
+    def build(self, inputs: StepInputs, tables: RequestTables) -> StepBatch:
+        positions, slots, logit_rows = to_device(
+            self._device, inputs.positions, inputs.slots(self._block_size), inputs.logit_rows
+        )
+        return StepBatch(
+            token_ids=token_ids_of(inputs, tables),
+            logit_rows=logit_rows,
+            attention=PlainAttention(
+                cos_sin=self._rope.at(positions, self._dtype),
+                slots=slots,
+                context_slots=self._context_slots(inputs),
+                query_lengths=inputs.query_lengths.tolist(),
+                context_lengths=inputs.context_lengths.tolist(),
+                mask=self._mask(inputs),
+            ),
+        )
+
+    def _context_slots(self, inputs: StepInputs) -> torch.Tensor:
+        lengths = inputs.context_lengths
+        padded = np.zeros((len(lengths), lengths.max()), dtype=np.int64)
+        for row, blocks, length in zip(padded, inputs.blocks, lengths, strict=True):
+            row[:length] = context_slots(blocks, length, self._block_size)
+        return torch.from_numpy(padded).to(self._device)
+
+    def _mask(self, inputs: StepInputs) -> torch.Tensor | None:
+        lengths = torch.from_numpy(inputs.context_lengths)
+        if inputs.query_lengths.max() > 1 or bool((lengths == lengths[0]).all()):
+            return None
+        hidden = torch.arange(int(lengths.max()))[None] >= lengths[:, None]
+        mask = torch.zeros(hidden.shape, dtype=self._dtype).masked_fill(hidden, float("-inf"))
+        return mask[:, None, None].to(self._device)
 
 
-def _context_slots(
-    chunks: list[Chunk] | tuple[Chunk, ...], block_size: int, device: torch.device
-) -> torch.Tensor:
-    rows = [_slots(chunk, block_size) for chunk in chunks]
-    width = max(map(len, rows))
-    return torch.tensor([row + [0] * (width - len(row)) for row in rows], device=device)
+def token_ids_of(inputs: StepInputs, tables: RequestTables) -> torch.Tensor:
+    """Token ids [T] on the device: the host's, and the last sampled ones of decodes."""
+    device = tables.last_ids.device
+    if not inputs.num_decodes:
+        return to_device(device, inputs.token_ids)[0]
+    fed = np.where(inputs.fed_rows < 0, tables.spare_row, inputs.fed_rows)
+    if inputs.num_decodes == inputs.num_tokens:
+        return tables.last_ids[to_device(device, fed)[0]]
+    ids, rows, is_fed = to_device(device, inputs.token_ids, fed, inputs.fed_rows >= 0)
+    return torch.where(is_fed.bool(), tables.last_ids[rows], ids)
 
 
-def _decode_mask(
-    chunks: list[Chunk] | tuple[Chunk, ...], dtype: torch.dtype, device: torch.device
-) -> torch.Tensor | None:
-    lengths = [chunk.start + chunk.count for chunk in chunks]
-    if len(set(lengths)) == 1 or any(chunk.count > 1 for chunk in chunks):
-        return None
-    hidden = torch.arange(max(lengths))[None] >= torch.tensor(lengths)[:, None]
-    mask = torch.zeros(hidden.shape, dtype=dtype).masked_fill(hidden, float("-inf"))
-    return mask[:, None, None].to(device)
+def to_device(device: torch.device, *arrays: Integers) -> tuple[torch.Tensor, ...]:
+    """The arrays (of one dimension) as int64 tensors, moved in one copy that nobody waits for."""
+    packed = torch.from_numpy(np.concatenate(arrays).astype(np.int64))
+    if device.type == "cuda":
+        packed = packed.pin_memory().to(device, non_blocking=True)
+    elif device.type != "cpu":
+        packed = packed.to(device)
+    return packed.split([len(array) for array in arrays])

@@ -6,19 +6,23 @@ Every rank of a replica holds an Engine and makes the same calls in the same ord
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from weft.comm.groups import ProcessGroups
 from weft.comm.recorder import Recorder
-from weft.engine.batch import build_batch
 from weft.engine.block_pool import BlockPool
+from weft.engine.cache_size import num_cache_blocks
+from weft.engine.device_all_reduce import use_device_all_reduce
+from weft.engine.flight import Flight, Launched
+from weft.engine.graphs import BUCKETS
 from weft.engine.request import Request, SamplingParams
 from weft.engine.runner import StageRunner
-from weft.engine.scheduler import ScheduledStep, Scheduler
-from weft.errors import WorkloadError
+from weft.engine.scheduler import Scheduler
+from weft.engine.step_inputs import StepInputs
+from weft.errors import UserError, WorkloadError
 from weft.vocabulary.conventions import engine_named
 from weft.vocabulary.model_source import ModelSource
 from weft.vocabulary.model_spec import ModelSpec
@@ -33,17 +37,32 @@ class EngineConfig:
     conventions: whose communication to follow (see vocabulary/conventions.py);
     weights: ``auto`` reads the checkpoint where the model has one, ``dummy`` never;
     dtype: instead of the model's own; seed: of dummy weights and unseeded sampling;
-    cache_tokens: positions in the key-value cache; max_batch_*: limits of one step.
+    cache_tokens: positions in the key-value cache (default: 8192 on the CPU, on a GPU what
+    fits into ``memory_share`` of its memory), handed out in blocks of ``block_size`` (16; 64
+    for the kernels of a GPU); max_batch_*: limits of one step;
+    overlap: launch the next step before the ids of the one in front are read (default: on
+    a GPU); graphs: decode steps as CUDA graphs, for batches of the sizes ``graph_batches``
+    (default: where they can be); all_reduce: ``auto`` (weft's kernels where they can be
+    used), ``weft`` or ``nccl``, on GPUs.
     """
 
     conventions: str = "weft"
     weights: Weights = "auto"
     dtype: str | None = None
     seed: int = 0
-    cache_tokens: int = 8192
-    block_size: int = 16
+    cache_tokens: int | None = None
+    memory_share: float = 0.9
+    block_size: int | None = None
     max_batch_tokens: int = 8192
     max_batch_requests: int = 256
+    overlap: bool | None = None
+    graphs: bool | None = None
+    graph_batches: tuple[int, ...] | None = None
+    all_reduce: str = "auto"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.memory_share <= 1:
+            raise UserError(f"--memory-share {self.memory_share}: must be above 0 and at most 1")
 
 
 class Engine:
@@ -53,20 +72,32 @@ class Engine:
         spec = source.spec if config.dtype is None else replace(source.spec, dtype=config.dtype)
         groups.layout.check_model(spec)
         self.spec, self.groups, self.config = spec, groups, config
-        num_blocks = -(-config.cache_tokens // config.block_size) + 1
-        self.runner = StageRunner(
-            spec,
-            groups,
-            engine_named(config.conventions),
-            max_length=min(spec.max_position, config.cache_tokens),
-            num_slots=num_blocks * config.block_size,
-        )
+        conventions = engine_named(config.conventions)
+        self.device_all_reduce = use_device_all_reduce(groups, config.all_reduce)
+        self.runner = StageRunner(spec, groups, conventions)
         self.runner.load(source.directory if config.weights == "auto" else None, config.seed)
+        num_groups = groups.layout.pp if conventions.micro_batches else 1
+        block_size = config.block_size or self.runner.preferred_block_size
+        pool = BlockPool(num_cache_blocks(self.runner, groups, config, block_size), block_size)
+        self.runner.allocate(
+            num_blocks=pool.num_blocks,
+            block_size=block_size,
+            max_length=min(spec.max_position, pool.capacity_tokens),
+            max_rows=config.max_batch_requests * num_groups,
+        )
         self.scheduler = Scheduler(
-            BlockPool(num_blocks, config.block_size),
+            pool,
             max_batch_tokens=config.max_batch_tokens,
             max_batch_requests=config.max_batch_requests,
+            num_groups=num_groups,
         )
+        if self.runner.can_capture and config.graphs is not False:
+            self.runner.capture(config.graph_batches or _buckets(config.max_batch_requests))
+        on_gpu = groups.device.type == "cuda"
+        self._overlap = on_gpu if config.overlap is None else config.overlap
+        self._flight = Flight(self.runner, groups.stage, groups.layout.pp)
+        self._unread: deque[Launched] = deque()
+        self._ticks = 0
         self.recorder: Recorder | None = None
 
     def add(self, number: int, prompt: Sequence[int], sampling: SamplingParams) -> Request:
@@ -88,29 +119,49 @@ class Engine:
         """Forget a request before its end."""
         self.scheduler.abort(number)
 
+    def close(self) -> None:
+        """Give back graphs and communication memory; collective over the tensor-parallel group."""
+        self.runner.drop_graphs()
+        if self.device_all_reduce is not None:
+            self.device_all_reduce.close()
+
     @property
     def has_work(self) -> bool:
-        return self.scheduler.has_work
+        return self.scheduler.has_work or bool(self._unread) or not self._flight.is_empty
 
     def step(self) -> list[Request]:
-        """Run one step; returns the requests that got a token (their last output)."""
-        step = self.scheduler.schedule()
-        with self._recorded(step):
-            batch = build_batch(
-                step,
-                self.runner.rope,
-                block_size=self.config.block_size,
-                dtype=self.runner.dtype,
-                device=self.runner.device,
-            )
-            sampled = [chunk.request for chunk in step.chunks if chunk.reaches_end]
-            ids = self.runner.run(batch, sampled)
-            return self.scheduler.finish(step, ids.tolist())
+        """Go on until one more step is read; returns the requests that got a token by it.
 
-    def _recorded(self, step: ScheduledStep) -> AbstractContextManager[None]:
-        if self.recorder is None:
-            return nullcontext()
-        return self.recorder.step(step.phase, step.num_tokens)
+        With ``overlap`` the next step is launched first, so that the device has work while
+        the ids are read; a request that ended by a stop token costs one idle row then.
+        """
+        while self.has_work:
+            launched = self._launch()
+            most_unread = 1 if self._overlap and launched else 0
+            if len(self._unread) > most_unread:
+                return self._read()
+        return []
+
+    def _launch(self) -> bool:
+        """One tick of the pipeline, with a new step where there is one."""
+        group = self._ticks % self.groups.layout.pp
+        self._ticks += 1
+        new = None
+        if group < self.scheduler.num_groups:
+            step = self.scheduler.schedule(group)
+            if step.chunks:
+                new = Launched(step=step, inputs=StepInputs.of(step.chunks))
+        left = self._flight.tick(new, self.recorder)
+        if left is not None:
+            self._unread.append(left)
+        return new is not None
+
+    def _read(self) -> list[Request]:
+        launched = self._unread.popleft()
+        ids = launched.read_ids()
+        if self.device_all_reduce is not None:
+            self.device_all_reduce.check()
+        return self.scheduler.finish(launched.inputs.sampling, ids)
 
     def _check_prompt(self, prompt: Sequence[int], sampling: SamplingParams) -> None:
         if not prompt:
@@ -131,6 +182,12 @@ def check_positions(spec: ModelSpec, prompt_tokens: int, decode_tokens: int) -> 
             f"prompt {prompt_tokens} + decode {decode_tokens} tokens exceed the "
             f"{spec.max_position} positions of {spec.name}"
         )
+
+
+def _buckets(max_requests: int) -> tuple[int, ...]:
+    """Batch sizes to capture graphs for."""
+    sizes = {bucket for bucket in BUCKETS if bucket < max_requests}
+    return (*sizes, min(max_requests, BUCKETS[-1]))
 
 
 def _mixed(seed: int, number: int) -> int:

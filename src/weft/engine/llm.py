@@ -48,6 +48,8 @@ class LLM:
         layout = layout or Layout()
         source = find_model(model)
         layout.check_model(source.spec)
+        if config.get("weights") != "dummy":
+            source = source.with_files()
         if groups is None:
             place = current_rank()
             layout.check_world(place.world_size)
@@ -108,14 +110,18 @@ class LLM:
                 self.engine.recorder = None
 
     def close(self) -> None:
-        """Leave the process groups."""
+        """Give the engine's resources back and leave the process groups."""
+        self.engine.close()
         self.groups.close()
 
     def __enter__(self) -> LLM:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self.groups.close()
 
     def _sampling_of_each(
         self, sampling: SamplingParams | Sequence[SamplingParams] | None, count: int

@@ -20,9 +20,7 @@ class StageLink:
     def __init__(self, groups: ProcessGroups, conventions: Conventions, hidden_size: int) -> None:
         self._pp, self._tp = groups.pp, groups.tp
         self._num_tensors = conventions.boundary_tensors
-        self._sliced = (
-            conventions.boundary_sliced and groups.tp.size > 1 and groups.layout.sp == 1
-        )
+        self._sliced = conventions.boundary_sliced and groups.tp.size > 1 and groups.layout.sp == 1
         self._hidden_size = hidden_size
 
     def send(self, boundary: Boundary) -> None:

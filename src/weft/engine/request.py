@@ -44,7 +44,12 @@ class SamplingParams:
 
 @dataclass(kw_only=True)
 class Request:
-    """A request inside the engine. ``num_computed`` positions have their keys and values cached."""
+    """A request inside the engine.
+
+    ``num_computed`` positions have their keys and values cached (or will have after the
+    steps under way); ``num_pending`` tokens are sampled by steps under way and not known
+    here yet. While it runs it has a ``row`` of the engine's per-request tables.
+    """
 
     number: int
     prompt: list[int]
@@ -52,7 +57,11 @@ class Request:
     stop_ids: frozenset[int]
     output: list[int] = field(default_factory=list)
     num_computed: int = 0
+    num_pending: int = 0
+    group: int = 0
+    row: int = -1
     blocks: list[int] = field(default_factory=list)
+    blocks_sent: int = 0
     finish_reason: FinishReason | None = None
 
     @property
@@ -61,7 +70,13 @@ class Request:
 
     @property
     def length(self) -> int:
-        return len(self.prompt) + len(self.output)
+        """Tokens, those on their way included."""
+        return len(self.prompt) + len(self.output) + self.num_pending
+
+    @property
+    def num_left(self) -> int:
+        """Tokens that may still be asked for."""
+        return self.sampling.max_tokens - len(self.output) - self.num_pending
 
     def append(self, token: int) -> None:
         """Add a sampled token and find out whether the request is finished."""

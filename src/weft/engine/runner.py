@@ -1,43 +1,43 @@
-"""StageRunner: one rank's part of the model and the step that runs it."""
+"""StageRunner: one rank's part of the model and what a step does with it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from weft.comm.groups import ProcessGroups
+from weft.engine.batch import BatchBuilder, PlainBatches, RequestTables, to_device
+from weft.engine.graphs import DecodeBuffers, DecodeGraphs, Outputs
 from weft.engine.pipeline import StageLink
-from weft.engine.request import Request
 from weft.engine.sampling import Sampler
+from weft.engine.step_inputs import StepInputs
 from weft.engine.streams import open_streams
+from weft.layers import fused
 from weft.layers.attention import LayerCache
 from weft.layers.linear import Placement
 from weft.layers.rope import RotaryTable
-from weft.models.decoder import Boundary, DecoderStage, StepBatch
+from weft.models.decoder import Boundary, DecoderStage
 from weft.models.weights import fill_dummy, load_weights
 from weft.vocabulary.conventions import Conventions
 from weft.vocabulary.model_spec import ModelSpec
 
+if TYPE_CHECKING:
+    from weft.engine.fused_batch import FusedBatches
+
 
 class StageRunner:
-    """Holds the stage's weights and caches; :meth:`run` takes a batch through it.
+    """Holds the stage's weights, caches and tables.
 
     On the ``meta`` device the same code runs without values (dry run).
     """
 
     def __init__(
-        self,
-        spec: ModelSpec,
-        groups: ProcessGroups,
-        conventions: Conventions,
-        *,
-        max_length: int,
-        num_slots: int,
+        self, spec: ModelSpec, groups: ProcessGroups, conventions: Conventions
     ) -> None:
-        layout, self.device = groups.layout, groups.device
-        self.dtype = getattr(torch, spec.dtype)
+        self.device, self.dtype = groups.device, getattr(torch, spec.dtype)
         where = Placement(
             tp_rank=groups.tp.rank,
             tp_size=groups.tp.size,
@@ -46,16 +46,19 @@ class StageRunner:
             vocab_multiple=conventions.vocab_multiple,
         )
         streams = open_streams(spec, groups, conventions)
-        layers = layout.layers_of_stages(spec.num_layers)[groups.stage]
-        self._stream, self._rows_like = streams.residual, torch.empty(0, dtype=self.dtype, device=self.device)
+        layers = groups.layout.layers_of_stages(spec.num_layers)[groups.stage]
+        self._replicates_rows = groups.layout.sp == 1
+        self.spec, self._stream, self._num_stages = spec, streams.residual, groups.layout.pp
+        self._like = torch.empty(0, dtype=self.dtype, device=self.device)
         self.stage = DecoderStage(spec, layers, streams, where).eval()
-        num_kv_heads = max(1, spec.num_kv_heads // layout.tp)
-        self.caches = [
-            LayerCache(num_slots, num_kv_heads, spec.head_dim, self._rows_like) for _ in layers
-        ]
-        self.rope = RotaryTable(spec, max_length, self.device)
+        self._num_kv_heads = max(1, spec.num_kv_heads // groups.tp.size)
+        self._num_heads = spec.num_heads // groups.tp.size
         self._link = StageLink(groups, conventions, spec.hidden_size)
         self._sampler = Sampler(groups, conventions, spec.vocab_size)
+        self._num_received = 0 if self.stage.is_first else conventions.boundary_tensors
+        self._fused: FusedBatches | None = None
+        self._graphs: DecodeGraphs | None = None
+        self._graph_ids: torch.Tensor | None = None
 
     def load(self, directory: Path | None, seed: int) -> None:
         """Fill the weights from a checkpoint, or with dummy values where there is none."""
@@ -64,33 +67,147 @@ class StageRunner:
         else:
             load_weights(self.stage, directory)
 
+    @property
+    def preferred_block_size(self) -> int:
+        """Positions in a block of the cache that suit the attention."""
+        return 64 if fused.takes(self._like) else 16
+
+    @property
+    def cache_bytes_per_position(self) -> int:
+        """Bytes of key-value cache that one position takes on this rank."""
+        per_layer = 2 * self._num_kv_heads * self.spec.head_dim * self._like.element_size()
+        return per_layer * len(self.stage.layers)
+
+    def allocate(
+        self, *, num_blocks: int, block_size: int, max_length: int, max_rows: int
+    ) -> None:
+        """Make the caches, the rotary table and the tables of ``max_rows`` running requests."""
+        num_slots = num_blocks * block_size
+        self.caches = [
+            LayerCache(num_slots, self._num_kv_heads, self.spec.head_dim, self._like)
+            for _ in self.stage.layers
+        ]
+        rope = RotaryTable(self.spec, max_length, self.device)
+        last_ids = torch.zeros(max_rows + 1, dtype=torch.int64, device=self.device)
+        self.tables = RequestTables(last_ids=last_ids)
+        self._builder: BatchBuilder = PlainBatches(
+            rope, block_size=block_size, dtype=self.dtype, device=self.device
+        )
+        if fused.takes(self._like):
+            self._allocate_fused(rope, block_size, -(-max_length // block_size) + 1, max_rows)
+
+    def _allocate_fused(
+        self, rope: RotaryTable, block_size: int, max_blocks: int, max_rows: int
+    ) -> None:
+        from weft.engine.fused_batch import FusedBatches
+        from weft.layers.fused.decode_attention import DecodeWorkspace
+
+        shape = (max_rows + 1, max_blocks)
+        self.tables.blocks = torch.zeros(shape, dtype=torch.int32, device=self.device)
+        workspace = DecodeWorkspace(
+            max_rows, self._num_heads, self._num_kv_heads, self.spec.head_dim, self._like
+        )
+        self._fused = self._builder = FusedBatches(rope, workspace, block_size=block_size)
+
+    @property
+    def can_capture(self) -> bool:
+        """Whether decode steps can run as graphs: fused kernels, whole rows on every rank."""
+        return self._fused is not None and self._replicates_rows
+
     @torch.inference_mode()
-    def run(self, batch: StepBatch, requests: Sequence[Request]) -> torch.Tensor:
-        """One step: ids [N] of the sequences whose last row is in the batch, on every rank.
+    def capture(self, buckets: Sequence[int]) -> None:
+        """Capture the decode step for each batch size of ``buckets``."""
+        self._buffers = DecodeBuffers(
+            max(buckets),
+            self.spec.hidden_size,
+            num_received=self._num_received,
+            spare_row=self.tables.spare_row,
+            like=self._like,
+        )
+        self._graphs = DecodeGraphs(self._decode, buckets)
 
-        ``requests`` are those N sequences.
-        """
-        output = self._forward(batch)
-        ids = None
-        if not isinstance(output, torch.Tensor):
-            self._link.send(output)
-        elif requests:
-            ids = self._sampler.choose(output, requests)
-        return self._sampler.share(ids, batch.logit_rows) if requests else batch.logit_rows
+    def drop_graphs(self) -> None:
+        """Forget the captured graphs; steps run eagerly from then on."""
+        self._graphs = self._graph_ids = None
+
+    def _decode(self, bucket: int) -> Outputs:
+        assert self._fused is not None
+        rows, lengths = self._buffers.rows_and_lengths(bucket)
+        token_ids = self.tables.last_ids[rows.long()]
+        batch = self._fused.of_buffers(token_ids, rows, lengths, self.tables)
+        output = self.stage(batch, self.caches, self._buffers.received(bucket))
+        if isinstance(output, Boundary) or not self._sampler.greedy_stays_on_device:
+            return output, None
+        ids = self._sampler.best(output)
+        if self._num_stages == 1:
+            self.tables.last_ids.index_copy_(0, rows.long(), ids)
+        return output, ids
 
     @torch.inference_mode()
-    def logits(self, batch: StepBatch) -> torch.Tensor | None:
-        """This rank's logits [N, ceil(v/t)] on the last stage, None on others; nothing sampled."""
-        output = self._forward(batch)
-        if isinstance(output, torch.Tensor):
-            return output
-        self._link.send(output)
-        return None
-
-    def _forward(self, batch: StepBatch) -> Boundary | torch.Tensor:
+    def forward(self, inputs: StepInputs, *, eager: bool = False) -> Boundary | torch.Tensor:
+        """Receive, compute: what the next stage needs, or this rank's logits [N, ceil(v/t)]."""
+        self.tables.update(inputs)
         received = None
         if not self.stage.is_first:
-            num_rows = self._stream.num_rows(batch.num_tokens)
-            received = self._link.receive(num_rows, self._rows_like)
-        output: Boundary | torch.Tensor = self.stage(batch, self.caches, received)
-        return output
+            rows = self._stream.num_rows(inputs.num_tokens)
+            received = self._link.receive(rows, self._like)
+        bucket = None
+        if self._graphs is not None and not eager and inputs.num_decodes == inputs.num_tokens:
+            bucket = self._graphs.bucket_for(inputs.num_tokens)
+        self._graph_ids = None
+        if bucket is None:
+            batch = self._builder.build(inputs, self.tables)
+            output: Boundary | torch.Tensor = self.stage(batch, self.caches, received)
+            return output
+        return self._replay(inputs, bucket, received)
+
+    def _replay(
+        self, inputs: StepInputs, bucket: int, received: Boundary | None
+    ) -> Boundary | torch.Tensor:
+        assert self._graphs is not None
+        self._buffers.fill(inputs, bucket, received)
+        output, ids = self._graphs.replay(bucket)
+        count = inputs.num_tokens
+        self._graph_ids = None if ids is None else ids[:count]
+        if isinstance(output, torch.Tensor):
+            return output[:count]
+        assert output.residual is not None
+        return Boundary(hidden=output.hidden[:count], residual=output.residual[:count])
+
+    def send(self, boundary: Boundary) -> None:
+        """To the next stage."""
+        self._link.send(boundary)
+
+    @torch.inference_mode()
+    def sample(self, logits: torch.Tensor | None, inputs: StepInputs) -> torch.Tensor:
+        """Ids [N] of the step's sampled sequences, on every rank; logits on the last stage."""
+        chunks = inputs.sampling
+        if not chunks:
+            return torch.empty(0, dtype=torch.int64, device=self.device)
+        in_graph = self._graph_ids is not None and all(
+            chunk.request.sampling.is_greedy for chunk in chunks
+        )
+        ids = self._graph_ids if in_graph else None
+        if logits is not None and ids is None:
+            ids = self._sampler.choose(logits, chunks)
+        ids = self._sampler.share(ids, len(chunks))
+        if not in_graph or self._num_stages > 1:
+            (rows,) = to_device(self.device, inputs.sampling_rows)
+            self.tables.last_ids.index_copy_(0, rows, ids)
+        return ids
+
+    def run(self, inputs: StepInputs) -> torch.Tensor:
+        """A whole step with nothing else under way: the ids [N]."""
+        output = self.forward(inputs, eager=True)
+        if isinstance(output, Boundary):
+            self.send(output)
+            return self.sample(None, inputs)
+        return self.sample(output, inputs)
+
+    def logits(self, inputs: StepInputs) -> torch.Tensor | None:
+        """This rank's logits [N, ceil(v/t)] on the last stage, None on others; nothing sampled."""
+        output = self.forward(inputs, eager=True)
+        if isinstance(output, torch.Tensor):
+            return output
+        self.send(output)
+        return None

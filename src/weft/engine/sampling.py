@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import torch
 
 from weft.comm.groups import ProcessGroups
-from weft.engine.request import Request
+from weft.engine.scheduler import Chunk
+from weft.layers import fused
 from weft.vocabulary.conventions import Conventions
 
 
@@ -22,26 +23,32 @@ class Sampler:
         self._groups, self._conventions, self._vocab_size = groups, conventions, vocab_size
         self._first_id = groups.tp.rank * conventions.logits_shard(vocab_size, groups.tp.size)
 
-    def choose(self, logits: torch.Tensor, requests: Sequence[Request]) -> torch.Tensor | None:
+    @property
+    def greedy_stays_on_device(self) -> bool:
+        """Whether :meth:`best` chooses on every rank of the last stage, with nothing on the host."""
+        return self._conventions.logits == "candidates" or self._groups.tp.size == 1
+
+    def choose(self, logits: torch.Tensor, chunks: Sequence[Chunk]) -> torch.Tensor | None:
         """Logits [N, ceil(v/t)] of this rank -> ids [N]; None where another rank chooses."""
-        greedy = all(request.sampling.is_greedy for request in requests)
+        greedy = all(chunk.request.sampling.is_greedy for chunk in chunks)
         if self._conventions.logits == "candidates" and greedy:
-            return self._best_candidate(logits)
+            return self.best(logits)
         whole = self._collect(logits)
         if whole is None:
             return None
-        whole = whole.view(len(requests), -1)[:, : self._vocab_size]
-        return whole.argmax(dim=-1) if greedy else sample(whole, requests)
+        whole = whole.view(len(chunks), -1)[:, : self._vocab_size]
+        return whole.argmax(dim=-1) if greedy else sample(whole, chunks)
 
-    def share(self, ids: torch.Tensor | None, like: torch.Tensor) -> torch.Tensor:
-        """Give every rank of the pipeline the ids [N] that the last stage chose."""
+    def share(self, ids: torch.Tensor | None, count: int) -> torch.Tensor:
+        """Give every rank of the pipeline the ``count`` ids that the last stage chose."""
         how, pp = self._conventions.sampled_ids, self._groups.pp
+        like = torch.empty(count, dtype=torch.int64, device=self._groups.device)
         if how == "host":
             return self._share_on_host(ids, like)
         if pp.size == 1:
             assert ids is not None
             return ids
-        ids = torch.empty_like(like) if ids is None else ids
+        ids = like if ids is None else ids
         if how == "broadcast":
             return pp.broadcast(ids, pp.size - 1, "sampled ids")
         ids = pp.broadcast(ids[:, None].contiguous(), pp.size - 1, "sampled ids")[:, 0]
@@ -71,44 +78,57 @@ class Sampler:
         stacked = tp.all_gather(logits, 0, "logits").view(tp.size, *logits.shape)
         return stacked.movedim(0, 1).flatten(1)
 
-    def _best_candidate(self, logits: torch.Tensor) -> torch.Tensor:
+    def best(self, logits: torch.Tensor) -> torch.Tensor:
         """Greedy without moving the logits: each rank offers its best (value, id) pair."""
         tp = self._groups.tp
+        ids, pairs = self._own_best(logits)
         if tp.size == 1:
-            return logits[:, : self._vocab_size].argmax(dim=-1)
-        values, ids = logits.max(dim=-1)
-        pairs = torch.stack((values.float(), (ids + self._first_id).float()), dim=1)
+            return ids
         offers = tp.all_gather(pairs, 0, "logits").view(tp.size, -1, 2)
         winner = offers[..., 0].argmax(dim=0, keepdim=True)
         return offers[..., 1].gather(0, winner)[0].long()
 
 
-def sample(logits: torch.Tensor, requests: Sequence[Request]) -> torch.Tensor:
+    def _own_best(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """This rank's best id [N] and (value, id) [N, 2] fp32; columns past the end are -inf."""
+        if fused.takes(logits):
+            from weft.layers.fused.argmax import best_of_rows
+
+            num_real = min(logits.shape[1], self._vocab_size - self._first_id)
+            return best_of_rows(logits, num_real, self._first_id)
+        values, ids = logits.max(dim=-1)
+        ids = ids + self._first_id
+        return ids, torch.stack((values.float(), ids.float()), dim=1)
+
+
+def sample(logits: torch.Tensor, chunks: Sequence[Chunk]) -> torch.Tensor:
     """One id a row of [N, v], by each request's own parameters and random stream."""
     return torch.stack(
-        [_sample_row(row, request) for row, request in zip(logits, requests, strict=True)]
+        [_sample_row(row, chunk) for row, chunk in zip(logits, chunks, strict=True)]
     )
 
 
-def _sample_row(logits: torch.Tensor, request: Request) -> torch.Tensor:
-    sampling = request.sampling
+def _sample_row(logits: torch.Tensor, chunk: Chunk) -> torch.Tensor:
+    sampling = chunk.request.sampling
     if sampling.is_greedy:
         return logits.argmax()
     logits = logits.float() / sampling.temperature
     logits = _keep_top_p(_keep_top_k(logits, sampling.top_k), sampling.top_p)
-    noise = torch.empty(logits.shape, dtype=torch.float64).exponential_(
-        generator=_generator(request)
-    )
+    generator = _generator(chunk, logits.device)
+    noise = torch.empty(logits.shape, dtype=torch.float64, device=generator.device)
+    noise.exponential_(generator=generator)
     probabilities = torch.softmax(logits, dim=-1)
     return (probabilities / noise.to(logits)).argmax()
 
 
-def _generator(request: Request) -> torch.Generator:
+def _generator(chunk: Chunk, device: torch.device) -> torch.Generator:
     """A random stream for one token: the same under every layout and in every batch."""
-    sampling = request.sampling
-    name = f"{sampling.seed}" if sampling.seed is not None else f"request {request.number}"
-    digest = hashlib.blake2b(f"{name}/{len(request.output)}".encode(), digest_size=7).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest, "big"))
+    request = chunk.request
+    seed = request.sampling.seed
+    name = f"{seed}" if seed is not None else f"request {request.number}"
+    digest = hashlib.blake2b(f"{name}/{chunk.token_index}".encode(), digest_size=7).digest()
+    generator = torch.Generator(device if device.type == "cuda" else "cpu")
+    return generator.manual_seed(int.from_bytes(digest, "big"))
 
 
 def _keep_top_k(logits: torch.Tensor, top_k: int) -> torch.Tensor:

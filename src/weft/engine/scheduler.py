@@ -3,7 +3,11 @@
 Every rank runs the same scheduler on the same requests, so nothing has to be sent
 to agree. A request's position in its life is one number, ``num_computed``: prefill
 (in one or several chunks), decode and recomputation after preemption are the same
-thing, "compute the rows that are not cached yet".
+thing, "compute the rows that are not cached yet". Steps may be scheduled before the
+tokens of those in front are known: how many there will be is known, and that is enough.
+
+Requests belong to groups, one step at a time each; a pipeline has as many groups as
+stages, so that all stages have work.
 """
 
 from __future__ import annotations
@@ -20,16 +24,17 @@ from weft.vocabulary.schedule import Phase
 
 @dataclass(frozen=True, kw_only=True)
 class Chunk:
-    """``count`` rows of ``request`` from position ``start``."""
+    """``count`` rows of ``request`` from position ``start``.
+
+    samples: whether the next token is sampled after these rows; token_index: which of
+    the request's output tokens that is.
+    """
 
     request: Request
     start: int
     count: int
-
-    @property
-    def reaches_end(self) -> bool:
-        """Whether the next token can be sampled after these rows."""
-        return self.start + self.count == self.request.length
+    samples: bool = True
+    token_index: int = 0
 
     @property
     def is_decode(self) -> bool:
@@ -57,9 +62,18 @@ class ScheduledStep:
 class Scheduler:
     """Continuous batching: running requests first, then waiting ones while there is room."""
 
-    def __init__(self, pool: BlockPool, *, max_batch_tokens: int, max_batch_requests: int) -> None:
-        self.pool = pool
+    def __init__(
+        self,
+        pool: BlockPool,
+        *,
+        max_batch_tokens: int,
+        max_batch_requests: int,
+        num_groups: int = 1,
+    ) -> None:
+        """Limits are those of one step; there are ``num_groups`` times as many running requests."""
+        self.pool, self.num_groups = pool, num_groups
         self._max_tokens, self._max_requests = max_batch_tokens, max_batch_requests
+        self._rows = deque(range(max_batch_requests * num_groups))
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []
 
@@ -71,44 +85,53 @@ class Scheduler:
                 f"prompt {len(request.prompt)} + decode {request.sampling.max_tokens} = {needed} "
                 f"tokens: more than the {self.pool.capacity_tokens} that the key-value cache holds"
             )
+        sizes = [0] * self.num_groups
+        for other in (*self.running, *self.waiting):
+            sizes[other.group] += 1
+        request.group = sizes.index(min(sizes))
         self.waiting.append(request)
 
     @property
     def has_work(self) -> bool:
         return bool(self.waiting or self.running)
 
-    def schedule(self) -> ScheduledStep:
-        """Choose the next step's rows and give them cache blocks."""
+    def schedule(self, group: int = 0) -> ScheduledStep:
+        """Choose the rows of the group's next step and give them cache blocks."""
         budget = self._max_tokens
         chunks: list[Chunk] = []
-        for request in list(self.running):
-            if budget and request in self.running:
+        for request in self._running_of(group):
+            if budget and request in self.running and request.num_left:
                 budget -= self._take(request, budget, chunks)
-        while self.waiting and budget and len(self.running) < self._max_requests:
-            request = self.waiting[0]
-            count = min(request.length - request.num_computed, budget)
-            if not self.pool.grow(request.blocks, request.num_computed + count):
+        for request in [request for request in self.waiting if request.group == group]:
+            if not budget or len(self._running_of(group)) >= self._max_requests:
                 break
-            self.running.append(self.waiting.popleft())
-            chunks.append(Chunk(request=request, start=request.num_computed, count=count))
+            count = min(request.length - request.num_computed, budget)
+            if request.num_pending or not self.pool.grow(
+                request.blocks, request.num_computed + count
+            ):
+                break
+            self.waiting.remove(request)
+            self.running.append(request)
+            request.row = self._rows.popleft()
+            chunks.append(_chunk(request, count))
             budget -= count
         return ScheduledStep(chunks=chunks)
 
-    def finish(self, step: ScheduledStep, sampled: Sequence[int]) -> list[Request]:
-        """Book the step's results; ``sampled`` has one id a chunk that reaches its end.
+    def finish(self, sampling: Sequence[Chunk], sampled: Sequence[int]) -> list[Request]:
+        """Book a step's results: one id for each of its chunks that sample.
 
-        Returns the requests that got a token.
+        Returns the requests that got a token. Tokens of requests that ended while the
+        step was under way are dropped.
         """
-        ids = iter(sampled)
         advanced = []
-        for chunk in step.chunks:
-            reaches_end = chunk.reaches_end
-            chunk.request.num_computed += chunk.count
-            if reaches_end:
-                chunk.request.append(next(ids))
-                advanced.append(chunk.request)
-                if chunk.request.finish_reason:
-                    self._drop(chunk.request)
+        for chunk, token in zip(sampling, sampled, strict=True):
+            request = chunk.request
+            request.num_pending -= 1
+            if request.finish_reason is None:
+                request.append(token)
+                advanced.append(request)
+                if request.finish_reason:
+                    self._drop(request)
         return advanced
 
     def abort(self, number: int) -> None:
@@ -118,10 +141,13 @@ class Scheduler:
                 request.finish_reason = "abort"
                 self._drop(request)
 
+    def _running_of(self, group: int) -> list[Request]:
+        return [request for request in self.running if request.group == group]
+
     def _drop(self, request: Request) -> None:
-        self.pool.release(request.blocks)
         if request in self.running:
             self.running.remove(request)
+            self._take_back(request)
         else:
             self.waiting.remove(request)
 
@@ -129,16 +155,39 @@ class Scheduler:
         count = min(request.length - request.num_computed, budget)
         while not self.pool.grow(request.blocks, request.num_computed + count):
             victim = self.running[-1]
+            for chunk in [chunk for chunk in chunks if chunk.request is victim]:
+                chunks.remove(chunk)
+                victim.num_pending -= chunk.samples
             self._preempt(victim)
-            chunks[:] = [chunk for chunk in chunks if chunk.request is not victim]
             if victim is request:
                 return 0
-        chunks.append(Chunk(request=request, start=request.num_computed, count=count))
+        chunks.append(_chunk(request, count))
         return count
 
     def _preempt(self, request: Request) -> None:
         """Give a running request's blocks back; it is recomputed from its first position."""
-        self.pool.release(request.blocks)
-        request.num_computed = 0
         self.running.remove(request)
+        self._take_back(request)
+        request.num_computed = 0
         self.waiting.appendleft(request)
+
+    def _take_back(self, request: Request) -> None:
+        self.pool.release(request.blocks)
+        self._rows.append(request.row)
+        request.blocks_sent = 0
+
+
+def _chunk(request: Request, count: int) -> Chunk:
+    """The request's next rows, booked as computed."""
+    start, length = request.num_computed, request.length
+    samples = start + count == length
+    chunk = Chunk(
+        request=request,
+        start=start,
+        count=count,
+        samples=samples,
+        token_index=length - len(request.prompt),
+    )
+    request.num_computed += count
+    request.num_pending += samples
+    return chunk

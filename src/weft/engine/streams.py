@@ -16,9 +16,7 @@ from weft.vocabulary.conventions import Conventions
 from weft.vocabulary.model_spec import ModelSpec
 
 
-def open_streams(
-    spec: ModelSpec, groups: ProcessGroups, conventions: Conventions
-) -> Streams:
+def open_streams(spec: ModelSpec, groups: ProcessGroups, conventions: Conventions) -> Streams:
     """How this rank's rows travel."""
     is_split = groups.layout.sp > 1
     residual: ResidualStream = (
@@ -32,9 +30,7 @@ def open_streams(
     return Streams(residual=residual, mlp=mlp, experts=exchange)
 
 
-def _exchange(
-    spec: ModelSpec, groups: ProcessGroups, conventions: Conventions
-) -> ExpertExchange:
+def _exchange(spec: ModelSpec, groups: ProcessGroups, conventions: Conventions) -> ExpertExchange:
     layout, experts = groups.layout, spec.num_experts
     if layout.ep == 1:
         return LocalExperts(range(experts))

@@ -20,6 +20,7 @@ from weft.importer.layers import Layer, Layers
 from weft.importer.rank_trace import Call, Size, Source
 from weft.importer.sources import Kind, operation_of
 
+MOST_RANKS: Final = 1 << 16
 _NO_TRANSFER: Final = frozenset({"wait", "init", "coalesced", "start_coalescing", "end_coalescing"})
 _KERNEL_DTYPES: Final = (
     (re.compile(r"_bf16|bfloat16", re.IGNORECASE), "bfloat16"),
@@ -66,7 +67,7 @@ class _Joiner:
     def _kernels_by_external_id(self) -> dict[Any, list[Layer]]:
         found: dict[Any, list[Layer]] = defaultdict(list)
         for number, kernel in enumerate(self.kernels):
-            identity = _hashable(kernel.args.external_id)
+            identity = kernel.args.external_id
             found[("lone", number) if identity is None else identity].append(kernel)
         return found
 
@@ -77,7 +78,7 @@ class _Joiner:
             if name in _NO_TRANSFER:
                 self.ignored[name] += 1
                 continue
-            kernels = kernels_of.pop(_hashable(record.args.external_id), [])
+            kernels = kernels_of.pop(record.args.external_id, [])
             call = _call(record, operation_of(name) or name, "record", kernels)
             _set_parameters(call, record.args)
             yield call
@@ -85,7 +86,7 @@ class _Joiner:
     def _wrapped_kernels(self, kernels_of: dict[Any, list[Layer]]) -> Iterator[Call]:
         """Operators whose own id is on a kernel: one call each, sized by the operator's inputs."""
         for wrapper in self.wrappers:
-            identity = _hashable(wrapper.args.external_id)
+            identity = wrapper.args.external_id
             if identity is None or identity not in kernels_of:
                 continue
             kernels = kernels_of.pop(identity)
@@ -97,7 +98,7 @@ class _Joiner:
 
     def _lone_kernel(self, kernel: Layer) -> Call:
         call = _call(kernel, str(kernel.operation), "kernel", [kernel])
-        call.host_us = self.launches.get(_hashable(kernel.args.correlation))
+        call.host_us = self.launches.get(kernel.args.correlation)
         call.dtype = _kernel_dtype(kernel.name)
         if kernel.args.collective:
             call.operation = operation_of(str(kernel.args.collective)) or call.operation
@@ -170,7 +171,8 @@ def _set_parameters(call: Call, args: Args) -> None:
     call.group_description = (
         args.group_description if isinstance(args.group_description, str) else None
     )
-    call.group_size = _count(args.group_size)
+    size = _count(args.group_size)
+    call.group_size = size if size and size <= MOST_RANKS else None
     call.ranks = _ranks(args)
     peer = args.source if call.operation == "recv" else args.destination
     call.peer = peer if isinstance(peer, int) else None
@@ -184,10 +186,10 @@ def _ranks(args: Args) -> tuple[int, ...] | None:
     if "..." not in text:
         ranks = tuple(int(number) for number in re.findall(r"\d+", text))
         return ranks or None
-    start, stride, size = args.group_start, args.group_stride, args.group_size
-    if isinstance(start, int) and isinstance(stride, int) and isinstance(size, int):
-        return tuple(range(start, start + stride * size, stride)) if stride > 0 else None
-    return None
+    start, stride, size = map(_count, (args.group_start, args.group_stride, args.group_size))
+    if start is None or not stride or size is None or size > MOST_RANKS:
+        return None
+    return tuple(range(start, start + stride * size, stride))
 
 
 def _set_dims(call: Call, args: Args) -> None:
@@ -261,7 +263,3 @@ def _kernel_dtype(name: str) -> str | None:
 
 def _count(value: Any) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
-
-
-def _hashable(value: Any) -> Any:
-    return value if isinstance(value, int | str) else None

@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from array import array
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from weft.importer.calls import join_layers
+from weft.importer.calls import MOST_RANKS, join_layers
 from weft.importer.events import Event, decode_args, dtype_name
 from weft.importer.labels import StepLabel, parse_label
 from weft.importer.layers import LAYER_KINDS, Layer, Layers
@@ -102,22 +103,23 @@ class _Collector:
     def steps(self) -> list[Step]:
         found = []
         for step in sorted(self._steps, key=lambda step: step.start_us):
-            span = self._device_spans.get(step.external_id, (None, None))
+            linked = step.external_id is not None
+            span = self._device_spans.get(step.external_id) if linked else None
             found.append(
                 Step(
                     label=step.label,
                     start_us=step.start_us,
                     end_us=step.end_us,
-                    device_start_us=span[0],
-                    device_end_us=span[1],
+                    device_start_us=span[0] if span else None,
+                    device_end_us=span[1] if span else None,
                 )
             )
         return found
 
 
-def read_rank(path: Path) -> RankTrace:
+def read_rank(path: Path, on_bytes: Callable[[int], None] | None = None) -> RankTrace:
     """Read one trace file. Raises FileFormatError where it is no trace."""
-    reader, collector = TraceReader(path), _Collector()
+    reader, collector = TraceReader(path, on_bytes), _Collector()
     for batch in reader.batches():
         collector.add(batch)
     distributed = _mapping(reader.metadata.get("distributedInfo"))
@@ -127,8 +129,8 @@ def read_rank(path: Path) -> RankTrace:
     set_overlaps(calls, starts, ends)
     return RankTrace(
         path=path,
-        rank=_integer(distributed.get("rank"), _rank_in_name(path)),
-        world_size=_integer(distributed.get("world_size"), None),
+        rank=_below(MOST_RANKS, distributed.get("rank"), _rank_in_name(path)),
+        world_size=_below(MOST_RANKS + 1, distributed.get("world_size")),
         backend=distributed.get("backend") if isinstance(distributed.get("backend"), str) else None,
         engine_version=f"vllm {version}" if isinstance(version, str) else None,
         num_events=collector.num_events,
@@ -141,6 +143,7 @@ def read_rank(path: Path) -> RankTrace:
         compute_ends=ends,
         ignored=ignored,
         activation_dtype=collector.activation_dtype(),
+        num_graph_launches=len(collector.layers.launches),
     )
 
 
@@ -162,10 +165,12 @@ def _mapping(value: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _integer(value: Any, default: int | None) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) else default
+def _below(limit: int, value: Any, default: int | None = None) -> int | None:
+    """``value`` where it is a whole number from 0 to below ``limit``."""
+    is_number = isinstance(value, int) and not isinstance(value, bool)
+    return value if is_number and 0 <= value < limit else default
 
 
 def _rank_in_name(path: Path) -> int | None:
     match = _RANK_IN_FILE_NAME.search(path.name)
-    return int(match[1]) if match else None
+    return _below(MOST_RANKS, int(match[1])) if match else None

@@ -20,7 +20,7 @@ class Event(msgspec.Struct, gc=False):
 
 
 class Args(msgspec.Struct, gc=False, rename=None):
-    """The arguments of an event of interest. Fields of another type than expected read as absent."""
+    """The arguments of an event of interest, of any type: who uses one checks it."""
 
     external_id: Any = msgspec.field(default=None, name="External id")
     correlation: Any = None
@@ -48,9 +48,16 @@ NO_ARGS: Final = Args()
 def decode_args(raw: msgspec.Raw) -> Args:
     """The arguments of an event; an event whose arguments are no JSON object has none."""
     try:
-        return _ARGS_DECODER.decode(raw)
-    except msgspec.DecodeError:
+        args = _ARGS_DECODER.decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return NO_ARGS
+    args.external_id = _identity(args.external_id)
+    args.correlation = _identity(args.correlation)
+    return args
+
+
+def _identity(value: Any) -> int | str | None:
+    return value if isinstance(value, int | str) else None
 
 
 # Spellings of element types: c10 scalar types (record_param_comms) and C++ names (Input type).

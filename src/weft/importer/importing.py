@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,13 +33,16 @@ def import_traces(
     engine: str = "auto",
     layout: Layout | None = None,
     num_processes: int | None = None,
+    on_bytes: Callable[[int], None] | None = None,
 ) -> ImportedTrace:
     """Read the traces of one run's ranks and hold them against the engine's schedule.
+
+    ``on_bytes`` is told of progress in bytes of the files.
 
     Raises FileFormatError for files that are no traces, hold no collectives or are not
     of one run, LayoutError for a layout that the ranks or the model contradict.
     """
-    traces = by_rank(load_ranks(paths, num_processes))
+    traces = by_rank(load_ranks(paths, num_processes, on_bytes))
     _check_distributed(traces)
     layout = layout or infer_layout(list(traces.values()))
     _check_layout(traces, layout)
@@ -55,7 +58,7 @@ def import_traces(
     spec, model_source, model_notes = _model(model, facts)
     known = spec if model_source != "trace" else None
     tally = _tally(traces, layout, known, facts, conventions)
-    notes += [*more, *split_notes, *model_notes, *_damage_notes(traces)]
+    notes += [*more, *split_notes, *model_notes, *_trace_notes(traces)]
     workload = _workload(traces)
     if workload is None and any(trace.busy_steps for trace in traces.values()):
         notes.append("served traffic: steps of unlike batches, no single prompt and decode length")
@@ -139,8 +142,12 @@ def _tally(
     return Adder(layout, sizer).tally(traces)
 
 
-def _damage_notes(traces: Mapping[int, RankTrace]) -> list[str]:
+def _trace_notes(traces: Mapping[int, RankTrace]) -> list[str]:
     notes = []
+    if any(trace.num_graph_launches for trace in traces.values()):
+        notes.append(
+            "CUDA graphs: an engine may pad a captured step; sizes from the model are the label's"
+        )
     for trace in traces.values():
         if trace.truncated:
             notes.append(f"partial: {trace.path.name} breaks off after {trace.num_events} events")

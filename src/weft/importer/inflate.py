@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Final
 
@@ -14,10 +14,14 @@ _GZIP_MAGIC: Final = b"\x1f\x8b"
 
 
 class TraceBytes:
-    """The content of one file; ``truncated`` says afterwards that a gzip stream broke off."""
+    """The content of one file; ``truncated`` says afterwards that a gzip stream broke off.
 
-    def __init__(self, path: Path) -> None:
+    ``on_bytes`` is told how many bytes of the file were read each time.
+    """
+
+    def __init__(self, path: Path, on_bytes: Callable[[int], None] | None = None) -> None:
         self.path = path
+        self._on_bytes = on_bytes or (lambda _: None)
         self.truncated = False
 
     def pieces(self) -> Iterator[bytes]:
@@ -26,7 +30,7 @@ class TraceBytes:
             with self.path.open("rb") as file:
                 is_gzip = file.read(2) == _GZIP_MAGIC
                 file.seek(0)
-                yield from self._inflated(file) if is_gzip else _plain(file)
+                yield from self._inflated(file) if is_gzip else self._plain(file)
         except OSError as error:
             raise FileFormatError(f"{self.path}: cannot read it ({error.strerror})") from None
 
@@ -34,7 +38,7 @@ class TraceBytes:
         member = zlib.decompressobj(31)
         packed, between_members = b"", False
         try:
-            while packed or (packed := file.read(PIECE_BYTES // 4)):
+            while packed or (packed := self._read(file, PIECE_BYTES // 4)):
                 if between_members and not packed.strip(b"\0"):
                     packed = b""
                     continue
@@ -57,7 +61,11 @@ class TraceBytes:
             yield piece
         self.truncated = not member.eof
 
+    def _plain(self, file: IO[bytes]) -> Iterator[bytes]:
+        while piece := self._read(file, PIECE_BYTES):
+            yield piece
 
-def _plain(file: IO[bytes]) -> Iterator[bytes]:
-    while piece := file.read(PIECE_BYTES):
-        yield piece
+    def _read(self, file: IO[bytes], size: int) -> bytes:
+        content = file.read(size)
+        self._on_bytes(len(content))
+        return content

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 
 from weft.errors import LayoutError
 from weft.importer.rank_trace import Call, RankTrace
@@ -19,12 +20,16 @@ def infer_layout(traces: Sequence[RankTrace]) -> Layout:
     the host), which tells the tensor-parallel degree. Elsewhere the sizes of the
     groups that all-reduce and that send tell the degrees.
     """
-    world = max((trace.world_size or 0 for trace in traces), default=0)
+    world = max([len(traces), *(max(t.world_size or 0, (t.rank or 0) + 1) for t in traces)])
     calls = [call for trace in traces for call in trace.calls]
     sends = any(call.operation in _BETWEEN_STAGES and call.source != "gloo" for call in calls)
     sends |= any(call.group_description == "pp_broadcast" for call in calls)
     tp = _tp_by_group_order(traces) or _tp_by_operations(calls, world, sends)
     world = max(world, tp)
+    if world == 1 and calls:
+        raise LayoutError(
+            "the traces do not say how many ranks took part; give the layout, e.g. --layout tp2"
+        )
     if world % tp:
         raise LayoutError(
             f"the traces name {world} ranks and tensor-parallel groups of {tp}: "
@@ -65,11 +70,17 @@ def group_of(call: Call, rank: int, layout: Layout) -> tuple[GroupKind, int]:
     """The kind of group that a call used and its size."""
     kinds: list[GroupKind] = ["pp", "tp"] if _crosses_stages(call) else ["tp", "pp"]
     for kind in [*kinds, "dp", "ep"]:
-        ranks = layout.group_of(kind, rank)
+        ranks = group_ranks(layout, kind, rank)
         if len(ranks) > 1 and (call.ranks is None or set(call.ranks) == set(ranks)):
             return kind, len(ranks)
     size = len(call.ranks) if call.ranks else call.group_size
     return "world", size or layout.world_size
+
+
+@lru_cache(maxsize=4096)
+def group_ranks(layout: Layout, kind: GroupKind, rank: int) -> tuple[int, ...]:
+    """Layout.group_of, once for each rank and kind: every call of a trace asks."""
+    return layout.group_of(kind, rank)
 
 
 def _crosses_stages(call: Call) -> bool:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from weft.importer.layout_inference import group_of
+from weft.importer.layout_inference import group_of, group_ranks
 from weft.importer.rank_trace import Call, RankTrace
 from weft.vocabulary.layout import Layout
 
@@ -74,7 +74,7 @@ def _participants(call: Call, rank: int, layout: Layout) -> tuple[int, ...]:
     if call.ranks is not None:
         return call.ranks
     kind, _ = group_of(call, rank, layout)
-    return layout.group_of(kind, rank)
+    return group_ranks(layout, kind, rank)
 
 
 def step_offsets(traces: Mapping[int, RankTrace]) -> dict[int, int]:

@@ -99,6 +99,7 @@ class RankTrace:
     compute_ends: array[float] = field(default_factory=lambda: array("d"))
     ignored: dict[str, int] = field(default_factory=dict)
     activation_dtype: str | None = None
+    num_graph_launches: int = 0
 
     @cached_property
     def busy_steps(self) -> list[Step]:

@@ -9,7 +9,7 @@ is counted, not dropped in silence.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -45,12 +45,12 @@ class TraceReader:
     ``num_damaged`` counts the events that could not be decoded.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, on_bytes: Callable[[int], None] | None = None) -> None:
         self.path = path
         self.metadata: dict[str, Any] = {}
         self.truncated = False
         self.num_damaged = 0
-        self._bytes = TraceBytes(path)
+        self._bytes = TraceBytes(path, on_bytes)
         self._prefix = b'{"traceEvents":['
 
     def batches(self) -> Iterator[list[Event]]:

@@ -129,10 +129,9 @@ class DeviceAllReduce:
         Raises LostRankError if an earlier call ran past its bound, UserError for other tensors.
         """
         out = tensor if out is None else out
+        self._check(tensor, out)
         key = (tensor.numel(), tensor.dtype, algorithm)
-        plan = self._plans[key] if key in self._plans else self._plan(tensor, out, algorithm)
-        if not (tensor.is_contiguous() and out.is_contiguous()):
-            raise UserError("all_reduce takes contiguous tensors; call .contiguous() first")
+        plan = self._plans[key] if key in self._plans else self._plan(tensor, algorithm)
         if key[0] == 0:
             return out
         if plan is None:
@@ -153,7 +152,8 @@ class DeviceAllReduce:
         """``residual += all_reduce(tensor)``, then return ``weight * rms_norm(residual)``.
 
         tensor, residual, out: [..., hidden], out defaults to a new tensor; weight: [hidden].
-        The bits are those of the separate operations. The hidden size is a multiple of 16 bytes.
+        The residual has the bits of the separate operations; the norm agrees with theirs within a
+        few units in the last place and is the same on all ranks. A row is a multiple of 16 bytes.
         """
         from weft.kernels import residual_rms_norm
 
@@ -234,10 +234,17 @@ class DeviceAllReduce:
         """Check for faults and order this call after the one before; the stream to launch on."""
         return self._enter()
 
-    def _plan(self, tensor: torch.Tensor, out: torch.Tensor, algorithm: str) -> Plan | None:
+    def _check(self, tensor: torch.Tensor, out: torch.Tensor) -> None:
         require(tensor, self.device)
-        if (out.shape, out.dtype, out.device) != (tensor.shape, tensor.dtype, tensor.device):
+        if not tensor.is_contiguous():
+            raise UserError("all_reduce takes contiguous tensors; call .contiguous() first")
+        if out is tensor:
+            return
+        alike = (out.shape, out.dtype, out.device) == (tensor.shape, tensor.dtype, tensor.device)
+        if not alike or not out.is_contiguous():
             raise UserError(f"out is {out.dtype} {list(out.shape)}, not like the tensor")
+
+    def _plan(self, tensor: torch.Tensor, algorithm: str) -> Plan | None:
         num_bytes = tensor.numel() * tensor.element_size()
         variant = selection.choose(self.topology, num_bytes, algorithm, self.mailbox_bytes)
         plan = None if variant is None else self.plan_of(variant, tensor.dtype, num_bytes)

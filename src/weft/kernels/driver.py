@@ -52,7 +52,7 @@ class Kernel:
         self._driver = driver()
         self._launch = self._driver.cuLaunchKernelEx
         self._config = self._driver.CUlaunchConfig()
-        self._config.gridDimY = self._config.gridDimZ = 1
+        self._config.gridDimZ = 1
         self._config.blockDimY = self._config.blockDimZ = 1
         self._config.sharedMemBytes = 0
         attributes = [self._overlap_attribute()] if overlap else []
@@ -74,10 +74,11 @@ class Kernel:
         shape.x, shape.y, shape.z = blocks, 1, 1
         return attribute
 
-    def launch(self, blocks: int, threads: int, stream: int) -> None:
-        """Queue the kernel on ``stream`` (a CUstream handle)."""
+    def launch(self, blocks: int, threads: int, stream: int, rows: int = 1) -> None:
+        """Queue the kernel on ``stream`` (a CUstream handle) with a grid of (blocks, rows)."""
         config = self._config
         config.gridDimX = blocks
+        config.gridDimY = rows
         config.blockDimX = threads
         config.hStream = stream
         status = self._launch(config, self._function, self._address, 0)

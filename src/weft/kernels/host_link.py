@@ -43,6 +43,7 @@ class HostLinkRecord(ctypes.Structure):
         ("out_flag", ctypes.c_uint64),
         ("in_flag", ctypes.c_uint64),
         ("shape", ctypes.c_uint64),
+        ("entered", ctypes.c_uint64),
         ("part_bytes", ctypes.c_uint64),
         ("max_chunks", ctypes.c_uint32),
         ("unused", ctypes.c_uint32),
@@ -81,6 +82,7 @@ class HostLink:
             out_flag=base + layout.out_flags,
             in_flag=base + layout.in_flags,
             shape=base + layout.shape,
+            entered=base + layout.entered,
             part_bytes=layout.part_bytes,
             max_chunks=layout.max_chunks,
         )

@@ -19,12 +19,17 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
+# A header of no bytes carries, in place of the first chunk, an epoch that its sender has entered.
 HEADER = struct.Struct("<IIIII")  # parity, first chunk, vectors: of the part, of a chunk; bytes
 VECTOR_BYTES = 16
 MIN_CHUNK_VECTORS = 32
 MAX_SEND_BYTES = 256 << 10
 SOCKET_BUFFER_BYTES = 4 << 20
+LATE_S = 0.05  # without a chunk for so long, a rank says that it is there and waits itself
 SPIN_S = 2.0  # after the last chunk, before the proxy starts to sleep between looks
+
+
+FOREVER = float("inf")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +41,7 @@ class Layout:
 
     stop = 0
     shape = 64
+    entered = 128
     out_flags = 4096
 
     @property
@@ -82,15 +88,18 @@ class Proxy:
         self._parent = parent
         self._busy_until = time.monotonic() + SPIN_S
 
-    def until(self, ready: Callable[[], bool]) -> bool:
-        """Look until ``ready()``; False when the communicator is closed or its process gone."""
+    def until(self, ready: Callable[[], bool], end: float = FOREVER) -> bool:
+        """Look until ``ready()`` or ``end``; False when the communicator is closed or gone."""
         looks = 0
         while not ready():
             looks += 1
             if looks % 256 == 0:
                 if self.memory[self.layout.stop] or os.getppid() != self._parent:
                     return False
-                if time.monotonic() > self._busy_until:
+                now = time.monotonic()
+                if now > end:
+                    return True
+                if now > self._busy_until:
                     time.sleep(0.0002)
         return True
 
@@ -111,7 +120,7 @@ def send_calls(proxy: Proxy, links: list[socket.socket], lane: Lane) -> None:
     parity, seen = 1, [0, 0]
     while proxy.until(partial(_has_changed, memory, shapes + 16 * parity + 8, seen[parity])):
         part, chunk, seen[parity] = struct.unpack_from("<III", memory, shapes + 16 * parity)
-        for header, data in _runs(proxy, parity, (part, chunk), lane):
+        for header, data in _runs(proxy, parity, (part, chunk, seen[parity]), lane):
             for link in links:
                 send_all(link, header, data)
             proxy.worked()
@@ -119,19 +128,27 @@ def send_calls(proxy: Proxy, links: list[socket.socket], lane: Lane) -> None:
 
 
 def _runs(
-    proxy: Proxy, parity: int, shape: tuple[int, int], lane: Lane
+    proxy: Proxy, parity: int, call: tuple[int, int, int], lane: Lane
 ) -> Iterator[tuple[bytes, memoryview]]:
-    """(header, data) of every run of chunks of one call, as the kernel completes them."""
-    layout, memory = proxy.layout, proxy.memory
+    """(header, data) of every run of chunks of one call, as the kernel completes them.
+
+    call: vectors of the part, vectors of a chunk, epoch.
+    """
+    layout, memory, shape = proxy.layout, proxy.memory, call[:2]
     start = layout.out_flags + parity * layout.max_chunks
     flags = memory[start : start + layout.max_chunks]
     total = -(-shape[0] // shape[1])
     first, end = total * lane.index // lane.count, total * (lane.index + 1) // lane.count
     most = max(1, MAX_SEND_BYTES // (shape[1] * VECTOR_BYTES))
+    late = time.monotonic() + LATE_S
     while first < end:
-        if not proxy.until(partial(_is_set, flags, first)):
+        if not proxy.until(partial(_is_set, flags, first), late):
             return
-        count = min(ready_run(flags, first, end), most)
+        if not flags[first]:
+            yield HEADER.pack(parity, call[2], *shape, 0), memory[:0]
+            late = FOREVER
+            continue
+        count = ready_run(flags, first, min(end, first + most))
         flags[first : first + count] = bytes(count)
         begin = layout.outbox + parity * layout.part_bytes + first * shape[1] * VECTOR_BYTES
         size = part_size(first, count, shape)
@@ -168,22 +185,30 @@ def receive_calls(proxy: Proxy, node: int, link: socket.socket) -> None:
     header = bytearray(HEADER.size)
     while receive(proxy, link, memoryview(header)):
         parity, first, _, chunk, size = HEADER.unpack_from(header)
-        box = (parity * layout.nodes + node) * layout.part_bytes + layout.inbox
-        begin = box + first * chunk * VECTOR_BYTES
-        if not receive(proxy, link, memory[begin : begin + size]):
+        if size == 0:
+            memory[layout.entered + 4 * node :][:4] = first.to_bytes(4, "little")
+            continue
+        box = parity * layout.nodes + node
+        begin = layout.inbox + box * layout.part_bytes + first * chunk * VECTOR_BYTES
+        flag = layout.in_flags + box * layout.max_chunks + first
+        flags = memory[flag : flag + -(-size // (chunk * VECTOR_BYTES))]
+        if not receive(proxy, link, memory[begin : begin + size], flags, chunk * VECTOR_BYTES):
             return
-        count = -(-size // (chunk * VECTOR_BYTES))
-        flag = layout.in_flags + (parity * layout.nodes + node) * layout.max_chunks + first
-        memory[flag : flag + count] = b"\1" * count
         proxy.worked()
 
 
-def receive(proxy: Proxy, link: socket.socket, target: memoryview) -> bool:
-    """Fill ``target``; False when there is nothing more to come."""
-    got = 0
+def receive(
+    proxy: Proxy,
+    link: socket.socket,
+    target: memoryview,
+    flags: memoryview | None = None,
+    chunk_bytes: int = 1,
+) -> bool:
+    """Fill ``target``, setting a flag for every whole chunk; False when nothing more comes."""
+    got = marked = 0
 
     def progress() -> bool:
-        nonlocal got
+        nonlocal got, marked
         try:
             count = link.recv_into(target[got:], 0, socket.MSG_DONTWAIT)
         except BlockingIOError:
@@ -191,6 +216,10 @@ def receive(proxy: Proxy, link: socket.socket, target: memoryview) -> bool:
         if count == 0:
             raise ConnectionError("the other node has gone")
         got += count
+        if flags is not None:
+            whole = len(flags) if got == len(target) else got // chunk_bytes
+            flags[marked:whole] = b"\1" * (whole - marked)
+            marked = whole
         return got == len(target)
 
     return proxy.until(progress)

@@ -21,6 +21,21 @@ MAX_CLUSTER = 8
 MAX_BLOCKS = 264
 
 
+class RowsRecord(ctypes.Structure):
+    """``struct Rows`` of residual_rms_norm.cu."""
+
+    _fields_ = (
+        ("input", ctypes.c_uint64),
+        ("residual", ctypes.c_uint64),
+        ("weight", ctypes.c_uint64),
+        ("output", ctypes.c_uint64),
+        ("num_rows", ctypes.c_uint32),
+        ("row_vectors", ctypes.c_uint32),
+        ("per_element", ctypes.c_float),
+        ("epsilon", ctypes.c_float),
+    )
+
+
 def run(
     communicator: DeviceAllReduce,
     tensor: torch.Tensor,
@@ -40,12 +55,13 @@ def run(
     vectors = hidden * tensor.element_size() // selection.VECTOR_BYTES
     cluster, threads = shape(vectors, num_rows)
     kernel = _kernel(communicator, tensor.dtype, cluster, fused=fused)
-    pointers = (tensor.data_ptr(), residual.data_ptr(), weight.data_ptr(), out.data_ptr())
-    values = (*pointers, num_rows, hidden, epsilon)
-    for argument, value in zip(kernel.arguments[-7:], values, strict=True):
-        argument.value = value
-    blocks = min(num_rows, MAX_BLOCKS // cluster) * cluster
-    kernel.launch(blocks, threads, communicator.enter())
+    rows = kernel.arguments[-1]
+    rows.input, rows.residual = tensor.data_ptr(), residual.data_ptr()
+    rows.weight, rows.output = weight.data_ptr(), out.data_ptr()
+    rows.num_rows, rows.row_vectors = num_rows, vectors
+    rows.per_element, rows.epsilon = 1 / hidden, epsilon
+    rows_at_a_time = min(num_rows, MAX_BLOCKS // cluster)
+    kernel.launch(cluster, threads, communicator.enter(), rows_at_a_time)
 
 
 def fits_one_kernel(communicator: DeviceAllReduce, num_bytes: int) -> bool:
@@ -96,15 +112,17 @@ def check_arguments(
         if tuple(other.shape) != tuple(expected) or other.dtype != tensor.dtype:
             found = f"{other.dtype} {list(other.shape)}"
             raise UserError(f"{name} is {found}, expected {tensor.dtype} {list(expected)}")
-    if not all(t.is_contiguous() for t in (tensor, residual, weight, out)):
-        raise UserError("the fused RMSNorm takes contiguous tensors; call .contiguous() first")
+    for one in (tensor, residual, weight, out):
+        if not one.is_contiguous() or one.data_ptr() % selection.VECTOR_BYTES:
+            raise UserError(
+                "the fused RMSNorm takes contiguous tensors that start at a multiple of 16 bytes; "
+                "call .contiguous() or .clone() first"
+            )
 
 
 def _kernel(
     communicator: DeviceAllReduce, dtype: torch.dtype, cluster: int, *, fused: bool
 ) -> Kernel:
-    arguments: list[Any] = [communicator.comm] if fused else []
-    arguments += [ctypes.c_uint64() for _ in range(4)]
-    arguments += [ctypes.c_uint32(), ctypes.c_uint32(), ctypes.c_float()]
+    arguments: list[Any] = [communicator.comm, RowsRecord()] if fused else [RowsRecord()]
     name = "all_reduce_residual_rms_norm" if fused else "residual_rms_norm"
     return communicator.kernel(SOURCE, name, dtype, arguments, cluster)

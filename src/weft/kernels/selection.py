@@ -48,7 +48,9 @@ class Rule:
 
 
 def _rule(max_bytes: int, algorithm: str, threads: int) -> Rule:
-    return Rule(max_bytes=max_bytes, variant=Variant(algorithm=algorithm, threads=threads))
+    blocks = 400 if threads == 1024 else 264
+    variant = Variant(algorithm=algorithm, threads=threads, max_blocks=blocks)
+    return Rule(max_bytes=max_bytes, variant=variant)
 
 
 RULES_2 = (
@@ -62,7 +64,7 @@ RULES_4 = (
     _rule(512 * KIB, "two_shot", 128),
     _rule(1 * MIB, "two_shot", 64),
     _rule(4 * MIB, "two_shot", 256),
-    _rule(16 * MIB, "two_shot", 512),
+    _rule(8 * MIB, "two_shot", 512),
     _rule(64 * MIB, "two_shot", 1024),
 )
 RULES_8 = (
@@ -76,10 +78,7 @@ RULES_HIERARCHICAL = (
     _rule(1 * MIB, "hierarchical_doubling", 128),
     _rule(64 * MIB, "hierarchical_doubling", 512),
 )
-RULES_HOST = (
-    _rule(1 * MIB, HOST, 256),
-    _rule(8 * MIB, HOST, 512),
-)
+RULES_HOST = (_rule(8 * MIB, HOST, 512),)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -133,7 +133,9 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Keep torch's launcher from logging what our own one-line error says."""
-    loggers = [logging.getLogger(name) for name in ("torch.distributed", "torch.distributed.elastic")]
+    loggers = [
+        logging.getLogger(name) for name in ("torch.distributed", "torch.distributed.elastic")
+    ]
     levels = [logger.level for logger in loggers]
     handlers = {sig: signal.getsignal(sig) for sig in (signal.SIGINT, signal.SIGTERM)}
     for logger in loggers:
@@ -151,7 +153,9 @@ def _quiet() -> Iterator[None]:
 
 def _first_failure(failures: Mapping[int, ProcessFailure]) -> WeftError:
     """The cause: a killed rank before one that raised, before those that lost a peer."""
-    rank, failure = min(failures.items(), key=lambda item: (_consequence(item[1]), item[1].timestamp))
+    rank, failure = min(
+        failures.items(), key=lambda item: (_consequence(item[1]), item[1].timestamp)
+    )
     if failure.exitcode < 0:
         return LostRankError(
             f"rank {rank} was killed by {failure.signal_name()} (process {failure.pid}); "
@@ -172,12 +176,11 @@ def _consequence(failure: ProcessFailure) -> int:
 def _message(failure: ProcessFailure) -> tuple[str, int]:
     extra = _extra(failure)
     if extra:
-        message = failure.message
-        text = message.get("message", "") if isinstance(message, dict) else message
-        return str(text), int(extra.get("exit_code", failure.exitcode))
+        return str(extra["text"]), int(extra["exit_code"])
     return f"ended with exit code {failure.exitcode}", failure.exitcode
 
 
 def _extra(failure: ProcessFailure) -> dict[str, Any]:
-    message = failure.message
-    return message.get("extraInfo", {}) if isinstance(message, dict) else {}
+    """What launch/worker.py left in the rank's error file, if it came to that."""
+    message: Any = failure.message
+    return dict(message.get("extraInfo", {})) if isinstance(message, dict) else {}

@@ -53,6 +53,7 @@ def report_and_exit(error: Exception, exit_code: int = 3) -> NoReturn:
             "timestamp": str(int(time.time())),
             "py_callstack": traceback.format_exc(),
             "exit_code": exit_code,
+            "text": text,
             "follows": isinstance(error, CommunicationError),
         }
         with open(path, "w", encoding="utf-8") as file:  # noqa: PTH123

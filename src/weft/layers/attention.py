@@ -1,37 +1,31 @@
 """Causal attention over a paged key-value cache, in plain PyTorch.
 
-Shapes: T token rows of the step, N sequences, H query heads and K key-value heads
+Shapes: T token rows of the step, S sequences, H query heads and K key-value heads
 of this rank, D head_dim, P cache slots (blocks x block size).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch.nn import functional as F
 
+from weft.layers.norm import RMSNorm
+from weft.layers.rope import rotate
 
-@dataclass(kw_only=True)
-class AttentionBatch:
-    """Which rows belong to which sequence, and where their keys and values lie.
 
-    slots [T]: cache slot of each row's key and value. context_slots [N, C]: cache
-    slots of each sequence's positions 0..C-1, padded with slot 0. The lengths are
-    host integers: query_lengths[i] rows of the step, context_lengths[i] positions
-    including them.
-    """
+@dataclass(frozen=True, kw_only=True)
+class Heads:
+    """The heads of one layer on one rank, and what is done to them before they meet."""
 
-    slots: torch.Tensor
-    context_slots: torch.Tensor
-    query_lengths: list[int]
-    context_lengths: list[int]
-    mask: torch.Tensor | None
-    """Decode steps with unequal contexts: additive mask [N, 1, 1, C]."""
-
-    @property
-    def is_decode(self) -> bool:
-        return max(self.query_lengths) == 1
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    sliding_window: int | None
+    query_norm: RMSNorm | None
+    key_norm: RMSNorm | None
 
 
 class LayerCache:
@@ -48,49 +42,67 @@ class LayerCache:
         self.values.index_copy_(0, slots, values)
 
 
-def attend(
-    queries: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    cache: LayerCache,
-    batch: AttentionBatch,
-    sliding_window: int | None,
-) -> torch.Tensor:
-    """Write this step's keys and values [T, K, D], attend with queries [T, H, D] -> [T, H * D]."""
-    cache.write(keys, values, batch.slots)
-    if batch.is_decode and sliding_window is None:
-        return _decode(queries, cache, batch)
-    return _each_sequence(queries, cache, batch, sliding_window)
+class AttentionStep(Protocol):
+    """One step's attention: which rows belong to which sequence, where their past lies."""
+
+    def mix(self, qkv: torch.Tensor, heads: Heads, cache: LayerCache) -> torch.Tensor:
+        """Projections [T, (H + 2 K) D] -> [T, H D]; writes the step's keys and values."""
 
 
-def _decode(queries: torch.Tensor, cache: LayerCache, batch: AttentionBatch) -> torch.Tensor:
-    """One row a sequence: all sequences in one call."""
-    context_keys = cache.keys[batch.context_slots].transpose(1, 2)
-    context_values = cache.values[batch.context_slots].transpose(1, 2)
-    out = F.scaled_dot_product_attention(
-        queries[:, :, None], context_keys, context_values, attn_mask=batch.mask, enable_gqa=True
-    )
-    return out.flatten(1)
+@dataclass(kw_only=True)
+class PlainAttention:
+    """Attention by torch's own operators, on any device and for any type.
 
+    slots [T]: cache slot of each row's key and value. context_slots [S, C]: cache
+    slots of each sequence's positions 0..C-1, padded with slot 0. The lengths are
+    host integers: query_lengths[i] rows of the step, context_lengths[i] positions
+    including them. mask: for one row a sequence and unequal contexts, additive [S, 1, 1, C].
+    """
 
-def _each_sequence(
-    queries: torch.Tensor, cache: LayerCache, batch: AttentionBatch, sliding_window: int | None
-) -> torch.Tensor:
-    outputs = []
-    rows = queries.split(batch.query_lengths)
-    for i, (part, length) in enumerate(zip(rows, batch.context_lengths, strict=True)):
-        slots = batch.context_slots[i, :length]
-        mask = causal_mask(len(part), length, sliding_window, queries)
+    cos_sin: tuple[torch.Tensor, torch.Tensor]
+    slots: torch.Tensor
+    context_slots: torch.Tensor
+    query_lengths: list[int]
+    context_lengths: list[int]
+    mask: torch.Tensor | None
+
+    def mix(self, qkv: torch.Tensor, heads: Heads, cache: LayerCache) -> torch.Tensor:
+        sizes = [heads.num_heads, heads.num_kv_heads, heads.num_kv_heads]
+        queries, keys, values = qkv.unflatten(1, (-1, heads.head_dim)).split(sizes, dim=1)
+        if heads.query_norm is not None and heads.key_norm is not None:
+            queries, keys = heads.query_norm(queries), heads.key_norm(keys)
+        queries, keys = rotate(queries, self.cos_sin), rotate(keys, self.cos_sin)
+        cache.write(keys, values, self.slots)
+        if max(self.query_lengths) == 1 and heads.sliding_window is None:
+            return self._one_row_each(queries, cache)
+        return self._each_sequence(queries, cache, heads.sliding_window)
+
+    def _one_row_each(self, queries: torch.Tensor, cache: LayerCache) -> torch.Tensor:
+        context_keys = cache.keys[self.context_slots].transpose(1, 2)
+        context_values = cache.values[self.context_slots].transpose(1, 2)
         out = F.scaled_dot_product_attention(
-            part.transpose(0, 1)[None],
-            cache.keys[slots].transpose(0, 1)[None],
-            cache.values[slots].transpose(0, 1)[None],
-            attn_mask=mask,
-            is_causal=mask is None,
-            enable_gqa=True,
+            queries[:, :, None], context_keys, context_values, attn_mask=self.mask, enable_gqa=True
         )
-        outputs.append(out[0].transpose(0, 1).flatten(1))
-    return torch.cat(outputs)
+        return out.flatten(1)
+
+    def _each_sequence(
+        self, queries: torch.Tensor, cache: LayerCache, sliding_window: int | None
+    ) -> torch.Tensor:
+        outputs = []
+        rows = queries.split(self.query_lengths)
+        for i, (part, length) in enumerate(zip(rows, self.context_lengths, strict=True)):
+            slots = self.context_slots[i, :length]
+            mask = causal_mask(len(part), length, sliding_window, queries)
+            out = F.scaled_dot_product_attention(
+                part.transpose(0, 1)[None],
+                cache.keys[slots].transpose(0, 1)[None],
+                cache.values[slots].transpose(0, 1)[None],
+                attn_mask=mask,
+                is_causal=mask is None,
+                enable_gqa=True,
+            )
+            outputs.append(out[0].transpose(0, 1).flatten(1))
+        return torch.cat(outputs)
 
 
 def causal_mask(

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from weft.layers.linear import Placement
+from weft.layers.linear import Placement, linear
 from weft.layers.shards import Piece, ShardedParameter, sharded_parameter
 
 
@@ -27,9 +27,7 @@ def vocabulary_shard(
 class VocabularyEmbedding(nn.Module):
     """Token ids [T] -> [T, h], a partial sum over the group: rows of other ranks are zero."""
 
-    def __init__(
-        self, weight: ShardedParameter, vocab_size: int, where: Placement
-    ) -> None:
+    def __init__(self, weight: ShardedParameter, vocab_size: int, where: Placement) -> None:
         super().__init__()
         self.weight = weight
         self.start, self.stop = where.vocab_rows(vocab_size)
@@ -49,16 +47,14 @@ class VocabularyHead(nn.Module):
     Columns past the end of the vocabulary are minus infinity.
     """
 
-    def __init__(
-        self, weight: ShardedParameter, vocab_size: int, where: Placement
-    ) -> None:
+    def __init__(self, weight: ShardedParameter, vocab_size: int, where: Placement) -> None:
         super().__init__()
         self.weight = weight
         self.start, stop = where.vocab_rows(vocab_size)
         self.num_real = stop - self.start
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        logits = F.linear(x, self.weight)
+        logits = linear(x, self.weight)
         if self.num_real < logits.shape[1]:
             logits[:, self.num_real :] = float("-inf")
         return logits

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from weft.layers import fused
 from weft.layers.shards import Piece, rows_of, sharded_parameter
 
 
@@ -57,6 +58,27 @@ class Section:
         return rows_of(self.out_features, self.part, self.num_parts)
 
 
+def linear(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
+) -> torch.Tensor:
+    """[T, I] -> [T, O], by the fastest product for the shape and device."""
+    if fused.takes(x):
+        from weft.layers.fused.products import product
+
+        return product(x, weight, bias)
+    return F.linear(x, weight, bias)
+
+
+def gated_linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """[T, I] with the gate's and the up projection's weights [2 O, I] -> silu(gate) * up, [T, O]."""
+    if fused.takes(x):
+        from weft.layers.fused.products import gated_product
+
+        return gated_product(x, weight)
+    gate, up = F.linear(x, weight).chunk(2, dim=1)
+    return F.silu(gate) * up
+
+
 class ColumnParallelLinear(nn.Module):
     """[T, I] -> [T, sum of O/t]: this rank's rows of one or several stacked matrices."""
 
@@ -79,7 +101,7 @@ class ColumnParallelLinear(nn.Module):
         self.bias = sharded_parameter((total,), biases, **options) if bias else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.linear(x, self.weight, self.bias)
+        return linear(x, self.weight, self.bias)
 
 
 class RowParallelLinear(nn.Module):
@@ -96,10 +118,8 @@ class RowParallelLinear(nn.Module):
         self.weight = sharded_parameter((out_features, stop - start), [weight], **options)
         self.bias = None
         if bias and where.tp_rank == 0:
-            piece = Piece(
-                source=f"{name}.bias", shape=shape[:1], dim=0, start=0, stop=out_features
-            )
+            piece = Piece(source=f"{name}.bias", shape=shape[:1], dim=0, start=0, stop=out_features)
             self.bias = sharded_parameter((out_features,), [piece], **options)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.linear(x, self.weight, self.bias)
+        return linear(x, self.weight, self.bias)

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from weft.layers import fused
 from weft.layers.linear import Placement
 from weft.layers.shards import Piece, sharded_parameter
 
@@ -25,6 +26,11 @@ class RMSNorm(nn.Module):
     def add(
         self, hidden: torch.Tensor, residual: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """(norm(hidden + residual), hidden + residual); shapes [T, h]."""
+        """(norm(hidden + residual), hidden + residual); shapes [T, h]; may work in place."""
+        if fused.takes(hidden):
+            from weft.layers.fused.elementwise import add_rms_norm
+
+            normed = add_rms_norm(hidden, residual, self.weight, self.eps)
+            return normed, hidden if residual is None else residual
         total = hidden if residual is None else hidden + residual
         return self(total), total

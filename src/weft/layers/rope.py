@@ -18,8 +18,13 @@ class RotaryTable:
         both_halves = torch.cat((angles, angles), dim=-1)
         self._cos, self._sin = both_halves.cos(), both_halves.sin()
 
+    def halves(self) -> torch.Tensor:
+        """[max_length, head_dim]: the cosines of the half of angles, then their sines."""
+        half = self._cos.shape[1] // 2
+        return torch.cat((self._cos[:, :half], self._sin[:, :half]), dim=1)
+
     def at(self, positions: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-        """cos and sin for ``positions`` [T], each [T, 1, head_dim]."""
+        """Cos and sin for ``positions`` [T], each [T, 1, head_dim]."""
         cos = self._cos[positions][:, None].to(dtype)
         return cos, self._sin[positions][:, None].to(dtype)
 
@@ -46,8 +51,6 @@ def _llama3_frequencies(plain: torch.Tensor, scaling: RopeScaling) -> torch.Tens
     """Long wavelengths are stretched by ``factor``, short ones kept, those between blended."""
     wavelengths = 2 * math.pi / plain
     turns = scaling.original_max_position / wavelengths
-    blend = (turns - scaling.low_freq_factor) / (
-        scaling.high_freq_factor - scaling.low_freq_factor
-    )
+    blend = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
     blend = blend.clamp(0.0, 1.0)
     return (1 - blend) * plain / scaling.factor + blend * plain

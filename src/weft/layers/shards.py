@@ -41,7 +41,9 @@ def sharded_parameter(
     device: torch.device,
 ) -> ShardedParameter:
     """An uninitialised parameter of ``shape`` that is to be filled from ``pieces``."""
-    parameter = ShardedParameter(torch.empty(shape, dtype=dtype, device=device), requires_grad=False)
+    parameter = ShardedParameter(
+        torch.empty(shape, dtype=dtype, device=device), requires_grad=False
+    )
     parameter.pieces = tuple(pieces)
     return parameter
 

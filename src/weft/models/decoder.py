@@ -14,28 +14,30 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
-from weft.layers.attention import AttentionBatch, LayerCache, attend
+from weft.layers.attention import AttentionStep, Heads, LayerCache
 from weft.layers.embedding import VocabularyEmbedding, VocabularyHead, vocabulary_shard
 from weft.layers.expert_exchange import ExpertExchange
-from weft.layers.linear import ColumnParallelLinear, Placement, RowParallelLinear, Section
+from weft.layers.linear import (
+    ColumnParallelLinear,
+    Placement,
+    RowParallelLinear,
+    Section,
+    gated_linear,
+)
 from weft.layers.norm import RMSNorm
 from weft.layers.residual_stream import ResidualStream
-from weft.layers.rope import rotate
 from weft.models.moe import MixtureOfExperts
 from weft.vocabulary.model_spec import ModelSpec
 
 
 @dataclass(kw_only=True)
 class StepBatch:
-    """One engine step: token ids and positions [T], the rows [N] whose logits are wanted."""
+    """One engine step: token ids [T], the rows [N] whose logits are wanted (None: all)."""
 
     token_ids: torch.Tensor
-    positions: torch.Tensor
-    logit_rows: torch.Tensor
-    attention: AttentionBatch
-    cos_sin: tuple[torch.Tensor, torch.Tensor]
+    logit_rows: torch.Tensor | None
+    attention: AttentionStep
 
     @property
     def num_tokens(self) -> int:
@@ -82,7 +84,6 @@ class Attention(nn.Module):
             )
             for which in "kv"
         )
-        self.head_dim, self.sliding_window = spec.head_dim, spec.sliding_window
         self.qkv = ColumnParallelLinear(
             spec.hidden_size, [query, key, value], bias=spec.qkv_bias, where=where
         )
@@ -93,22 +94,24 @@ class Attention(nn.Module):
             bias=spec.output_bias,
             where=where,
         )
-        self.query_norm = self.key_norm = None
+        norms: list[RMSNorm | None] = [None, None]
         if spec.qk_norm:
-            self.query_norm = RMSNorm(f"{prefix}.q_norm", spec.head_dim, spec.norm_eps, where)
-            self.key_norm = RMSNorm(f"{prefix}.k_norm", spec.head_dim, spec.norm_eps, where)
+            norms = [
+                RMSNorm(f"{prefix}.{which}_norm", spec.head_dim, spec.norm_eps, where)
+                for which in "qk"
+            ]
+        self.query_norm, self.key_norm = norms
+        self.heads = Heads(
+            num_heads=spec.num_heads // tp,
+            num_kv_heads=spec.num_kv_heads // kv_parts,
+            head_dim=spec.head_dim,
+            sliding_window=spec.sliding_window,
+            query_norm=norms[0],
+            key_norm=norms[1],
+        )
 
     def forward(self, x: torch.Tensor, batch: StepBatch, cache: LayerCache) -> torch.Tensor:
-        heads = (part.unflatten(1, (-1, self.head_dim)) for part in self._split(self.qkv(x)))
-        queries, keys, values = heads
-        if self.query_norm is not None and self.key_norm is not None:
-            queries, keys = self.query_norm(queries), self.key_norm(keys)
-        queries, keys = rotate(queries, batch.cos_sin), rotate(keys, batch.cos_sin)
-        mixed = attend(queries, keys, values, cache, batch.attention, self.sliding_window)
-        return self.output(mixed)
-
-    def _split(self, qkv: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return qkv.split(self.qkv.split_sizes, dim=1)
+        return self.output(batch.attention.mix(self.qkv(x), self.heads, cache))
 
 
 class MLP(nn.Module):
@@ -135,8 +138,7 @@ class MLP(nn.Module):
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        gate, up = self.gate_up(x).chunk(2, dim=1)
-        return self.down(F.silu(gate) * up)
+        return self.down(gated_linear(x, self.gate_up.weight))
 
 
 class DecoderLayer(nn.Module):
@@ -199,9 +201,7 @@ class DecoderStage(nn.Module):
         if self.is_last:
             self.final_norm = RMSNorm("model.norm", spec.hidden_size, spec.norm_eps, where)
             if table is None or not spec.tie_embeddings:
-                table = vocabulary_shard(
-                    "lm_head.weight", spec.vocab_size, spec.hidden_size, where
-                )
+                table = vocabulary_shard("lm_head.weight", spec.vocab_size, spec.hidden_size, where)
             self.head = VocabularyHead(table, spec.vocab_size, where)
 
     def forward(
@@ -221,7 +221,7 @@ class DecoderStage(nn.Module):
             )
         rows = self.streams.residual.enter(x, batch.num_tokens, "head")
         assert self.head is not None
-        return self.head(rows[batch.logit_rows])
+        return self.head(rows if batch.logit_rows is None else rows[batch.logit_rows])
 
     def _start(
         self, batch: StepBatch, received: Boundary | None

@@ -137,7 +137,5 @@ class MixtureOfExperts(nn.Module):
         return self.exchange.combine(self.experts(rows, gates), self.site)
 
 
-def _part(
-    name: str, shape: tuple[int, int], dim: int, start: int, stop: int, at: int
-) -> Piece:
+def _part(name: str, shape: tuple[int, int], dim: int, start: int, stop: int, at: int) -> Piece:
     return Piece(source=name, shape=shape, dim=dim, start=start, stop=stop, at=at)

@@ -74,7 +74,7 @@ def _weight_files(directory: Path) -> dict[str, Path]:
         return dict.fromkeys(file.keys(), single)
 
 
-def _open(path: Path):  # type: ignore[no-untyped-def]  # noqa: ANN202
+def _open(path: Path):  # type: ignore[no-untyped-def]
     from safetensors import SafetensorError, safe_open
 
     try:

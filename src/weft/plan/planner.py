@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,6 +13,8 @@ from weft.plan.space import Cluster, Rejection, layouts
 from weft.predict.prediction import PARTS
 from weft.predict.quantity import Z_90
 from weft.vocabulary.layout import Layout
+
+Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,15 +120,18 @@ class Plan:
         }
 
 
-def make_plan(question: Question, cluster: Cluster) -> Plan:
+def make_plan(
+    question: Question, cluster: Cluster, progress: Progress = lambda _done, _total: None
+) -> Plan:
     """Predict the whole space of ``cluster`` and rank it.
 
-    Raises LayoutError where nothing can run, naming the nearest reason.
+    ``progress`` is told how many layouts of how many are done. Raises LayoutError where nothing can run, naming the nearest reason.
     """
     usable, rejected = layouts(question.spec, cluster)
     ranked: list[Candidate] = []
     points: list[Candidate] = []
-    for layout in usable:
+    for done, layout in enumerate(usable):
+        progress(done, len(usable))
         answer = question.answer(layout)
         if isinstance(answer, str):
             rejected.append(Rejection(name=layout.name, reason=answer))

@@ -46,7 +46,8 @@ class MeasuredRun:
 
 
 @cache
-def _document(name: str) -> dict[str, Any]:
+def measurements(name: str) -> dict[str, Any]:
+    """A file of measurements of the package (``h200x4``, ``published_h100x8``), as it is."""
     file = resources.files("weft.predict") / "data" / "measurements" / f"{name}.json"
     document: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     return document
@@ -54,7 +55,7 @@ def _document(name: str) -> dict[str, Any]:
 
 def h200_runs() -> list[MeasuredRun]:
     """Runs of vLLM 0.25.1 on 4 H200: the rows that the ``vllm`` profile is fitted to."""
-    data = _document("h200x4")["vllm"]
+    data = measurements("h200x4")["vllm"]
     return [
         MeasuredRun(
             source="h200x4",
@@ -112,7 +113,7 @@ def _own_run(row: dict[str, Any], source: str, method: str) -> MeasuredRun:
 
 def published_runs() -> list[MeasuredRun]:
     """Published service times of vLLM V0 on H100 nodes of four: compared, never fitted."""
-    data = _document("published_h100x8")
+    data = measurements("published_h100x8")
     return [
         MeasuredRun(
             source="published",

@@ -7,7 +7,8 @@ Each is priced with NCCL's all-reduce and with weft's (hierarchical among them).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, Literal
 
@@ -68,6 +69,40 @@ def scale_study(
                         yield from _curve(
                             model, fabric, workload, gpu_counts, family, all_reduce, engine
                         )
+
+
+def findings(points: Sequence[ScalePoint]) -> list[str]:
+    """One sentence a (model, fabric, workload): who wins at the most GPUs, and by how much."""
+    groups: dict[tuple[str, str, str], list[ScalePoint]] = defaultdict(list)
+    for point in points:
+        groups[point.model, point.fabric, point.workload].append(point)
+    return [_finding(key, group) for key, group in groups.items()]
+
+
+def _finding(key: tuple[str, str, str], group: Sequence[ScalePoint]) -> str:
+    most = max(point.gpus for point in group)
+    times = {
+        (point.family, point.all_reduce): point.prediction.e2e_ms.value
+        for point in group
+        if point.gpus == most
+    }
+    family, all_reduce = min(times, key=times.__getitem__)
+    best = times[family, all_reduce]
+    rest = [
+        f"{best_of / best:.2f}x faster than {name}"
+        for name, best_of in (
+            ("the other family", _best_other(times, family)),
+            ("NCCL", times.get((family, "nccl"))),
+        )
+        if best_of is not None and best_of > best
+    ]
+    return f"{' · '.join(key)} at {most} GPUs: {family} with {all_reduce}, {', '.join(rest)}"
+
+
+def _best_other(times: Mapping[tuple[Family, AllReduce], float], family: Family) -> float | None:
+    """Shortest time of the families other than ``family``."""
+    found = [time for key, time in times.items() if key[0] != family]
+    return min(found, default=None)
 
 
 def _curve(

@@ -75,7 +75,7 @@ def _points(
     """The ranked layouts, and the front: its own list, or the plans that say they are on it."""
     return [
         figures.LayoutPoint(
-            name=_name(node) if front else name(node),
+            name=name(node),
             tpot_ms=estimate_value(node.child("tpot_ms")),
             throughput_per_gpu=estimate_value(node.child("throughput_per_gpu")),
             on_front=is_front,
@@ -88,7 +88,8 @@ def _points(
 
 
 def _charts(plans: list[Node], front: list[Node]) -> list[Block]:
-    name = _name if len({node.child("batch").value for node in plans}) > 1 else _layout
+    batches = {node.child("batch").cell() for node in [*plans, *front]}
+    name = _name if len(batches) > 1 else _layout
     charts: list[Block] = [
         Chart(
             title="Throughput against latency",

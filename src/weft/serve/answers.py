@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +21,8 @@ class AnswerKind:
 
     chat: bool
     model: str
+    token_ids: bool = False
+    """Whether choices carry their tokens beside their text."""
     id: str = field(default_factory=lambda: secrets.token_hex(12))
     created: int = field(default_factory=lambda: int(time.time()))
 
@@ -33,14 +35,18 @@ class AnswerKind:
         name = f"{'chatcmpl' if self.chat else 'cmpl'}-{self.id}"
         return {"id": name, "object": kind, "created": self.created, "model": self.model}
 
-    def streamed_choice(self, index: int, text: str, finish_reason: str | None) -> dict[str, Any]:
-        content = {"delta": {"content": text}} if self.chat else {"text": text}
-        return {"index": index, **content, "logprobs": None, "finish_reason": finish_reason}
+    def streamed_choice(self, piece: Piece) -> dict[str, Any]:
+        content = {"delta": {"content": piece.text}} if self.chat else {"text": piece.text}
+        return self._choice(piece, content)
 
-    def whole_choice(self, index: int, text: str, finish_reason: str) -> dict[str, Any]:
-        message = {"role": "assistant", "content": text, "refusal": None}
-        content = {"message": message} if self.chat else {"text": text}
-        return {"index": index, **content, "logprobs": None, "finish_reason": finish_reason}
+    def whole_choice(self, piece: Piece) -> dict[str, Any]:
+        message = {"role": "assistant", "content": piece.text, "refusal": None}
+        return self._choice(piece, {"message": message} if self.chat else {"text": piece.text})
+
+    def _choice(self, piece: Piece, content: dict[str, Any]) -> dict[str, Any]:
+        choice = {"index": piece.index, **content, "logprobs": None}
+        choice["finish_reason"] = piece.finish_reason
+        return choice | ({"token_ids": piece.token_ids} if self.token_ids else {})
 
 
 def usage(generation: Generation) -> dict[str, int]:
@@ -54,16 +60,24 @@ def usage(generation: Generation) -> dict[str, int]:
 
 async def whole_answer(kind: AnswerKind, generation: Generation) -> dict[str, Any]:
     """Wait for every choice. Raises EngineLostError."""
-    texts = [""] * len(generation.choices)
-    reasons = ["stop"] * len(generation.choices)
+    pieces: list[list[Piece]] = [[] for _ in generation.choices]
     async for piece in generation.pieces():
-        texts[piece.index] += piece.text
-        reasons[piece.index] = piece.finish_reason or reasons[piece.index]
+        pieces[piece.index].append(piece)
     choices = [
-        kind.whole_choice(index, text, reason)
-        for index, (text, reason) in enumerate(zip(texts, reasons, strict=True))
+        kind.whole_choice(joined(index, of_choice)) for index, of_choice in enumerate(pieces)
     ]
     return {**kind.envelope(streamed=False), "choices": choices, "usage": usage(generation)}
+
+
+def joined(index: int, pieces: Sequence[Piece]) -> Piece:
+    """All pieces of one choice as one; a choice that was given up stops where it was."""
+    return Piece(
+        index=index,
+        text="".join(piece.text for piece in pieces),
+        num_tokens=pieces[-1].num_tokens if pieces else 0,
+        finish_reason=(pieces[-1].finish_reason if pieces else None) or "stop",
+        token_ids=tuple(token for piece in pieces for token in piece.token_ids),
+    )
 
 
 async def event_stream(
@@ -99,7 +113,7 @@ def _chunk(
     generation: Generation,
     options: StreamOptions,
 ) -> dict[str, Any]:
-    choice = kind.streamed_choice(piece.index, piece.text, piece.finish_reason)
+    choice = kind.streamed_choice(piece)
     return {**envelope, "choices": [choice], **_running_usage(generation, options)}
 
 

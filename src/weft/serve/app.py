@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -71,7 +71,9 @@ class _Service:
         generation = start_generation(
             self.engine, self.tokenizer, self.metrics, body, prompts, wanted
         )
-        kind = AnswerKind(chat=chat, model=self.settings.model_name)
+        kind = AnswerKind(
+            chat=chat, model=self.settings.model_name, token_ids=body.return_token_ids
+        )
         watch = asyncio.create_task(_abort_on_disconnect(request, generation))
         if body.stream:
             options = body.stream_options or StreamOptions()
@@ -167,6 +169,7 @@ def create_app(
     install_error_handlers(app)
     _add_generation_routes(app, service)
     _add_other_routes(app, service)
+    _add_profile_routes(app, engine)
     return app
 
 
@@ -214,6 +217,32 @@ def _add_other_routes(app: FastAPI, service: _Service) -> None:
     @app.get("/metrics")
     async def metrics() -> Response:
         return Response(service.metrics.text(), media_type=_PROMETHEUS)
+
+
+def _add_profile_routes(app: FastAPI, engine: EngineClient) -> None:
+    running = False
+
+    @app.post("/start_profile")
+    async def start_profile() -> dict[str, str]:
+        nonlocal running
+        if running:
+            raise ApiError(409, "a profile is already running; stop it first")
+        await engine.start_profile()
+        running = True
+        return {"status": "profiling"}
+
+    @app.post("/stop_profile")
+    async def stop_profile() -> dict[str, Any]:
+        """Every step of each replica's leader with its time in collectives."""
+        nonlocal running
+        if not running:
+            raise ApiError(409, "no profile is running; start one first")
+        running = False
+        replicas = await engine.stop_profile()
+        return {
+            "schema": "weft.serve.profile/1",
+            "replicas": [[asdict(step) for step in steps] for steps in replicas],
+        }
 
 
 def _readiness(engine: EngineClient) -> Response:

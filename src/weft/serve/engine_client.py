@@ -48,6 +48,17 @@ class TokenEvent:
     finish_reason: FinishReason | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class StepTimes:
+    """One step of a replica's leader. Times are seconds since the epoch."""
+
+    phase: str
+    start_s: float
+    end_s: float
+    in_calls_s: dict[str, float]
+    """Seconds inside the collectives of the step by operation."""
+
+
 class TokenStream(Protocol):
     """The tokens of one request as they come; several at once where the reader is late.
 
@@ -82,6 +93,14 @@ class EngineClient(Protocol):
         ...
 
     async def start(self) -> None: ...
+
+    async def start_profile(self) -> None:
+        """Begin to time every step and collective."""
+        ...
+
+    async def stop_profile(self) -> Sequence[Sequence[StepTimes]]:
+        """End it: the steps of each replica. Raises EngineLostError."""
+        ...
 
     async def close(self) -> None:
         """End the engine; bounded."""

@@ -6,6 +6,7 @@ For tests of the HTTP layer and for measuring what that layer costs by itself.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -14,6 +15,7 @@ from weft.serve.engine_client import (
     EngineLimits,
     EngineLostError,
     EngineStats,
+    StepTimes,
     TokenEvent,
     TokenStream,
 )
@@ -41,6 +43,7 @@ class FakeEngine:
     _open: OpenStreams = field(default_factory=OpenStreams)
     _requests: dict[int, _Running] = field(default_factory=dict)
     _steps: int = 0
+    _steps_before: float = 0.0
     _task: asyncio.Task[None] | None = None
 
     @property
@@ -70,6 +73,15 @@ class FakeEngine:
         if self._task is not None:
             self._task.cancel()
         self._open.fail("stopped")
+
+    async def start_profile(self) -> None:
+        self._steps_before = time.time()
+
+    async def stop_profile(self) -> Sequence[Sequence[StepTimes]]:
+        """One long step, a quarter of it in all-reduces."""
+        start_s, end_s = self._steps_before, time.time()
+        in_calls = {"all_reduce": (end_s - start_s) / 4}
+        return [[StepTimes(phase="decode", start_s=start_s, end_s=end_s, in_calls_s=in_calls)]]
 
     def lose_rank(self, reason: str) -> None:
         """What the death of a rank looks like from here."""

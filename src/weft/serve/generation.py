@@ -28,6 +28,8 @@ class Piece:
     num_tokens: int
     """Output tokens of this choice so far."""
     finish_reason: Finish | None = None
+    token_ids: tuple[int, ...] = ()
+    """The tokens of this step, a stop token included."""
 
 
 @dataclass(kw_only=True)
@@ -45,7 +47,8 @@ class Choice:
         """The piece that these tokens make; ends the request where a stop string is met."""
         self.num_tokens += len(events)
         reason = events[-1].finish_reason
-        ids = [event.token_id for event in events]
+        token_ids = tuple(event.token_id for event in events)
+        ids = list(token_ids)
         if reason == "stop":
             ids.pop()
         last = reason is not None
@@ -54,7 +57,13 @@ class Choice:
             self.stream.abort()
             reason = "stop"
         finish: Finish | None = None if reason is None else "stop" if reason == "stop" else "length"
-        return Piece(index=self.index, text=text, num_tokens=self.num_tokens, finish_reason=finish)
+        return Piece(
+            index=self.index,
+            text=text,
+            num_tokens=self.num_tokens,
+            finish_reason=finish,
+            token_ids=token_ids,
+        )
 
 
 @dataclass(kw_only=True)

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import signal
 import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
 
 import uvicorn
 from fastapi import FastAPI
 
 from weft.errors import EnvironmentUnavailable
+
+_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -37,5 +44,20 @@ def run_http(app: FastAPI, listener: socket.socket, *, drain_s: float) -> None:
         timeout_keep_alive=30,
         lifespan="on",
     )
-    server = uvicorn.Server(config)
-    asyncio.run(server.serve(sockets=[listener]))
+    asyncio.run(_Server(config).serve(sockets=[listener]))
+
+
+class _Server(uvicorn.Server):
+    """Leaves with success after a signal: uvicorn would raise the signal again."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, self.handle_exit) for number in _SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)

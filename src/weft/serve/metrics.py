@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -11,6 +12,10 @@ from weft.serve.engine_client import EngineClient
 _FIRST_TOKEN_S = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60)
 _PER_TOKEN_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1)
 _WHOLE_S = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 120, 300)
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else float(value)
 
 
 class Metrics:
@@ -52,7 +57,7 @@ class Metrics:
             ("communication_share", "Share of step time in collectives, sampled"),
         ):
             self._gauge(name, help_text).set_function(
-                lambda name=name: float(getattr(engine.stats, name) or 0.0)  # type: ignore[misc]
+                lambda name=name: _number(getattr(engine.stats, name))  # type: ignore[misc]
             )
 
     def _gauge(self, name: str, help_text: str) -> Gauge:

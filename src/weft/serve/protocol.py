@@ -86,6 +86,7 @@ class GenerationBody(BaseModel):
     stop: Text | Annotated[list[Text], Field(max_length=MOST_STOPS)] | None = None
     stop_token_ids: Annotated[list[TokenId], Field(max_length=64)] | None = None
     ignore_eos: bool = False
+    return_token_ids: bool = False
     stream: bool | None = False
     stream_options: StreamOptions | None = None
 

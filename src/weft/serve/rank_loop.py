@@ -16,8 +16,19 @@ from weft.comm.groups import ProcessGroups
 from weft.engine.engine import Engine
 from weft.engine.request import Request
 from weft.errors import EnvironmentUnavailable, UserError
-from weft.serve.engine_client import EngineLimits, EngineStats
-from weft.serve.wire import Abort, Command, Hello, Meeting, Rejected, StepDone, Stop, Submit
+from weft.serve.engine_client import EngineLimits, EngineStats, StepTimes
+from weft.serve.step_profile import StepProfile
+from weft.serve.wire import (
+    Abort,
+    Command,
+    Hello,
+    Meeting,
+    Profile,
+    Rejected,
+    StepDone,
+    Stop,
+    Submit,
+)
 
 _IDLE_S: Final = 0.5
 _SAMPLE_EVERY: Final = 64
@@ -54,7 +65,7 @@ class _Link:
         limits = EngineLimits(
             vocab_size=engine.spec.vocab_size,
             max_tokens=min(engine.spec.max_position, engine.scheduler.pool.capacity_tokens),
-            max_open=engine.config.max_batch_requests + max_waiting,
+            max_open=engine.config.max_batch_requests * engine.scheduler.num_groups + max_waiting,
         )
         self._connection.send(
             Hello(replica=groups.replica, num_replicas=groups.layout.dp, limits=limits)
@@ -87,7 +98,12 @@ class _Loop:
         self._engine, self._groups, self._leader, self._link = engine, groups, leader, link
         self._scope = f"serve{groups.replica}"
         self._steps = 0
+        self._ahead: list[Command] = []
+        if link is not None and groups.layout.pp > 1:
+            groups.host_broadcast(self._ahead, leader, self._scope)
         self._share: float | None = None
+        self._profile: StepProfile | None = None
+        self._profiled: tuple[StepTimes, ...] | None = None
 
     def run(self) -> None:
         while True:
@@ -100,14 +116,24 @@ class _Loop:
                 self._link.tell(self._report(advanced, rejected))
 
     def _agree_on_commands(self) -> list[Command]:
-        commands: list[Command] | None = None
-        if self._link is not None:
-            commands = self._link.commands(0 if self._engine.has_work else _IDLE_S)
-        if self._groups.layout.world_size == self._groups.layout.dp:
-            assert commands is not None
+        """The commands before this step, the same on every rank of the replica.
+
+        In a pipeline they are sent one step ahead: the leader ends a step by sending to the
+        next stage, which receives only in the step after, so nobody may wait for what the
+        leader says in between.
+        """
+        layout = self._groups.layout
+        if self._link is None:
+            agreed: list[Command] = self._groups.host_broadcast(None, self._leader, self._scope)
+            return agreed
+        busy = self._engine.has_work or bool(self._ahead)
+        commands = self._link.commands(0 if busy else _IDLE_S)
+        if layout.world_size > layout.dp:
+            self._groups.host_broadcast(commands, self._leader, self._scope)
+        if layout.pp == 1:
             return commands
-        agreed: list[Command] = self._groups.host_broadcast(commands, self._leader, self._scope)
-        return agreed
+        now, self._ahead = self._ahead, commands
+        return now
 
     def _apply(self, command: Command) -> Rejected | None:
         try:
@@ -115,19 +141,28 @@ class _Loop:
                 self._engine.add(command.number, command.prompt, command.sampling)
             elif isinstance(command, Abort):
                 self._engine.abort(command.number)
+            elif isinstance(command, Profile):
+                self._switch_profile(start=command.start)
         except UserError as error:
             assert isinstance(command, Submit)
             return Rejected(number=command.number, reason=str(error))
         return None
 
+    def _switch_profile(self, *, start: bool) -> None:
+        if start and self._profile is None:
+            self._profile = StepProfile(self._engine, self._groups)
+        elif not start and self._profile is not None:
+            self._profiled, self._profile = self._profile.end(), None
+
     def _step(self) -> list[Request]:
         self._steps += 1
-        if self._steps % _SAMPLE_EVERY:
+        on_cuda = self._groups.device.type == "cuda"
+        if self._steps % _SAMPLE_EVERY or self._profile is not None or on_cuda:
             return self._engine.step()
         return self._sampled_step()
 
     def _sampled_step(self) -> list[Request]:
-        """One step with every collective timed."""
+        """One step with every collective timed (on CUDA only launches could be)."""
         started_s = time.perf_counter()
         with self._groups.recording() as recorder:
             advanced = self._engine.step()
@@ -148,4 +183,5 @@ class _Loop:
             communication_share=self._share,
         )
         tokens = tuple((one.number, one.output[-1], one.finish_reason) for one in advanced)
-        return StepDone(tokens=tokens, rejected=tuple(rejected), stats=stats)
+        profile, self._profiled = self._profiled, None
+        return StepDone(tokens=tokens, rejected=tuple(rejected), stats=stats, profile=profile)

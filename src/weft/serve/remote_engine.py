@@ -20,14 +20,16 @@ from weft.serve.engine_client import (
     EngineLostError,
     EngineStats,
     QueueFullError,
+    StepTimes,
     TokenEvent,
     TokenStream,
 )
 from weft.serve.streams import OpenStreams
-from weft.serve.wire import Abort, Command, Hello, Meeting, StepDone, Stop, Submit, new_key
+from weft.serve.wire import Abort, Command, Hello, Meeting, Profile, StepDone, Stop, Submit, new_key
 
 _LEAVE_S = 4.0
 _REASON_S = 6.0
+_PROFILE_S = 30.0
 _GONE = "the engine's process is gone"
 
 
@@ -39,6 +41,7 @@ class _Replica:
     limits: EngineLimits
     open: set[int] = field(default_factory=set)
     stats: EngineStats = field(default_factory=EngineStats)
+    profile: asyncio.Future[tuple[StepTimes, ...]] | None = None
     seen_s: float = field(default_factory=time.monotonic)
     outbox: queue.SimpleQueue[Command | None] = field(default_factory=queue.SimpleQueue)
 
@@ -130,6 +133,22 @@ class RemoteEngine:
             self._process = self._spawn(self.meeting)
             threading.Thread(target=self._watch_process, daemon=True).start()
 
+    async def start_profile(self) -> None:
+        for replica in self._replicas.values():
+            replica.outbox.put(Profile(start=True))
+
+    async def stop_profile(self) -> Sequence[Sequence[StepTimes]]:
+        if self._failure is not None:
+            raise EngineLostError(self._failure)
+        for replica in self._replicas.values():
+            replica.profile = self._loop.create_future()
+            replica.outbox.put(Profile(start=False))
+        waiting = [one.profile for one in self._replicas.values() if one.profile is not None]
+        try:
+            return await asyncio.wait_for(asyncio.gather(*waiting), _PROFILE_S)
+        except TimeoutError:
+            raise EngineLostError(f"no profile within {_PROFILE_S:g} s") from None
+
     async def close(self) -> None:
         """Ask the ranks to leave; end them where they do not within seconds."""
         self._closing = True
@@ -193,7 +212,8 @@ class RemoteEngine:
         assert process is not None
         assert process.stderr is not None
         for line in process.stderr:
-            sys.stderr.write(line)
+            if not self._closing:
+                sys.stderr.write(line)
             self._last_line = line.strip() or self._last_line
         code = process.wait()
         reason = self._last_line.removeprefix("weft: error: ") or f"exit code {code}"
@@ -208,6 +228,8 @@ class RemoteEngine:
     def _stepped(self, replica: _Replica, done: StepDone) -> None:
         replica.seen_s = time.monotonic()
         replica.stats = done.stats
+        if done.profile is not None and replica.profile and not replica.profile.done():
+            replica.profile.set_result(done.profile)
         for number, token, reason in done.tokens:
             self._streams.put(number, TokenEvent(token_id=token, finish_reason=reason))
             if reason is not None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from weft.engine.request import FinishReason, SamplingParams
-from weft.serve.engine_client import EngineLimits, EngineStats
+from weft.serve.engine_client import EngineLimits, EngineStats, StepTimes
 
 MEETING_VARIABLE: Final = "WEFT_SERVE_MEETING"
 
@@ -39,7 +39,14 @@ class Stop:
     """Leave."""
 
 
-Command = Submit | Abort | Stop
+@dataclass(frozen=True, kw_only=True)
+class Profile:
+    """Begin to time every collective, or end it and send what was timed."""
+
+    start: bool
+
+
+Command = Submit | Abort | Profile | Stop
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +73,7 @@ class StepDone:
     tokens: tuple[tuple[int, int, FinishReason | None], ...]
     rejected: tuple[Rejected, ...]
     stats: EngineStats
+    profile: tuple[StepTimes, ...] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -95,16 +95,12 @@ def _run_ranks(plan: StudyPlan, layout: Layout) -> dict[str, Any]:
             "output": str(output),
         }
         job.write_text(json.dumps(content), encoding="utf-8")
-        run_ranks(
-            ["-m", "weft.study.worker", str(job)], Launch(ranks_per_node=layout.world_size)
-        )
+        run_ranks(["-m", "weft.study.worker", str(job)], Launch(ranks_per_node=layout.world_size))
         result: dict[str, Any] = json.loads(output.read_text(encoding="utf-8"))
         return result
 
 
-def _schedule_of_run(
-    plan: StudyPlan, layout: Layout, rows: Sequence[dict[str, Any]]
-) -> Schedule:
+def _schedule_of_run(plan: StudyPlan, layout: Layout, rows: Sequence[dict[str, Any]]) -> Schedule:
     return Schedule(
         source="run",
         engine=plan.engine,

@@ -9,7 +9,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from weft.cli.run import made_up_prompts
 from weft.comm.recorder import Recorder
 from weft.engine.llm import LLM
 from weft.engine.request import SamplingParams
@@ -32,7 +31,7 @@ def measure(job: dict[str, Any]) -> None:
         cache_tokens=capacity,
         max_batch_tokens=max(8192, workload.batch * workload.prompt_tokens),
     ) as llm:
-        prompts = made_up_prompts(workload, 0, llm.engine.spec.vocab_size)
+        prompts = workload.made_up_prompts(0, llm.engine.spec.vocab_size)
         llm.generate(prompts, SamplingParams(max_tokens=3, ignore_eos=True))
         started = time.perf_counter()
         schedule, recorder = record_run(llm, workload, prompts)

@@ -1,7 +1,7 @@
 """Dry run: the real model code without values, peers or devices.
 
 The decoder runs on torch's ``meta`` device with torch's ``fake`` process group, once
-a pipeline stage, with one prefill and one decode step; what a decode step sends does
+a pipeline stage, with one prefill and one decode step of each group of requests; what a decode step sends does
 not depend on its position, so its calls are counted ``decode_tokens - 1`` times.
 """
 
@@ -11,12 +11,12 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from weft.closed_form.schedule import check_length
-from weft.comm.groups import ProcessGroups, open_fake_groups
-from weft.engine.batch import build_batch
+from weft.comm.groups import open_fake_groups
 from weft.engine.block_pool import BlockPool
 from weft.engine.request import Request, SamplingParams
 from weft.engine.runner import StageRunner
 from weft.engine.scheduler import ScheduledStep, Scheduler
+from weft.engine.step_inputs import StepInputs
 from weft.trace.recorded import rows_from_calls
 from weft.vocabulary.conventions import Conventions, engine_named
 from weft.vocabulary.layout import Layout
@@ -55,28 +55,30 @@ def _stage_rows(
 ) -> Iterator[Collective]:
     rank = layout.rank_of(stage=stage)
     with open_fake_groups(layout, rank=rank) as groups, groups.recording() as recorder:
-        runner = StageRunner(
-            spec,
-            groups,
-            conventions,
+        runner = StageRunner(spec, groups, conventions)
+        runner.allocate(
+            num_blocks=1,
+            block_size=_BLOCK_SIZE,
             max_length=workload.prompt_tokens + workload.decode_tokens,
-            num_slots=1,
+            max_rows=workload.batch,
         )
-        for step in _one_step_of_each_phase(workload):
+        num_groups = layout.pp if conventions.micro_batches else 1
+        for step in _one_step_of_each_phase(workload, num_groups):
             with recorder.step(step.phase, step.num_tokens):
-                _run(runner, step)
+                runner.run(StepInputs.of(step.chunks))
     for row in rows_from_calls(recorder.calls, stage, timed=False):
         repeats = workload.num_decode_steps if row.phase == "decode" else 1
         yield replace(row, count=row.count * repeats)
 
 
-def _one_step_of_each_phase(workload: Workload) -> Iterator[ScheduledStep]:
+def _one_step_of_each_phase(workload: Workload, num_groups: int) -> Iterator[ScheduledStep]:
     length = workload.prompt_tokens + 2
     pool = BlockPool(1 + workload.batch * -(-length // _BLOCK_SIZE), _BLOCK_SIZE)
     scheduler = Scheduler(
         pool,
         max_batch_tokens=workload.batch * workload.prompt_tokens,
         max_batch_requests=workload.batch,
+        num_groups=num_groups,
     )
     for number in range(workload.batch):
         sampling = SamplingParams(max_tokens=min(2, workload.decode_tokens), ignore_eos=True)
@@ -84,14 +86,10 @@ def _one_step_of_each_phase(workload: Workload) -> Iterator[ScheduledStep]:
         scheduler.add(
             Request(number=number, prompt=prompt, sampling=sampling, stop_ids=frozenset())
         )
+    group = 0
     while scheduler.has_work:
-        step = scheduler.schedule()
-        yield step
-        scheduler.finish(step, [0] * workload.batch)
-
-
-def _run(runner: StageRunner, step: ScheduledStep) -> None:
-    batch = build_batch(
-        step, runner.rope, block_size=_BLOCK_SIZE, dtype=runner.dtype, device=runner.device
-    )
-    runner.run(batch, [chunk.request for chunk in step.chunks])
+        step = scheduler.schedule(group % num_groups)
+        group += 1
+        if step.chunks:
+            yield step
+            scheduler.finish(step.chunks, [0] * len(step.chunks))

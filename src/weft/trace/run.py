@@ -52,7 +52,8 @@ def timeline_of_step(recorder: Recorder, rank: int, index: int) -> list[dict[str
     """Spans of one step of this rank: the step itself and every call in it, in microseconds."""
     step = recorder.steps[index]
     calls = [call for call in recorder.calls if call.step == index]
-    spans = [("step", step.phase, step.start_s, step.end_s)]
+    spans: list[tuple[str, str, float, float]] = []
+    spans.append(("step", step.phase, step.start_s, step.end_s))
     spans += [(call.op, call.site, call.start_s, call.end_s) for call in calls]
     return [
         {"rank": rank, "kind": kind, "name": name, "start_us": start * 1e6, "end_us": end * 1e6}

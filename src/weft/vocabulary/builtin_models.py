@@ -160,7 +160,7 @@ _SPECS: Final = (
         intermediate_size=352,
         vocab_size=128256,
         dtype="float32",
-        max_position=8192,
+        max_position=131072,
         rope_scaling=_LLAMA31_ROPE,
         eos_token_ids=(257,),
     ),

@@ -4,20 +4,37 @@ from __future__ import annotations
 
 import difflib
 import json
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, Final
 
 from weft.errors import ModelConfigError
 from weft.vocabulary.builtin_models import BUILTIN_MODELS
 from weft.vocabulary.model_spec import ModelSpec, spec_from_config
 
+_FILES: Final = ["*.json", "*.safetensors", "tokenizer.model", "*.txt"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSource:
-    """A model's shape and, where there is one, the directory with its files."""
+    """A model's shape and where its other files are: a directory, a hub id, or nowhere."""
 
     spec: ModelSpec
     directory: Path | None = None
+    hub_id: str | None = None
+
+    def with_files(self) -> ModelSource:
+        """The same model with weights and tokenizer in place; a hub model is fetched if it must be.
+
+        Raises ModelConfigError where the hub's files are neither cached nor reachable.
+        """
+        if self.hub_id is None:
+            return self
+        snapshot = _from_hub(
+            self.hub_id, lambda hub, name: hub.snapshot_download(name, allow_patterns=_FILES)
+        )
+        return replace(self, directory=snapshot)
 
 
 def load_spec(name: str) -> ModelSpec:
@@ -39,7 +56,8 @@ def find_model(name: str) -> ModelSource:
     if path.is_dir():
         return _from_directory(name, path)
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
-        return _from_directory(name, _hub_config(name).parent)
+        config = _from_hub(name, lambda hub, name: hub.hf_hub_download(name, "config.json"))
+        return replace(_from_directory(name, config.parent), hub_id=name)
     near = difflib.get_close_matches(name.lower(), BUILTIN_MODELS, n=3, cutoff=0.4)
     hint = f"did you mean {' or '.join(near)}?" if near else "see `weft models`"
     raise ModelConfigError(
@@ -60,17 +78,16 @@ def _from_directory(name: str, directory: Path) -> ModelSource:
     return ModelSource(spec=spec_from_config(name, config), directory=directory)
 
 
-def _hub_config(name: str) -> Path:
+def _from_hub(name: str, download: Callable[[Any, str], str]) -> Path:
     try:
-        from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+        import huggingface_hub
     except ImportError:
         raise ModelConfigError(
             f"model {name!r}: hub ids need the package huggingface_hub"
         ) from None
     try:
-        return Path(hf_hub_download(name, "config.json"))
-    except (OSError, HfHubHTTPError, HFValidationError, ValueError) as error:
+        return Path(download(huggingface_hub, name))
+    except (OSError, ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise ModelConfigError(
             f"model {name!r}: not in the local hub cache and not downloadable ({reason})"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass
 from typing import Final
 
@@ -35,6 +36,14 @@ class Workload:
     def token_rows(self) -> int:
         """Rows that cross every layer in one batch of requests: B * (S_p + S_d - 1)."""
         return self.batch * (self.prompt_tokens + self.num_decode_steps)
+
+    def made_up_prompts(self, seed: int, vocab_size: int) -> list[list[int]]:
+        """``batch`` prompts of ``prompt_tokens`` random token ids."""
+        generator = random.Random(seed)  # noqa: S311 - not a secret
+        return [
+            [generator.randrange(vocab_size) for _ in range(self.prompt_tokens)]
+            for _ in range(self.batch)
+        ]
 
 
 WORKLOADS: Final = {

@@ -15,7 +15,7 @@ from weft.plan.explain import explain
 from weft.plan.launch_commands import launch_commands
 from weft.plan.objective import Limits, Objective, Question
 from weft.plan.planner import Plan, make_plan
-from weft.plan.plot import pareto_html
+from weft import report
 from weft.plan.space import Cluster, layouts
 from weft.plan.what_if import with_settings
 from weft.predict.machines import machine_named
@@ -117,7 +117,8 @@ def test_the_pareto_front_is_a_front() -> None:
         )
     tpots = [point.tpot_ms for point in front]
     assert tpots == sorted(tpots)
-    assert "Pareto front" in pareto_html(found)
+    page = report.render(report.report_of([report.document(found.to_json(), "plan")]))
+    assert "Pareto front" in page
 
 
 def test_explanations() -> None:

@@ -10,7 +10,10 @@ from typing import Any
 
 import pytest
 
-from weft.cli import main, plan, predict
+from weft.cli import calibrate_accelerator, main, plan, predict
+from weft.cli.default_group import app_with_default
+from weft.errors import FileFormatError
+from weft.predict.calibrate_accelerator import Sizes
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -27,6 +30,15 @@ def commands() -> None:
 
 
 Run = Any
+SMALL = Sizes(
+    streams=((64, 64), (128, 128), (256, 256)),
+    matmul=(32, 128, 128),
+    copy_bytes=1 << 20,
+    decode=((1, 32), (2, 64)),
+    prefill_tokens=(16, 32),
+    attention_heads=2,
+    attention_head_dim=16,
+)
 
 
 @pytest.fixture
@@ -112,7 +124,7 @@ def test_eight_bit_weights_and_another_fabric(weft: Run) -> None:
         (("plan", "llama-3.1-8b", "--set", "x=1"), "--set x=1"),
         (("plan", "llama-3.1-405b"), "more --gpus"),
         (("plan", "llama-3.1-8b", "--objective", "beauty"), "objective"),
-        (("plan", "llama-3.1-8b", "--plot", "/nowhere/p.html"), "--plot /nowhere/p.html"),
+        (("plan", "llama-3.1-8b", "--plot", "/nowhere/p.html"), "/nowhere/p.html"),
     ],
 )
 def test_mistakes_are_one_line_and_code_2(weft: Run, words: tuple[str, ...], message: str) -> None:
@@ -196,7 +208,17 @@ def test_scaling(weft: Run) -> None:
     rows = list(csv.DictReader(io.StringIO(out)))
     assert len(rows) == 2 * 2 * 2 * 2 * 2
     assert {row["all_reduce"] for row in rows} == {"nccl", "hierarchical"}
-    assert "speedup" in weft(*words)[1]
+    out = weft(*words)[1]
+    assert "speedup" in out
+    assert "at 64 GPUs: tp with hierarchical" in out
+
+
+def test_ranks_spread_over_as_few_nodes_as_the_fabric_allows(weft: Run) -> None:
+    words = ("predict", "llama-3.1-8b", "--tp", "4", "--accelerator", "gh200", "--format", "json")
+    assert json.loads(weft(*words)[1])["nodes"] == 4
+    assert json.loads(weft(*words, "--nodes", "1")[1])["nodes"] == 1
+    words = ("plan", "llama-3.1-8b", "--accelerator", "gh200", "--format", "json")
+    assert json.loads(weft(*words)[1])["machine"]["gpus_per_node"] == 1
 
 
 def test_plan_in_every_format(weft: Run, tmp_path: Path) -> None:
@@ -215,6 +237,35 @@ def test_plan_in_every_format(weft: Run, tmp_path: Path) -> None:
     assert document["explanation"].startswith("pp4 is number")
     rows = list(csv.DictReader(io.StringIO(weft("plan", "llama-3.1-70b", "--format", "csv")[1])))
     assert [row["rank"] for row in rows] == [str(n + 1) for n in range(len(rows))]
+
+
+def test_calibrate_writes_a_file_that_predict_reads(
+    weft: Run,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("weft.predict.calibrate_accelerator.CPU_SIZES", SMALL)
+    app = app_with_default(
+        plan.plan, {"accelerator": calibrate_accelerator.calibrate_accelerator}, epilog=""
+    )
+    file = tmp_path / "here.json"
+    app(["accelerator", "--device", "cpu", "-o", str(file)], standalone_mode=False)
+    assert "matmul_tflops" in capsys.readouterr().out
+    words = ("--accelerator", str(file), "--fabric", "ethernet-10g", "--format", "json")
+    document = json.loads(weft("predict", "llama-3.2-1b", *words)[1])
+    assert document["accelerator"].startswith("cpu")
+    code, _, err = weft("predict", "llama-3.2-1b", "--accelerator", str(file))
+    assert code == 2
+    assert "--fabric NAME" in err
+    with pytest.raises(FileFormatError, match="create it"):
+        app(["accelerator", "-o", str(tmp_path / "no" / "x")], standalone_mode=False)
+
+
+def test_the_all_reduce_command_is_there(weft: Run) -> None:
+    code, out, _ = weft("predict", "allreduce", "--nodes", "2", "--sizes", "128K")
+    assert code == 0
+    assert "hierarchical" in out
 
 
 @pytest.mark.parametrize("objective", ["latency", "throughput", "goodput"])

@@ -14,7 +14,7 @@ from weft.errors import LayoutError, UserError, WorkloadError
 from weft.predict.fitting import fit, leave_one_out
 from weft.predict.latency import predict_latency
 from weft.predict.machines import USUAL_FABRIC, machine_named
-from weft.predict.measured import h200_runs
+from weft.predict.measured import h200_runs, measurements
 from weft.predict.prediction import FLOAT8, PARTS, Machine, Prediction
 from weft.predict.quantity import Estimate
 from weft.predict.scoreboard import TPOT, TTFT, score_runs
@@ -82,6 +82,21 @@ def test_no_step_is_faster_than_reading_the_weights_at_the_measured_ceiling() ->
     for layout, gpus in (("1", 1), ("tp2", 2), ("tp4", 4)):
         floor_ms = 2 * 7.505e9 / gpus / 4.8e12 * 1e3
         assert predict(layout=layout).tpot_ms.value > floor_ms
+
+
+def test_constants_stay_below_what_the_device_was_seen_to_do() -> None:
+    floors = measurements("h200x4")["floors"]
+    device = H200.accelerator
+    assert device.matmul_tflops.value <= floors["bf16_tflop_s"]
+    assert device.copy_gb_s.value <= 1e3 * floors["hbm_tb_s"]
+    assert device.stream_gb_s.value <= 4800
+    assert H200.fabric.intra.bandwidth_gb_s == pytest.approx(floors["p2p_copy_gb_s"], rel=0.01)
+
+
+def test_another_engine_on_the_same_gpu_is_near() -> None:
+    rows = measurements("h200x4")["gpt_fast"]["rows"]
+    alone = next(row for row in rows if row["tp"] == 1)
+    assert predict(layout="1").tpot_ms.value == pytest.approx(alone["tpot_ms"], rel=0.1)
 
 
 batches = st.integers(1, 64)

@@ -48,6 +48,10 @@ class Target:
     def models_request(self) -> bytes:
         return request_bytes(self.endpoint, "/v1/models", None, self.headers)
 
+    def profile_request(self, *, start: bool) -> bytes:
+        path = "/start_profile" if start else "/stop_profile"
+        return request_bytes(self.endpoint, path, b"{}", self.headers)
+
     @property
     def headers(self) -> dict[str, str]:
         return {} if self.api_key is None else {"Authorization": f"Bearer {self.api_key}"}

@@ -84,6 +84,15 @@ def _figure_blocks(document: Mapping[str, Any]) -> list[Prose | Table]:
     goodput = goodput_rows(document)
     if goodput:
         blocks.append(Table(caption="Goodput", rows=goodput))
+    communication = communication_rows(document)
+    if communication:
+        blocks.append(
+            Table(
+                caption="Inside collectives, mean of the requests",
+                rows=communication,
+                note="A request takes from each engine step its share of that step's communication.",
+            )
+        )
     blocks.append(Table(caption="What each definition states", rows=stated, folded=True))
     return blocks
 
@@ -101,6 +110,20 @@ def goodput_rows(document: Mapping[str, Any]) -> list[dict[str, Cell]]:
         for name, under in document["definitions"].items()
         if "goodput" in under
     ]
+
+
+def communication_rows(document: Mapping[str, Any]) -> list[dict[str, Cell]]:
+    """TTFT and TPOT with their parts inside collectives; empty without a profile."""
+    joined = document.get("communication")
+    if not joined:
+        return []
+    rows: list[dict[str, Cell]] = []
+    for metric in ("ttft", "tpot"):
+        part = joined[metric]
+        total = {"phase": "all", "op": "all", "mean_ms": part["communication_ms"]}
+        parts = (total | {"share": part["share"]}, *part["by"])
+        rows.extend({"of": metric, "of_ms": part["mean_ms"], **row} for row in parts)
+    return rows
 
 
 def _distributions(outcome: RunOutcome) -> list[Chart]:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from weft import __version__
+from weft.bench.serving.communication import PROFILE_SCHEMA, communication
 from weft.bench.serving.definitions import DEFINITIONS
 from weft.bench.serving.figures import Limits, figures
 from weft.bench.serving.payloads import Target
@@ -28,6 +29,7 @@ def to_json(
     *,
     settings: dict[str, Any],
     with_records: bool = False,
+    profile: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Everything that the run showed; times in milliseconds unless the name says otherwise."""
     document: dict[str, Any] = {
@@ -46,6 +48,8 @@ def to_json(
             for name, definition in DEFINITIONS.items()
         },
     }
+    if profile is not None and profile.get("schema") == PROFILE_SCHEMA:
+        document["communication"] = communication(profile, outcome.records)
     if with_records:
         document["records"] = [_record(record, outcome.start_s) for record in outcome.records]
     return document

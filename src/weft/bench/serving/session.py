@@ -37,17 +37,22 @@ class _WholeBody:
             self.ended.set_result(error)
 
 
-async def first_model(target: Target) -> str:
-    """The first model that ``/v1/models`` names."""
+async def _ask(target: Target, request: bytes) -> tuple[_WholeBody, str | None]:
+    """One short request; the error is None where there was an answer."""
     pool = ConnectionPool(endpoint=target.endpoint)
     answer = _WholeBody()
     try:
-        pool.submit(target.models_request(), answer)
-        error = await asyncio.wait_for(answer.ended, _ANSWER_S)
+        pool.submit(request, answer)
+        return answer, await asyncio.wait_for(answer.ended, _ANSWER_S)
     except TimeoutError:
-        error = f"no answer within {_ANSWER_S:g} s"
+        return answer, f"no answer within {_ANSWER_S:g} s"
     finally:
         pool.close()
+
+
+async def first_model(target: Target) -> str:
+    """The first model that ``/v1/models`` names."""
+    answer, error = await _ask(target, target.models_request())
     try:
         return str(json.loads(answer.body)["data"][0]["id"])
     except (ValueError, LookupError, TypeError):
@@ -56,6 +61,22 @@ async def first_model(target: Target) -> str:
             f"{target.endpoint.authority}: {reason}; is the server up, does it need --api-key, "
             "or give --model"
         ) from None
+
+
+async def switch_profile(target: Target, *, start: bool) -> dict[str, Any] | None:
+    """Start or stop the server's profiler; what it answers, where that is an object."""
+    answer, error = await _ask(target, target.profile_request(start=start))
+    if error or answer.status != 200:
+        reason = error or f"status {answer.status}"
+        raise EnvironmentUnavailable(
+            f"{target.endpoint.authority}: --profile: {reason} from "
+            f"/{'start' if start else 'stop'}_profile; does the server have its profiler on?"
+        )
+    try:
+        document = json.loads(answer.body)
+    except ValueError:
+        return None
+    return document if isinstance(document, dict) else None
 
 
 async def usable_target(target: Target, spec: RequestSpec, timeout_s: float) -> Target:
@@ -103,17 +124,23 @@ async def benchmark(
     load: Load,
     *,
     num_warm_up: int,
+    profile: bool = False,
     on_progress: Callable[[Snapshot], None] | None = None,
-) -> tuple[Target, RunOutcome]:
-    """Trial, warm-up, run. Returns the target as it was really asked, and all records.
+) -> tuple[Target, RunOutcome, dict[str, Any] | None]:
+    """Trial, warm-up, run. Returns the target as it was really asked, all records, the profile.
 
-    Raises EnvironmentUnavailable where the server does not answer the trial request.
+    ``profile`` starts and stops the server's profiler around the run. Raises
+    EnvironmentUnavailable where the server does not answer the trial request.
     """
     if not target.model:
         target = replace(target, model=await first_model(target))
     usable = await usable_target(target, load.specs[0], load.timeout_s)
     await warm_up(usable, load, num_warm_up)
-    return usable, await run_load(usable, load, on_progress=on_progress)
+    if not profile:
+        return usable, await run_load(usable, load, on_progress=on_progress), None
+    await switch_profile(usable, start=True)
+    outcome = await run_load(usable, load, on_progress=on_progress)
+    return usable, outcome, await switch_profile(usable, start=False)
 
 
 def run_event_loop(main: Any) -> Any:

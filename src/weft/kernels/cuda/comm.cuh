@@ -138,6 +138,8 @@ __device__ __noinline__ void raise_fault(const Comm& comm, u32 step, u32 epoch, 
   fault->raised = 1;
 }
 
+__device__ __forceinline__ u32 block_of_grid() { return blockIdx.y * gridDim.x + blockIdx.x; }
+
 // ---- one call -----------------------------------------------------------------------------------
 
 struct Call {
@@ -153,7 +155,7 @@ struct Call {
   __device__ __forceinline__ explicit Call(const Comm& shared) : comm(shared) {
     header = reinterpret_cast<Header*>(comm.peer[0]);
     wait_for_kernel_before();
-    epoch = peek_word(&header->epoch[blockIdx.x]) + 1;
+    epoch = peek_word(&header->epoch[block_of_grid()]) + 1;
     poisoned = peek_word(&header->poison) != 0;
     let_next_kernel_start();
     mailbox = kHeaderBytes + (epoch & 1) * comm.mailbox_bytes;
@@ -185,7 +187,7 @@ struct Call {
 
   // For diagnosis: say that we are here. After the payload, off the critical path.
   __device__ __forceinline__ void announce() const {
-    if (blockIdx.x == 0 && threadIdx.x > 0 && threadIdx.x < kWorld) {
+    if (block_of_grid() == 0 && threadIdx.x > 0 && threadIdx.x < kWorld) {
       Header* peer = reinterpret_cast<Header*>(comm.peer[threadIdx.x]);
       if (peer != nullptr) push_word(&peer->entered[comm.rank], epoch);
     }
@@ -195,7 +197,9 @@ struct Call {
   __device__ __forceinline__ void finish() const {
     if (poisoned && threadIdx.x == 0) raise_fault(comm, 0, epoch, comm.rank);
     __syncthreads();
-    for (u32 b = blockIdx.x + threadIdx.x * gridDim.x; b < kMaxBlocks; b += blockDim.x * gridDim.x) {
+    const u32 num_blocks = gridDim.y * gridDim.x;
+    for (u32 b = block_of_grid() + threadIdx.x * num_blocks; b < kMaxBlocks;
+         b += blockDim.x * num_blocks) {
       header->epoch[b] = epoch;
     }
   }

@@ -125,6 +125,7 @@ struct HostLinkRecord {  // mirrored in host_link.py
   u8* out_flag;          // [parity][chunk]
   u8* in_flag;           // [parity][node][chunk]
   u32* shape;            // [parity]{vectors of the part, vectors of a chunk, epoch, 0}
+  u32* entered;          // [node]: an epoch that our counterpart there said it had entered
   u64 part_bytes;        // room for one part
   u32 max_chunks;
   u32 unused;
@@ -175,7 +176,10 @@ struct HostLink {
       if (++spins % 16 != 0) continue;
       const u64 now = nanoseconds();
       if (deadline == 0) deadline = now + call.comm.timeout_ns;
-      if (now > deadline || peek_word(&call.header->poison) != 0) {
+      // A counterpart that is there itself waits for another rank of its node. Whoever misses
+      // that rank poisons us within moments; only then name the counterpart.
+      const u64 grace = peek_word(record.entered + from) == call.epoch ? call.comm.timeout_ns / 4 : 0;
+      if (now > deadline + grace || peek_word(&call.header->poison) != 0) {
         raise_fault(call.comm, kStepBetweenNodes, call.epoch, from * kPlaces + place);
         return false;
       }

@@ -6,31 +6,36 @@
 //   output   = weight * rounded(residual / rms(residual))
 //
 // A cluster of 1 to 8 blocks handles one row at a time, one vector a thread, so that a short
-// batch still spreads over several multiprocessors.
+// batch still spreads over several multiprocessors. Grid: (blocks of a cluster, rows at a time), so
+// gridDim.x is the size of a cluster and blockIdx.x the place in it.
+// All pointers are multiples of 16 and rows are whole vectors: no masked paths, short code.
 #include "comm.cuh"
 
 constexpr int kMaxWarps = 64;  // of a cluster: 2048 vectors a row
 
 struct Rows {
-  Tensor input;
-  Tensor residual;
-  Tensor weight;
-  Tensor output;
+  const Vec* input;
+  Vec* residual;
+  const Vec* weight;
+  Vec* output;
   u32 num_rows;
   u32 row_vectors;  // vectors of a row; the hidden size is a multiple of kElements
+  float per_element;  // 1 / hidden
   float epsilon;
 };
 
-__device__ __forceinline__ u32 cluster_blocks() {
-  u32 value;
-  asm("mov.u32 %0, %cluster_nctarank;" : "=r"(value));
+__device__ __forceinline__ Vec load(const Vec* vec) {
+  Vec value;
+  asm volatile("ld.global.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];"
+               : "=r"(value.w[0]), "=r"(value.w[1]), "=r"(value.w[2]), "=r"(value.w[3])
+               : "l"(vec));
   return value;
 }
 
-__device__ __forceinline__ u32 block_in_cluster() {
-  u32 value;
-  asm("mov.u32 %0, %cluster_ctarank;" : "=r"(value));
-  return value;
+__device__ __forceinline__ void store(Vec* vec, const Vec& value) {
+  asm volatile("st.global.v4.u32 [%0], {%1,%2,%3,%4};" ::"l"(vec), "r"(value.w[0]),
+               "r"(value.w[1]), "r"(value.w[2]), "r"(value.w[3])
+               : "memory");
 }
 
 __device__ __forceinline__ float round_to_element(float value) {
@@ -47,31 +52,90 @@ __device__ __forceinline__ float sum_over_warp(float value) {
   return value;
 }
 
-// The sum over all threads of the cluster, in a fixed order. Every warp writes its share into
-// every block, so one barrier is enough; `turn` alternates the buffers from row to row.
-__device__ __forceinline__ float sum_over_cluster(float value, u32 turn) {
-  __shared__ float share[2][kMaxWarps];
-  const u32 warps = blockDim.x / 32;
-  const u32 lane = threadIdx.x % 32;
-  value = sum_over_warp(value);
-  const u32 blocks = cluster_blocks();
-  if (lane < blocks) {
-    const float* place = &share[turn % 2][block_in_cluster() * warps + threadIdx.x / 32];
-    u32 address = static_cast<u32>(__cvta_generic_to_shared(place));
-    asm volatile("mapa.shared::cluster.u32 %0, %0, %1;" : "+r"(address) : "r"(lane));
-    asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(address), "f"(value) : "memory");
-  }
-  asm volatile("barrier.cluster.arrive.release.aligned;\n\tbarrier.cluster.wait.acquire.aligned;" ::
-                   : "memory");
-  const volatile float* mine = share[turn % 2];
-  float total = lane < blocks * warps ? mine[lane] : 0.0f;
-  if (lane + 32 < blocks * warps) total += mine[lane + 32];
-  return sum_over_warp(total);
+__device__ __forceinline__ u32 shared_address(const void* pointer) {
+  return static_cast<u32>(__cvta_generic_to_shared(pointer));
 }
 
+// The same shared variable in block `block` of the cluster.
+__device__ __forceinline__ u32 in_block(u32 address, u32 block) {
+  u32 remote;
+  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(remote) : "r"(address), "r"(block));
+  return remote;
+}
+
+// Sums over all threads of a cluster, in a fixed order. Every warp stores its share into every
+// block together with its count (st.async), so nothing waits for the stores to other GPUs that
+// are still under way, as a barrier with release semantics would. `turn` numbers the sums.
+struct ClusterSum {
+  float (&share)[2][kMaxWarps];
+  u64 (&arrived)[2];
+
+  // Before anything else, by all threads.
+  __device__ __forceinline__ void prepare() const {
+    if (gridDim.x == 1) return;
+    if (threadIdx.x == 0) {
+      for (int i = 0; i < 2; ++i) {
+        asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(shared_address(&arrived[i])));
+      }
+      asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+    }
+    asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
+    asm volatile("barrier.cluster.wait.aligned;" ::: "memory");
+  }
+
+  __device__ __forceinline__ float over(float value, u32 turn) const {
+    const u32 shares = gridDim.x * (blockDim.x / 32);
+    const u32 lane = threadIdx.x % 32;
+    value = sum_over_warp(value);
+    if (gridDim.x == 1) {
+      if (lane == 0) share[turn % 2][threadIdx.x / 32] = value;
+      __syncthreads();
+    } else if (!exchange(value, turn, shares)) {
+      return __int_as_float(0x7FC00000);
+    }
+    const volatile float* mine = share[turn % 2];
+    float total = lane < shares ? mine[lane] : 0.0f;
+    if (lane + 32 < shares) total += mine[lane + 32];
+    return sum_over_warp(total);
+  }
+
+  __device__ __forceinline__ bool exchange(float value, u32 turn, u32 shares) const {
+    const u32 lane = threadIdx.x % 32;
+    const u32 barrier = shared_address(&arrived[turn % 2]);
+    if (threadIdx.x == 0) {
+      asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier),
+                   "r"(shares * 4)
+                   : "memory");
+    }
+    if (lane < gridDim.x) {
+      const u32 warp = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
+      const u32 place = in_block(shared_address(&share[turn % 2][warp]), lane);
+      asm volatile(
+          "st.async.shared::cluster.mbarrier::complete_tx::bytes.u32 [%0], %1, [%2];" ::"r"(place),
+          "r"(__float_as_uint(value)), "r"(in_block(barrier, lane))
+          : "memory");
+    }
+    u64 deadline = 0;
+    for (u32 spins = 1;; ++spins) {
+      u32 complete;
+      asm volatile(
+          "{\n\t.reg .pred p;\n\t"
+          "mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n\t"
+          "selp.u32 %0, 1, 0, p;\n\t}"
+          : "=r"(complete)
+          : "r"(barrier), "r"(turn / 2 % 2)
+          : "memory");
+      if (complete != 0) return true;
+      if (spins % kSpinsPerClockRead != 0) continue;
+      if (deadline == 0) deadline = nanoseconds() + 1000000000;
+      if (nanoseconds() > deadline) return false;  // every warp comes here, so only a fault can
+    }
+  }
+};
+
 // Add the reduced vector of this thread to the residual, normalise the row and store both.
-__device__ __forceinline__ void add_and_normalise(const Rows& rows, u32 row, u32 column,
-                                                  u32 turn, const Vec& sum, const Vec& residual,
+__device__ __forceinline__ void add_and_normalise(const Rows& rows, const ClusterSum& sums,
+                                                  u32 row, u32 column, u32 turn, const Vec& sum, const Vec& residual,
                                                   const Vec& weight, bool complete) {
   const bool inside = column < rows.row_vectors;
   const u64 place = static_cast<u64>(row) * rows.row_vectors + column;
@@ -86,50 +150,39 @@ __device__ __forceinline__ void add_and_normalise(const Rows& rows, u32 row, u32
       value[i] = round_to_element(added[i] + value[i]);
       squares += value[i] * value[i];
     }
-    if (complete) rows.residual.store(place, pack(value));
+    if (complete) store(rows.residual + place, pack(value));
   }
   if (!complete) squares = __int_as_float(0x7FC00000);  // a row with a hole is no number at all
-  const float mean = sum_over_cluster(squares, turn) / (rows.row_vectors * kElements);
-  const float scale = rsqrtf(mean + rows.epsilon);
+  const float mean = sums.over(squares, turn) * rows.per_element;
+  float scale;
+  asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(scale) : "f"(mean + rows.epsilon));
   if (!inside || !complete) return;
   float factor[kElements];
   unpack(weight, factor);
 #pragma unroll
   for (int i = 0; i < kElements; ++i) value[i] = factor[i] * round_to_element(value[i] * scale);
-  rows.output.store(place, pack(value));
-}
-
-// hidden: elements of a row.
-__device__ __forceinline__ Rows rows_of(const void* input, void* residual, const void* weight,
-                                        void* output, u32 num_rows, u32 hidden, float epsilon) {
-  const u64 count = static_cast<u64>(num_rows) * hidden;
-  return Rows{Tensor(input, count),
-              Tensor(residual, count),
-              Tensor(weight, hidden),
-              Tensor(output, count),
-              num_rows,
-              hidden / kElements,
-              epsilon};
+  store(rows.output + place, pack(value));
 }
 
 extern "C" __global__ void __launch_bounds__(1024, 1) all_reduce_residual_rms_norm(
-    const __grid_constant__ Comm comm, const void* input, void* residual, const void* weight,
-    void* output, u32 num_rows, u32 hidden, float epsilon) {
-  const Rows rows = rows_of(input, residual, weight, output, num_rows, hidden, epsilon);
+    const __grid_constant__ Comm comm, const __grid_constant__ Rows rows) {
+  __shared__ float share[2][kMaxWarps];
+  __shared__ u64 arrived_shares[2];
+  const ClusterSum sums{share, arrived_shares};
+  sums.prepare();
   const Call call(comm);
   const u32 num_vectors = rows.num_rows * rows.row_vectors;
-  const u32 column = block_in_cluster() * blockDim.x + threadIdx.x;
+  const u32 column = blockIdx.x * blockDim.x + threadIdx.x;
   const bool inside = column < rows.row_vectors;
   u32 turn = 0;
-  for (u32 row = blockIdx.x / cluster_blocks(); row < rows.num_rows;
-       row += gridDim.x / cluster_blocks(), ++turn) {
+  for (u32 row = blockIdx.y; row < rows.num_rows; row += gridDim.y, ++turn) {
     const u32 index = row * rows.row_vectors + column;
     u32 slot[kWorld];
     u32 pending = 0;
     Vec own;
     Vec added;
     Vec weights;
-    if (inside) own = sendable(rows.input.load(index));
+    if (inside) own = sendable(load(rows.input + index));
 #pragma unroll
     for (int k = 1; k < kWorld; ++k) {
       if (inside && !call.poisoned) {
@@ -138,8 +191,8 @@ extern "C" __global__ void __launch_bounds__(1024, 1) all_reduce_residual_rms_no
     }
     if (turn == 0) call.announce();
     if (inside) {
-      added = rows.residual.load(index);
-      weights = rows.weight.load(column);
+      added = load(rows.residual + index);
+      weights = load(rows.weight + column);
     }
 #pragma unroll
     for (int s = 0; s < kWorld; ++s) {
@@ -148,33 +201,35 @@ extern "C" __global__ void __launch_bounds__(1024, 1) all_reduce_residual_rms_no
     }
     Vec received[kWorld];
     const bool complete = !call.poisoned && call.wait(slot, received, pending, kStepExchange);
+    __syncwarp();  // lanes leave the wait one by one; shuffles of a split warp cost 0.9 us
     const Vec sum = reduce_in_rank_order(own, received, comm.rank);
-    add_and_normalise(rows, row, column, turn, sum, added, weights, complete);
     if (complete) call.clear(slot, pending);
+    add_and_normalise(rows, sums, row, column, turn, sum, added, weights, complete);
   }
   call.finish();
 }
 
 extern "C" __global__ void __launch_bounds__(1024, 1)
-    residual_rms_norm(const void* input, void* residual, const void* weight, void* output,
-                      u32 num_rows, u32 hidden, float epsilon) {
-  const Rows rows = rows_of(input, residual, weight, output, num_rows, hidden, epsilon);
-  const u32 column = block_in_cluster() * blockDim.x + threadIdx.x;
+    residual_rms_norm(const __grid_constant__ Rows rows) {
+  const u32 column = blockIdx.x * blockDim.x + threadIdx.x;
   const bool inside = column < rows.row_vectors;
+  __shared__ float share[2][kMaxWarps];
+  __shared__ u64 arrived_shares[2];
+  const ClusterSum sums{share, arrived_shares};
+  sums.prepare();
   wait_for_kernel_before();
   let_next_kernel_start();
   u32 turn = 0;
-  for (u32 row = blockIdx.x / cluster_blocks(); row < rows.num_rows;
-       row += gridDim.x / cluster_blocks(), ++turn) {
+  for (u32 row = blockIdx.y; row < rows.num_rows; row += gridDim.y, ++turn) {
     const u64 index = static_cast<u64>(row) * rows.row_vectors + column;
     Vec sum;
     Vec added;
     Vec weights;
     if (inside) {
-      sum = rows.input.load(index);
-      added = rows.residual.load(index);
-      weights = rows.weight.load(column);
+      sum = load(rows.input + index);
+      added = load(rows.residual + index);
+      weights = load(rows.weight + column);
     }
-    add_and_normalise(rows, row, column, turn, sum, added, weights, true);
+    add_and_normalise(rows, sums, row, column, turn, sum, added, weights, true);
   }
 }

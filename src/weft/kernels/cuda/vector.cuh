@@ -109,16 +109,18 @@ struct Tensor {
                    : "l"(data + index * 16));
       return vec;
     }
-    vec = Vec{{0, 0, 0, 0}};
-#pragma unroll
-    for (int i = 0; i < kElements; ++i) {
+    u64 half[2] = {0, 0};
+#pragma unroll 1
+    for (int i = 0; i < kElements; ++i) {  // rare: short code matters more than speed
       const u64 element = index * kElements + i;
-      if (element < num_elements) {
-        const u32 bits = reinterpret_cast<const volatile Bits*>(data)[element];
-        vec.w[i * kElementBytes / 4] |= bits << (8 * ((i * kElementBytes) % 4));
-      }
+      if (element >= num_elements) break;
+      const u64 bits = reinterpret_cast<const volatile Bits*>(data)[element];
+      const u64 shifted = bits << (8 * kElementBytes * i % 64);
+      half[0] |= i * 2 < kElements ? shifted : 0;
+      half[1] |= i * 2 < kElements ? 0 : shifted;
     }
-    return vec;
+    return Vec{{static_cast<u32>(half[0]), static_cast<u32>(half[0] >> 32),
+                static_cast<u32>(half[1]), static_cast<u32>(half[1] >> 32)}};
   }
 
   // Elements past the end are not written.
@@ -129,13 +131,15 @@ struct Tensor {
                    : "memory");
       return;
     }
-#pragma unroll
+    const u64 low = static_cast<u64>(vec.w[1]) << 32 | vec.w[0];
+    const u64 high = static_cast<u64>(vec.w[3]) << 32 | vec.w[2];
+#pragma unroll 1
     for (int i = 0; i < kElements; ++i) {
       const u64 element = index * kElements + i;
-      if (element < num_elements) {
-        reinterpret_cast<volatile Bits*>(data)[element] =
-            static_cast<Bits>(vec.w[i * kElementBytes / 4] >> (8 * ((i * kElementBytes) % 4)));
-      }
+      if (element >= num_elements) break;
+      const u64 half = i * 2 < kElements ? low : high;
+      reinterpret_cast<volatile Bits*>(data)[element] =
+          static_cast<Bits>(half >> (8 * kElementBytes * i % 64));
     }
   }
 };

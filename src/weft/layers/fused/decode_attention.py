@@ -4,7 +4,9 @@ Each block of the grid takes one sequence, one key-value head (with the query he
 share it) and one part of the context; the block that finishes last adds the parts up, in
 a fixed order. The new key and value come from ``qkv``, the others from the paged cache.
 
-Shapes: B sequences, H query heads, K key-value heads, D head_dim, P cache slots.
+Shapes: B sequences, H query heads, K key-value heads, D head_dim, P cache slots. The memory
+of a cache [P, K, D] is used as [blocks, K, block size, D], so that what one head reads of a
+block lies together.
 """
 
 from __future__ import annotations
@@ -13,9 +15,10 @@ import torch
 import triton
 import triton.language as tl
 
-from weft.layers.fused.language import begin, launch_options
+from weft.layers.fused.language import begin, launch_options, prefetch_row
 
-BLOCK_TOKENS = 64
+BLOCKS = 512
+"""Blocks of the grid that fill a GPU."""
 
 
 @triton.jit
@@ -32,26 +35,43 @@ def _rotated_head(at, HALF: tl.constexpr, norm_ptr, cos, sin, eps, HAS_NORM: tl.
 
 
 @triton.jit
+def _prefetch(
+    keys_ptr, values_ptr, blocks_ptr, start, stop, kv_head,
+    NUM_KV_HEADS: tl.constexpr, D: tl.constexpr, BLOCK_SIZE: tl.constexpr,
+    BLOCK_TOKENS: tl.constexpr,
+):  # fmt: skip
+    """Bring the first keys and values into the L2 cache: older steps wrote them."""
+    token = start + tl.arange(0, BLOCK_TOKENS)
+    inside = token < stop
+    block = tl.load(blocks_ptr + token // BLOCK_SIZE, mask=inside, other=0).to(tl.int64)
+    at = ((block * NUM_KV_HEADS + kv_head) * BLOCK_SIZE + token % BLOCK_SIZE) * D
+    at = tl.where(inside, at, 0)
+    prefetch_row(keys_ptr, at, D)
+    prefetch_row(values_ptr, at, D)
+
+
+@triton.jit(do_not_specialize=["max_splits"])
 def _decode_attention(
     qkv_ptr, cos_sin_ptr, query_norm_ptr, key_norm_ptr, keys_ptr, values_ptr,
-    table_ptr, lengths_ptr, out_ptr, partial_ptr, counters_ptr,
-    table_stride, eps, scale,
+    table_ptr, rows_ptr, lengths_ptr, out_ptr, partial_ptr, counters_ptr,
+    table_stride, eps, scale, max_splits,
     NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, HALF: tl.constexpr,
-    GROUP: tl.constexpr, BLOCK_GROUP: tl.constexpr, BLOCK_SIZE: tl.constexpr,
-    BLOCK_TOKENS: tl.constexpr, MAX_SPLITS: tl.constexpr, WINDOW: tl.constexpr,
+    GROUP: tl.constexpr, BLOCK_GROUP: tl.constexpr, SMALL_GROUP: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr, BLOCK_TOKENS: tl.constexpr, WINDOW: tl.constexpr,
     HAS_NORM: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     D: tl.constexpr = 2 * HALF
     sequence = tl.program_id(2)
     kv_head = tl.program_id(1)
     split = tl.program_id(0)
-    begin(DEPENDENT)
+    # Lengths, rows and the table do not change within a step: they may be read at once.
     length = tl.load(lengths_ptr + sequence)
+    blocks_ptr = table_ptr + tl.load(rows_ptr + sequence).to(tl.int64) * table_stride
     last = length - 1
     lowest = 0
     if WINDOW > 0:
         lowest = tl.maximum(length - WINDOW, 0)
-    per_split = tl.cdiv(tl.cdiv(last - lowest, MAX_SPLITS), BLOCK_TOKENS) * BLOCK_TOKENS
+    per_split = tl.cdiv(tl.cdiv(last - lowest, max_splits), BLOCK_TOKENS) * BLOCK_TOKENS
     per_split = tl.maximum(per_split, BLOCK_TOKENS)
     num_splits = tl.maximum(tl.cdiv(last - lowest, per_split), 1)
     if split >= num_splits:
@@ -65,6 +85,12 @@ def _decode_attention(
     head = kv_head * GROUP + tl.minimum(member, GROUP - 1)
     cos = tl.load(cos_sin_ptr + last * D + half)
     sin = tl.load(cos_sin_ptr + last * D + HALF + half)
+    if DEPENDENT:
+        _prefetch(
+            keys_ptr, values_ptr, blocks_ptr, start, stop, kv_head,
+            NUM_KV_HEADS, D, BLOCK_SIZE, BLOCK_TOKENS,
+        )  # fmt: skip
+    begin(DEPENDENT)
     row_ptr = qkv_ptr + sequence.to(tl.int64) * (NUM_HEADS + 2 * NUM_KV_HEADS) * D
     q_first, q_second = _rotated_head(
         row_ptr + head[:, None] * D, HALF, query_norm_ptr, cos, sin, eps, HAS_NORM
@@ -83,9 +109,8 @@ def _decode_attention(
         k_first, k_second = _rotated_head(key_ptr, HALF, key_norm_ptr, cos, sin, eps, HAS_NORM)
         k_first, k_second = k_first.to(element), k_second.to(element)
         value = tl.load(row_ptr + (NUM_HEADS + NUM_KV_HEADS + kv_head) * D + wide)
-        block = tl.load(table_ptr + sequence * table_stride + last // BLOCK_SIZE)
-        slot = block.to(tl.int64) * BLOCK_SIZE + last % BLOCK_SIZE
-        at = (slot * NUM_KV_HEADS + kv_head) * D
+        block = tl.load(blocks_ptr + last // BLOCK_SIZE).to(tl.int64)
+        at = ((block * NUM_KV_HEADS + kv_head) * BLOCK_SIZE + last % BLOCK_SIZE) * D
         tl.store(keys_ptr + at + half, k_first)
         tl.store(keys_ptr + at + HALF + half, k_second)
         tl.store(values_ptr + at + wide, value)
@@ -98,11 +123,11 @@ def _decode_attention(
     for first_token in range(start, stop, BLOCK_TOKENS):
         token = first_token + offsets
         inside = token < stop
-        block = tl.load(
-            table_ptr + sequence * table_stride + token // BLOCK_SIZE, mask=inside, other=0
-        )
-        slot = block.to(tl.int64) * BLOCK_SIZE + token % BLOCK_SIZE
-        at = (slot * NUM_KV_HEADS + kv_head) * D
+        if BLOCK_SIZE % BLOCK_TOKENS == 0 and WINDOW == 0:
+            block = tl.load(blocks_ptr + first_token // BLOCK_SIZE).to(tl.int64)
+        else:
+            block = tl.load(blocks_ptr + token // BLOCK_SIZE, mask=inside, other=0).to(tl.int64)
+        at = ((block * NUM_KV_HEADS + kv_head) * BLOCK_SIZE + token % BLOCK_SIZE) * D
         k_first = tl.load(keys_ptr + at[:, None] + half, mask=inside[:, None], other=0.0)
         k_second = tl.load(keys_ptr + at[:, None] + HALF + half, mask=inside[:, None], other=0.0)
         scores = tl.dot(q_first, tl.trans(k_first)) + tl.dot(q_second, tl.trans(k_second))
@@ -110,9 +135,7 @@ def _decode_attention(
         higher = tl.maximum(maximum, tl.max(scores, axis=1))
         shrink = tl.exp(maximum - higher)
         weights = tl.exp(scores - higher[:, None])
-        values = tl.load(
-            values_ptr + at[:, None] + wide[None, :], mask=inside[:, None], other=0.0
-        )
+        values = tl.load(values_ptr + at[:, None] + wide[None, :], mask=inside[:, None], other=0.0)
         total = total * shrink + tl.sum(weights, axis=1)
         acc = acc * shrink[:, None] + tl.dot(weights.to(element), values)
         maximum = higher
@@ -123,30 +146,50 @@ def _decode_attention(
         tl.store(out_at, (acc / total[:, None]).to(element), mask=own)
         return
 
-    pair = sequence * NUM_KV_HEADS + kv_head
-    size: tl.constexpr = BLOCK_GROUP * (D + 2)
-    mine = partial_ptr + (pair.to(tl.int64) * MAX_SPLITS + split) * size
-    tl.store(mine + member[:, None] * D + wide[None, :], acc)
-    tl.store(mine + BLOCK_GROUP * D + member, maximum)
-    tl.store(mine + BLOCK_GROUP * (D + 1) + member, total)
+    pair = (sequence * NUM_KV_HEADS + kv_head).to(tl.int64)
+    size: tl.constexpr = SMALL_GROUP * (D + 2)
+    mine = partial_ptr + (pair * max_splits + split) * size
+    tl.store(mine + member[:, None] * D + wide[None, :], acc, mask=own)
+    tl.store(mine + SMALL_GROUP * D + member, maximum, mask=member < GROUP)
+    tl.store(mine + SMALL_GROUP * (D + 1) + member, total, mask=member < GROUP)
     tl.debug_barrier()
     if tl.atomic_add(counters_ptr + pair, 1) != num_splits - 1:
         return
     tl.store(counters_ptr + pair, 0)
-    maximum = tl.full([BLOCK_GROUP], float("-inf"), tl.float32)
-    total = tl.zeros([BLOCK_GROUP], tl.float32)
-    acc = tl.zeros([BLOCK_GROUP, D], tl.float32)
-    for other in range(0, num_splits):
-        part = partial_ptr + (pair.to(tl.int64) * MAX_SPLITS + other) * size
-        its_maximum = tl.load(part + BLOCK_GROUP * D + member, cache_modifier=".cg")
-        its_total = tl.load(part + BLOCK_GROUP * (D + 1) + member, cache_modifier=".cg")
-        its_acc = tl.load(part + member[:, None] * D + wide[None, :], cache_modifier=".cg")
-        higher = tl.maximum(maximum, its_maximum)
-        old, new = tl.exp(maximum - higher), tl.exp(its_maximum - higher)
-        total = total * old + its_total * new
-        acc = acc * old[:, None] + its_acc * new[:, None]
-        maximum = higher
-    tl.store(out_at, (acc / total[:, None]).to(element), mask=own)
+    small = tl.arange(0, SMALL_GROUP)
+    valid = small < GROUP
+    best = tl.full([SMALL_GROUP], float("-inf"), tl.float32)
+    weight_sum = tl.zeros([SMALL_GROUP], tl.float32)
+    mixed = tl.zeros([SMALL_GROUP, D], tl.float32)
+    for first_part in range(0, num_splits, 8):
+        part = first_part + tl.arange(0, 8)
+        real = (part < num_splits)[:, None] & valid[None, :]
+        at = partial_ptr + (pair * max_splits + part)[:, None] * size
+        maxima = tl.load(
+            at + SMALL_GROUP * D + small[None, :],
+            mask=real, other=float("-inf"), cache_modifier=".cg",
+        )  # fmt: skip
+        totals = tl.load(
+            at + SMALL_GROUP * (D + 1) + small[None, :], mask=real, other=0.0, cache_modifier=".cg"
+        )
+        parts = tl.load(
+            at[:, :, None] + small[None, :, None] * D + wide[None, None, :],
+            mask=real[:, :, None], other=0.0, cache_modifier=".cg",
+        )  # fmt: skip
+        higher = tl.maximum(best, tl.max(maxima, axis=0))
+        higher = tl.where(valid, higher, 0.0)
+        keep = tl.where(valid, tl.exp(best - higher), 0.0)
+        weights = tl.exp(maxima - higher[None, :])
+        weight_sum = weight_sum * keep + tl.sum(weights * totals, axis=0)
+        mixed = mixed * keep[:, None] + tl.sum(parts * weights[:, :, None], axis=0)
+        best = higher
+    weight_sum = tl.where(valid, weight_sum, 1.0)
+    out_row = out_ptr + sequence.to(tl.int64) * NUM_HEADS * D + kv_head * GROUP * D
+    tl.store(
+        out_row + small[:, None] * D + wide[None, :],
+        (mixed / weight_sum[:, None]).to(element),
+        mask=valid[:, None],
+    )
 
 
 class DecodeWorkspace:
@@ -157,17 +200,17 @@ class DecodeWorkspace:
     ) -> None:
         self.num_kv_heads, self.head_dim = num_kv_heads, head_dim
         self.group = num_heads // num_kv_heads
-        self.block_group = max(16, triton.next_power_of_2(self.group))
-        pairs = max_batch * num_kv_heads
-        splits = max(self.splits(batch) * batch for batch in range(1, max_batch + 1))
-        size = splits * num_kv_heads * self.block_group * (head_dim + 2)
+        self.small_group = triton.next_power_of_2(self.group)
+        parts = max(self.splits(batch) * batch for batch in range(1, max_batch + 1))
+        size = parts * num_kv_heads * self.small_group * (head_dim + 2)
         self.partial = torch.empty(size, dtype=torch.float32, device=like.device)
-        self.counters = torch.zeros(pairs, dtype=torch.int32, device=like.device)
+        self.counters = torch.zeros(
+            max_batch * num_kv_heads, dtype=torch.int32, device=like.device
+        )
 
     def splits(self, batch: int) -> int:
         """Parts of the context for a batch: enough blocks to fill the GPU."""
-        wanted = 512 // (batch * self.num_kv_heads)
-        return max(1, min(64, 1 << max(0, wanted).bit_length() >> 1))
+        return max(1, min(32, BLOCKS // (batch * self.num_kv_heads)))
 
 
 def decode_attention(
@@ -176,6 +219,7 @@ def decode_attention(
     keys: torch.Tensor,
     values: torch.Tensor,
     table: torch.Tensor,
+    rows: torch.Tensor,
     lengths: torch.Tensor,
     workspace: DecodeWorkspace,
     *,
@@ -184,27 +228,30 @@ def decode_attention(
     eps: float = 0.0,
     window: int | None = None,
     splits: int | None = None,
-    block_tokens: int = BLOCK_TOKENS,
+    block_tokens: int | None = None,
     num_warps: int = 4,
-    num_stages: int = 3,
+    num_stages: int = 2,
 ) -> torch.Tensor:
     """qkv [B, (H + 2 K) D] of one new token a sequence -> [B, H D].
 
-    keys, values [P, K, D]: the cache, which gets the new row; table [B, ..] int32: block
-    numbers; lengths [B] int32: positions, the new one included; cos_sin [.., D] fp32.
+    keys, values [P, K, D]: the cache, which gets the new row; rows, lengths [B] int32:
+    each sequence's row of table [.., ..] int32 (its block numbers) and its positions, the
+    new one included; cos_sin [.., D] fp32. Table, rows and lengths must not be written by
+    the kernels just in front of this one.
     """
     batch, num_kv_heads, head_dim = qkv.shape[0], workspace.num_kv_heads, workspace.head_dim
     num_heads = num_kv_heads * workspace.group
     out = qkv.new_empty((batch, num_heads * head_dim))
     splits = splits or workspace.splits(batch)
+    block_tokens = block_tokens or (32 if batch <= 4 else 64)
     query_norm, key_norm = norms or (qkv, qkv)
     _decode_attention[(splits, num_kv_heads, batch)](
-        qkv, cos_sin, query_norm, key_norm, keys, values, table, lengths, out,
-        workspace.partial, workspace.counters, table.stride(0), eps, head_dim**-0.5,
+        qkv, cos_sin, query_norm, key_norm, keys, values, table, rows, lengths, out,
+        workspace.partial, workspace.counters, table.stride(0), eps, head_dim**-0.5, splits,
         NUM_HEADS=num_heads, NUM_KV_HEADS=num_kv_heads, HALF=head_dim // 2,
-        GROUP=workspace.group, BLOCK_GROUP=workspace.block_group, BLOCK_SIZE=block_size,
-        BLOCK_TOKENS=block_tokens, MAX_SPLITS=splits, WINDOW=window or 0,
-        HAS_NORM=norms is not None, num_warps=num_warps, num_stages=num_stages,
-        **launch_options(qkv),
+        GROUP=workspace.group, BLOCK_GROUP=max(16, workspace.small_group),
+        SMALL_GROUP=workspace.small_group, BLOCK_SIZE=block_size, BLOCK_TOKENS=block_tokens,
+        WINDOW=window or 0, HAS_NORM=norms is not None, num_warps=num_warps,
+        num_stages=num_stages, **launch_options(qkv),
     )  # fmt: skip
     return out

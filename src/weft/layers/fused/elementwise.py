@@ -75,7 +75,8 @@ def _rotate_and_store(
     qkv_ptr, cos_sin_ptr, positions_ptr, slots_ptr, keys_ptr, values_ptr,
     query_norm_ptr, key_norm_ptr, eps,
     NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, HALF: tl.constexpr,
-    BLOCK_HEADS: tl.constexpr, HAS_NORM: tl.constexpr, DEPENDENT: tl.constexpr,
+    BLOCK_HEADS: tl.constexpr, BLOCK_SIZE: tl.constexpr, HAS_NORM: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     begin(DEPENDENT)
     row = tl.program_id(0).to(tl.int64)
@@ -104,16 +105,15 @@ def _rotate_and_store(
     tl.store(at, turned_first, mask=is_rotated[:, None])
     tl.store(at + HALF, turned_second, mask=is_rotated[:, None])
     is_key = (is_rotated & (heads >= NUM_HEADS))[:, None]
-    key_at = slot * NUM_KV_HEADS * 2 * HALF + (heads - NUM_HEADS)[:, None] * 2 * HALF
+    first_head = slot // BLOCK_SIZE * NUM_KV_HEADS * BLOCK_SIZE + slot % BLOCK_SIZE
+    key_at = (first_head + (heads - NUM_HEADS)[:, None] * BLOCK_SIZE) * 2 * HALF
     tl.store(keys_ptr + key_at + half[None, :], turned_first, mask=is_key)
     tl.store(keys_ptr + key_at + HALF + half[None, :], turned_second, mask=is_key)
     is_value = (heads >= NUM_HEADS + NUM_KV_HEADS) & (heads < NUM_HEADS + 2 * NUM_KV_HEADS)
-    value_at = key_at - NUM_KV_HEADS * 2 * HALF
+    value_at = key_at - NUM_KV_HEADS * BLOCK_SIZE * 2 * HALF
     for part in tl.static_range(2):
         value = tl.load(at + part * HALF, mask=is_value[:, None], other=0.0)
-        tl.store(
-            values_ptr + value_at + part * HALF + half[None, :], value, mask=is_value[:, None]
-        )
+        tl.store(values_ptr + value_at + part * HALF + half[None, :], value, mask=is_value[:, None])
 
 
 def rotate_and_store(
@@ -125,10 +125,12 @@ def rotate_and_store(
     values: torch.Tensor,
     norms: tuple[torch.Tensor, torch.Tensor] | None,
     eps: float,
+    *,
+    block_size: int,
 ) -> None:
     """Rotate the queries and keys of qkv [T, (H + 2 K) D] in place, copy keys and values away.
 
-    cos_sin [positions, D]: cosines of the D / 2 angles, then sines, fp32; keys, values
+    The cache's memory is used as [blocks, K, block size, D] (see decode_attention.py). cos_sin [positions, D]: cosines of the D / 2 angles, then sines, fp32; keys, values
     [P, K, D] are the cache; norms: weights [D] of the query and key norm, where there are.
     """
     num_kv_heads, head_dim = keys.shape[1:]
@@ -138,5 +140,5 @@ def rotate_and_store(
         qkv, cos_sin, positions, slots, keys, values, query_norm, key_norm, eps,
         NUM_HEADS=num_heads, NUM_KV_HEADS=num_kv_heads, HALF=head_dim // 2,
         BLOCK_HEADS=triton.next_power_of_2(num_heads + 2 * num_kv_heads),
-        HAS_NORM=norms is not None, num_warps=8, **launch_options(qkv),
+        BLOCK_SIZE=block_size, HAS_NORM=norms is not None, num_warps=8, **launch_options(qkv),
     )  # fmt: skip

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import torch
 import triton
 import triton.language as tl
-
-from weft.layers.fused.language import launch_options
 from triton.language.extra import cuda as tl_cuda
+
+from weft.layers.fused.language import launch_options, prefetch_row
 
 
 @triton.jit
@@ -63,6 +63,13 @@ def _one_row(
 
 
 @triton.jit
+def _prefetch(w_ptr, columns, has_column, start, K: tl.constexpr):
+    """Bring a block's first 512 bytes of each column into the L2 cache: weights never change."""
+    at = tl.where(has_column, columns.to(tl.int64) * K + min(start, K - 256), 0)
+    prefetch_row(w_ptr, at, 256)
+
+
+@triton.jit(do_not_specialize=["num_rows"])
 def _few_rows(
     x_ptr, w_ptr, bias_ptr, y_ptr, partial_ptr, counters_ptr, num_rows, num_columns,
     K: tl.constexpr, GATED: tl.constexpr, HAS_BIAS: tl.constexpr, SPLITS: tl.constexpr,
@@ -79,11 +86,14 @@ def _few_rows(
     x_at = x_ptr + rows[None, :] * K + inner[:, None]
     acc = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
     up_acc = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
-    if DEPENDENT:
-        tl_cuda.gdc_launch_dependents()
-        tl_cuda.gdc_wait()
     per_split: tl.constexpr = (K + BLOCK_K * SPLITS - 1) // (BLOCK_K * SPLITS) * BLOCK_K
     start = split * per_split
+    if DEPENDENT:
+        tl_cuda.gdc_launch_dependents()
+        _prefetch(w_ptr, columns, has_column, start, K)
+        if GATED:
+            _prefetch(w_ptr + num_columns.to(tl.int64) * K, columns, has_column, start, K)
+        tl_cuda.gdc_wait()
     for k in range(start, min(start + per_split, K), BLOCK_K):
         has_inner = k + inner < K
         x = tl.load(x_at + k, mask=has_row[None, :] & has_inner[:, None], other=0.0)
@@ -107,9 +117,7 @@ def _few_rows(
         acc = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
         up_acc = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
         for other in tl.static_range(SPLITS):
-            part = partial_ptr + (tile * SPLITS + other).to(tl.int64) * (
-                size * (2 if GATED else 1)
-            )
+            part = partial_ptr + (tile * SPLITS + other).to(tl.int64) * (size * (2 if GATED else 1))
             acc += tl.load(part + spot, cache_modifier=".cg")
             if GATED:
                 up_acc += tl.load(part + size + spot, cache_modifier=".cg")
@@ -155,7 +163,7 @@ def one_row(
     gated: bool = False,
     tile: Tile,
 ) -> torch.Tensor:
-    """x [1, K] with weight [N, K] -> [1, N]; gated: weight [2 N, K], silu(first) * second."""
+    """X [1, K] with weight [N, K] -> [1, N]; gated: weight [2 N, K], silu(first) * second."""
     num_columns = weight.shape[0] // (2 if gated else 1)
     y = x.new_empty((1, num_columns))
     _one_row[(triton.cdiv(num_columns, tile.block_n),)](
@@ -176,13 +184,17 @@ def few_rows(
     gated: bool = False,
     tile: Tile,
 ) -> torch.Tensor:
-    """x [M, K] (M <= 64) with weight [N, K] -> [M, N]; gated as in :func:`one_row`."""
+    """X [M, K] (M <= 64) with weight [N, K] -> [M, N]; gated as in :func:`one_row`."""
     num_rows, num_columns = x.shape[0], weight.shape[0] // (2 if gated else 1)
+    block_m = max(16, triton.next_power_of_2(num_rows))
+    tiles = triton.cdiv(num_columns, tile.block_n)
+    parts = tiles * tile.splits * tile.block_n * block_m * (2 if gated else 1)
+    assert tile.splits == 1 or (parts <= PARTIAL_ELEMENTS and tiles <= MAX_TILES)
     y = x.new_empty((num_rows, num_columns))
-    _few_rows[(triton.cdiv(num_columns, tile.block_n), tile.splits)](
+    _few_rows[(tiles, tile.splits)](
         x, weight, weight if bias is None else bias, y, workspace.partial, workspace.counters,
         num_rows, num_columns, K=weight.shape[1], GATED=gated, HAS_BIAS=bias is not None,
-        SPLITS=tile.splits, BLOCK_M=max(16, triton.next_power_of_2(num_rows)),
+        SPLITS=tile.splits, BLOCK_M=block_m,
         BLOCK_N=tile.block_n, BLOCK_K=tile.block_k, num_warps=tile.num_warps,
         num_stages=tile.num_stages, **launch_options(x),
     )  # fmt: skip

@@ -13,7 +13,7 @@
     return { tickvals: tickvals.filter(keep), ticktext: ticktext.filter(keep) };
   }
 
-  function axis(settings, narrow) {
+  function axis(settings, narrow, isHorizontal) {
     const title = settings.title && { ...settings.title, font: { size: 12, color: colour("--soft") } };
     return {
       ...settings,
@@ -25,7 +25,7 @@
       zerolinecolor: colour("--line"),
       tickfont: { size: narrow ? 10 : 12 },
       fixedrange: matchMedia("(pointer: coarse)").matches,
-      automargin: true,
+      automargin: isHorizontal ? "height" : "width",
     };
   }
 
@@ -40,10 +40,10 @@
         bgcolor: colour("--panel"), bordercolor: colour("--line"), align: "left",
         font: { color: colour("--text"), size: 12 },
       },
-      margin: narrow ? { l: 10, r: 14, t: 14, b: 36 } : { l: 20, r: 24, t: 16, b: 44 },
+      margin: narrow ? { l: 10, r: 18, t: 14, b: 36 } : { l: 20, r: 24, t: 16, b: 44 },
     };
     for (const key of Object.keys(layout)) {
-      if (/^[xy]axis\d*$/.test(key)) result[key] = axis(layout[key], narrow);
+      if (/^[xy]axis\d*$/.test(key)) result[key] = axis(layout[key], narrow, key[0] === "x");
     }
     if (layout.annotations) {
       result.annotations = layout.annotations.map((note) => ({

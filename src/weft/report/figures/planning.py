@@ -98,6 +98,38 @@ def predicted_and_measured(points: Sequence[Prediction], *, x_title: str) -> go.
     ``x_title`` names the quantity and its unit.
     """
     figure = new_figure(x_title=x_title, height=lanes_height(len(points)))
+    _add_predictions(figure, points)
+    measured = [point for point in points if point.measured is not None]
+    figure.add_scatter(
+        name="measured",
+        x=[point.measured for point in measured],
+        y=[label(point.name) for point in measured],
+        mode="markers",
+        marker={"color": series_colour(1), "size": 10, "symbol": "diamond"},
+        hovertemplate="%{y}<br>measured %{x:,.5g}<extra></extra>",
+    )
+    figure.update_layout(showlegend=True)
+    figure.update_yaxes(
+        autorange="reversed",
+        type="category",
+        categoryorder="array",
+        categoryarray=[label(point.name) for point in points],
+        ticksuffix="  ",
+    )
+    figure.update_xaxes(**_value_axis(points))
+    return figure
+
+
+def _value_axis(points: Sequence[Prediction]) -> dict[str, Any]:
+    """From zero; logarithmic where the values differ by more than a factor of twenty."""
+    shown = [value for point in points for value in (point.low, point.high, point.measured)]
+    values = [value for value in shown if value is not None]
+    if values and min(values) > 0 and max(values) > 20 * min(values):
+        return {"type": "log", "dtick": 1, "tickformat": "~g"}
+    return {"rangemode": "tozero"}
+
+
+def _add_predictions(figure: go.Figure, points: Sequence[Prediction]) -> None:
     figure.add_scatter(
         name="predicted, with interval",
         x=[point.predicted for point in points],
@@ -116,27 +148,3 @@ def predicted_and_measured(points: Sequence[Prediction], *, x_title: str) -> go.
         customdata=[f"{number(point.low)} to {number(point.high)}" for point in points],
         hovertemplate="%{y}<br>predicted %{x:,.5g} (%{customdata})<extra></extra>",
     )
-    measured = [point for point in points if point.measured is not None]
-    figure.add_scatter(
-        name="measured",
-        x=[point.measured for point in measured],
-        y=[label(point.name) for point in measured],
-        mode="markers",
-        marker={"color": series_colour(1), "size": 10, "symbol": "diamond"},
-        hovertemplate="%{y}<br>measured %{x:,.5g}<extra></extra>",
-    )
-    figure.update_layout(showlegend=True)
-    figure.update_yaxes(
-        autorange="reversed",
-        type="category",
-        categoryorder="array",
-        categoryarray=[label(point.name) for point in points],
-        ticksuffix="  ",
-    )
-    shown = [value for point in points for value in (point.low, point.high, point.measured)]
-    values = [value for value in shown if value is not None]
-    if values and min(values) > 0 and max(values) > 20 * min(values):
-        figure.update_xaxes(type="log", dtick=1, tickformat="~g")
-    else:
-        figure.update_xaxes(rangemode="tozero")
-    return figure

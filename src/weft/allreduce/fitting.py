@@ -47,14 +47,18 @@ def fit_fabric(
     gpus_per_node: int,
     fingerprint: Mapping[str, str] | None,
     source: str,
+    *,
+    fitted: Sequence[MeasuredTable] | None = None,
 ) -> Fabric:
     """A fabric with these tables and the tiers that explain them best.
 
-    Raises FileFormatError where no table is of a program of weft.
+    fitted: the tables to fit the tiers to, where not all should count. Raises
+    FileFormatError where none of them is of a program of weft.
     """
-    fit = fit_tiers(tables)
+    used = tables if fitted is None else fitted
+    fit = fit_tiers(used)
     origin = f"{source}; fitted, {fit.typical_error:.0%} median difference"
-    has_inter = any(table.nodes > 1 for table in tables)
+    has_inter = any(table.nodes > 1 for table in used)
     inter_origin = origin if has_inter else "not measured: one node alone; a placeholder"
     return Fabric(
         name=name,

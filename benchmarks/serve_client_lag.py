@@ -1,0 +1,95 @@
+"""How much load the client of weft bench serve drives from one core without being late.
+
+    python benchmarks/serve_client_lag.py --rate 1000 --seconds 10
+
+Starts the mock server in a process of its own on core --server-core, drives it from core
+--client-core with 32-token streams, and prints the client's send lag and processor time.
+--real-time runs both under SCHED_FIFO (root only), so that other work on the machine does
+not count. Exit code 1 if the 99th percentile of the lag is above 5 ms.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+
+from weft.bench.serving.arrivals import at_random, synthetic
+from weft.bench.serving.definitions import DEFINITIONS
+from weft.bench.serving.figures import Limits, figures
+from weft.bench.serving.http_client import parse_url
+from weft.bench.serving.payloads import Target
+from weft.bench.serving.result import to_json
+from weft.bench.serving.runner import Load, run_load
+from weft.bench.serving.session import run_event_loop, warm_up
+
+MOST_LAG_MS = 5.0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rate", type=float, default=1000)
+    parser.add_argument("--seconds", type=float, default=10)
+    parser.add_argument("--tokens", type=int, default=32)
+    parser.add_argument("--server-core", type=int, default=1)
+    parser.add_argument("--client-core", type=int, default=0)
+    parser.add_argument("--real-time", action="store_true")
+    options = parser.parse_args()
+    server = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "weft.bench.serving.mock_server",
+            "--ttft-ms",
+            "20",
+            "--itl-ms",
+            "10",
+        ],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert server.stdout is not None
+    url = server.stdout.readline().strip()
+    _place(server.pid, options.server_core, options.real_time)
+    _place(0, options.client_core, options.real_time)
+    specs = at_random(
+        synthetic(int(options.rate * options.seconds), 64, options.tokens), options.rate
+    )
+    target, load = Target(endpoint=parse_url(url), model="mock"), Load(specs=specs, timeout_s=30)
+    try:
+        run_event_loop(warm_up(target, load, 50))
+        outcome = run_event_loop(run_load(target, load))
+    finally:
+        server.terminate()
+        if options.real_time:
+            os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+    document = to_json(target, load, outcome, Limits(), settings={})
+    client, vllm = (
+        document["client"],
+        figures(outcome.records, DEFINITIONS["vllm"], Limits(), outcome.duration_s),
+    )
+    print(
+        f"{document['requests']['completed']} of {len(specs)} requests, "
+        f"{document['throughput']['requests_per_s']:.0f} requests/s offered "
+        f"{document['throughput']['offered_requests_per_s']:.0f}, loop {client['event_loop']}"
+    )
+    print("send lag ms:", {name: round(ms, 3) for name, ms in client["send_lag_ms"].items()})
+    print("loop lag ms:", {name: round(ms, 3) for name, ms in client["event_loop_lag_ms"].items()})
+    print(
+        f"client {client['cpu_us_per_request']:.0f} us a request, "
+        f"{client['cpu_share_of_a_core']:.0%} of a core; "
+        f"TTFT p50 {vllm['ttft_ms']['p50']['value']:.2f} p99 {vllm['ttft_ms']['p99']['value']:.2f} ms "
+        f"(mock: 20), TPOT p50 {vllm['tpot_ms']['p50']['value']:.2f} ms (mock: 10)"
+    )
+    return 0 if client["send_lag_ms"]["p99"] <= MOST_LAG_MS else 1
+
+
+def _place(pid: int, core: int, real_time: bool) -> None:
+    os.sched_setaffinity(pid, {core})
+    if real_time:
+        os.sched_setscheduler(pid, os.SCHED_FIFO, os.sched_param(10))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,157 @@
+"""Hold many streams open on a server for minutes: nothing lost, nothing mixed, memory stable.
+
+    weft serve embedded --port 8000 &
+    python benchmarks/serve_soak.py --url http://127.0.0.1:8000 --clients 200 --seconds 120 --pid $!
+
+Every client asks greedily for one of --prompts answers, each of which was asked once alone
+before; a stream that ends early or says anything else counts as wrong. With --pid the
+resident memory of that process and its descendants is read every second.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from weft.bench.serving.http_client import ConnectionPool, Endpoint, parse_url, request_bytes
+from weft.bench.serving.sse import EventParser
+
+
+class Reader:
+    """One stream's tokens."""
+
+    def __init__(self) -> None:
+        self.tokens, self.error, self.status = 0, None, 0
+        self.ids: list[int] = []
+        self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._parser = EventParser()
+
+    def on_status(self, status: int) -> None:
+        self.status = status
+
+    def on_bytes(self, body: bytes, now_s: float) -> None:  # noqa: ARG002
+        for event in self._parser.feed(body):
+            if event == b"[DONE]":
+                continue
+            document = json.loads(event)
+            if document.get("choices"):
+                self.ids += document["choices"][0]["token_ids"]
+            if document.get("usage"):
+                self.tokens = document["usage"]["completion_tokens"]
+            if document.get("error"):
+                self.error = document["error"]["message"]
+
+    def on_end(self, error: str | None, now_s: float) -> None:  # noqa: ARG002
+        self.error = self.error or error
+        self.ended.set_result(None)
+
+
+@dataclass(kw_only=True)
+class Soak:
+    endpoint: Endpoint
+    model: str
+    num_prompts: int
+    num_tokens: int
+    pool: ConnectionPool
+    answers: dict[int, list[int]] = field(default_factory=dict)
+    done: int = 0
+    tokens: int = 0
+    wrong: list[str] = field(default_factory=list)
+
+    async def ask(self, number: int) -> Reader:
+        body = {
+            "model": self.model,
+            "prompt": [number % 250, 7, number // 250, 11, number % 13],
+            "max_tokens": self.num_tokens,
+            "temperature": 0,
+            "ignore_eos": True,
+            "stream": True,
+            "return_token_ids": True,
+            "stream_options": {"include_usage": True},
+        }
+        data = json.dumps(body).encode()
+        reader = Reader()
+        self.pool.submit(request_bytes(self.endpoint, "/v1/completions", data, {}), reader)
+        await asyncio.wait_for(reader.ended, 300)
+        return reader
+
+    async def client(self, first: int, until_s: float) -> None:
+        number = first
+        while time.monotonic() < until_s:
+            number = (number + 1) % self.num_prompts
+            reader = await self.ask(number)
+            self.done += 1
+            self.tokens += reader.tokens
+            if reader.error or reader.status != 200 or reader.tokens != self.num_tokens:
+                self.wrong.append(f"lost: {reader.status} {reader.error} {reader.tokens} tokens")
+            elif reader.ids != self.answers[number]:
+                self.wrong.append(f"mixed: prompt {number}")
+
+
+def tree_bytes(pid: int) -> int:
+    """Resident memory of a process and its descendants."""
+    children = subprocess.run(
+        ["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True, check=False
+    ).stdout.split()
+    try:
+        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    except OSError:
+        return 0
+    return pages * 4096 + sum(tree_bytes(int(child)) for child in children)
+
+
+async def run(options: argparse.Namespace) -> int:
+    endpoint = parse_url(options.url)
+    soak = Soak(
+        endpoint=endpoint,
+        model=options.model,
+        num_prompts=options.prompts,
+        num_tokens=options.tokens,
+        pool=ConnectionPool(endpoint=endpoint),
+    )
+    for number in range(options.prompts):
+        soak.answers[number] = (await soak.ask(number)).ids
+    until_s = time.monotonic() + options.seconds
+    clients = [asyncio.create_task(soak.client(first, until_s)) for first in range(options.clients)]
+    memory = []
+    while time.monotonic() < until_s:
+        await asyncio.sleep(1)
+        if options.pid:
+            memory.append(tree_bytes(options.pid) / 2**20)
+    await asyncio.gather(*clients)
+    soak.pool.close()
+    print(
+        f"{options.clients} clients, {options.seconds:.0f} s: {soak.done} streams, "
+        f"{soak.tokens / options.seconds:.0f} tokens/s, {len(soak.wrong)} wrong"
+    )
+    for text in soak.wrong[:10]:
+        print(text)
+    if memory:
+        half = len(memory) // 2
+        print(
+            f"memory MiB: at half time {memory[half]:.0f}, at the end {memory[-1]:.0f}, "
+            f"most {max(memory):.0f}"
+        )
+    return 1 if soak.wrong else 0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--url", required=True)
+    parser.add_argument("--model", default="embedded")
+    parser.add_argument("--clients", type=int, default=200)
+    parser.add_argument("--seconds", type=float, default=120)
+    parser.add_argument("--tokens", type=int, default=32)
+    parser.add_argument("--prompts", type=int, default=64)
+    parser.add_argument("--pid", type=int)
+    return asyncio.run(run(parser.parse_args()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

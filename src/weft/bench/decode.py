@@ -1,0 +1,224 @@
+"""Time to the first token and per token of the engine, beside what memory allows.
+
+Method: generate 1 token and ``decode_tokens`` tokens for a batch of random prompts, best of
+several; TTFT is the time of 1 token, TPOT the rest divided by the rest of the tokens. The
+least bytes that a decode step must read, over the bandwidth of a copy on the same device,
+are the roofline.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+import torch
+
+from weft.engine.llm import LLM
+from weft.engine.request import SamplingParams
+from weft.errors import UserError
+from weft.models.decoder import DecoderStage
+from weft.vocabulary.layout import Layout
+from weft.vocabulary.model_spec import ModelSpec
+
+SCHEMA: Final = "weft.bench-decode/1"
+PROFILE_TOKENS: Final = 256
+COPY_BYTES: Final = {"cuda": 4 << 30, "cpu": 64 << 20}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodeCase:
+    """``batch`` prompts of ``prompt_tokens`` tokens."""
+
+    batch: int
+    prompt_tokens: int
+
+    @classmethod
+    def parse(cls, text: str) -> DecodeCase:
+        """Read ``BATCHxPROMPT``: 32x1024."""
+        batch, _, prompt = text.partition("x")
+        if not (batch.isdigit() and prompt.isdigit() and int(batch) and int(prompt)):
+            raise UserError(f"--case {text}: write it as BATCHxPROMPT, e.g. 32x1024")
+        return cls(batch=int(batch), prompt_tokens=int(prompt))
+
+    @property
+    def name(self) -> str:
+        return f"{self.batch}x{self.prompt_tokens}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodeResult:
+    """One case. step_gb: what a token's steps must read, summed over the pipeline stages."""
+
+    model: str
+    layout: str
+    batch: int
+    prompt_tokens: int
+    decode_tokens: int
+    ttft_ms: float
+    tpot_ms: float
+    tokens_per_s: float
+    step_gb: float
+    memory_gb_s: float
+    roofline_ms: float
+    roofline_share: float
+
+
+def measure(
+    llm: LLM, case: DecodeCase, *, decode_tokens: int, repeats: int, copy_gb_s: float
+) -> DecodeResult:
+    """Times of one case on this rank (ranks differ by the reading of a few ids)."""
+    prompts = _prompts(case, llm.engine.spec.vocab_size)
+    _time_s(llm, prompts, min(8, decode_tokens))
+    first_s = min(_time_s(llm, prompts, 1) for _ in range(repeats))
+    all_s = min(_time_s(llm, prompts, decode_tokens) for _ in range(repeats))
+    tpot_s = (all_s - first_s) / (decode_tokens - 1)
+    context = case.prompt_tokens + decode_tokens // 2
+    step_gb = sum(_bytes_of_stages(llm, case.batch, context)) / 1e9
+    return DecodeResult(
+        model=llm.engine.spec.name,
+        layout=llm.groups.layout.name,
+        batch=case.batch,
+        prompt_tokens=case.prompt_tokens,
+        decode_tokens=decode_tokens,
+        ttft_ms=first_s * 1e3,
+        tpot_ms=tpot_s * 1e3,
+        tokens_per_s=case.batch / tpot_s,
+        step_gb=step_gb,
+        memory_gb_s=step_gb / tpot_s,
+        roofline_ms=step_gb / copy_gb_s * 1e3,
+        roofline_share=step_gb / copy_gb_s / tpot_s,
+    )
+
+
+def limits_for(cases: Sequence[DecodeCase], decode_tokens: int, layout: Layout) -> dict[str, Any]:
+    """The engine's limits that just hold the cases: batch, graphs and, on a CPU, the cache."""
+    batches = {-(-case.batch // layout.pp) for case in cases}
+    longest = max(case.batch * (case.prompt_tokens + decode_tokens + 64) for case in cases)
+    return {
+        "max_batch_requests": max(batches),
+        "graph_batches": tuple(sorted(batches)),
+        "cache_tokens": longest + PROFILE_TOKENS * max(case.batch for case in cases),
+    }
+
+
+def copy_bandwidth_gb_s(device: torch.device) -> float:
+    """Bytes read and written by the fastest of five copies, over its time."""
+    source = torch.ones(COPY_BYTES[device.type] // 4, dtype=torch.float32, device=device)
+    target = torch.empty_like(source)
+    times = []
+    for _ in range(5):
+        _synchronize(device)
+        start = time.perf_counter()
+        target.copy_(source)
+        _synchronize(device)
+        times.append(time.perf_counter() - start)
+    return 2 * source.nbytes / min(times) / 1e9
+
+
+def weight_bytes(stage: DecoderStage, batch: int) -> float:
+    """Bytes of weights that one step of ``batch`` rows reads (of the embedding only its rows)."""
+    total = 0.0
+    share = _expert_share(stage.spec, batch)
+    for name, parameter in stage.named_parameters():
+        if name == "embedding.weight" and stage.head is None:
+            continue
+        if name == "embedding.weight" and not stage.spec.tie_embeddings:
+            continue
+        total += parameter.nbytes * (share if ".experts." in name else 1.0)
+    return total
+
+
+def profile(llm: LLM, case: DecodeCase, *, num_steps: int = 16) -> list[dict[str, Any]]:
+    """Kernels of one decode step of this rank: calls and microseconds a step, longest first."""
+    from torch.profiler import ProfilerActivity
+    from torch.profiler import profile as torch_profile
+
+    prompts = _prompts(case, llm.engine.spec.vocab_size)
+    for number, prompt in enumerate(prompts):
+        llm.engine.add(
+            10**9 + number, prompt, SamplingParams(max_tokens=PROFILE_TOKENS, ignore_eos=True)
+        )
+    done = 0
+    while done < 4 * llm.groups.layout.pp * len(prompts):
+        done += len(llm.engine.step())
+    _synchronize(llm.groups.device)
+    activity = ProfilerActivity.CUDA if llm.groups.device.type == "cuda" else ProfilerActivity.CPU
+    with torch_profile(activities=[activity]) as trace:
+        for _ in range(num_steps):
+            llm.engine.step()
+        _synchronize(llm.groups.device)
+    for number in range(len(prompts)):
+        llm.engine.abort(10**9 + number)
+    while llm.engine.has_work:
+        llm.engine.step()
+    return _by_kernel(trace, num_steps)
+
+
+def _by_kernel(trace: Any, num_steps: int) -> list[dict[str, Any]]:
+    rows = []
+    for event in trace.key_averages():
+        total_us = getattr(event, "self_device_time_total", 0) or event.self_cpu_time_total
+        rows.append(
+            {
+                "kernel": event.key[:100],
+                "calls": event.count / num_steps,
+                "us": total_us / num_steps,
+            }
+        )
+    return sorted(rows, key=lambda row: -row["us"])
+
+
+def document(results: list[DecodeResult], llm: LLM, copy_gb_s: float) -> dict[str, Any]:
+    """The JSON form: the rows and the machine they were measured on."""
+    on_gpu = llm.groups.device.type == "cuda"
+    return {
+        "schema": SCHEMA,
+        "machine": {
+            "device": torch.cuda.get_device_name() if on_gpu else "cpu",
+            "ranks": llm.groups.layout.world_size,
+            "torch": torch.__version__,
+            "copy_gb_s": copy_gb_s,
+        },
+        "all_reduce": "nccl" if llm.engine.device_all_reduce is None else "weft",
+        "rows": [asdict(result) for result in results],
+    }
+
+
+def _prompts(case: DecodeCase, vocab_size: int) -> list[list[int]]:
+    generator = random.Random(case.batch)  # noqa: S311 - not a secret
+    return [
+        [generator.randrange(vocab_size) for _ in range(case.prompt_tokens)]
+        for _ in range(case.batch)
+    ]
+
+
+def _time_s(llm: LLM, prompts: list[list[int]], num_tokens: int) -> float:
+    _synchronize(llm.groups.device)
+    start = time.perf_counter()
+    llm.generate(prompts, SamplingParams(max_tokens=num_tokens, ignore_eos=True))
+    return time.perf_counter() - start
+
+
+def _bytes_of_stages(llm: LLM, batch: int, context: int) -> list[float]:
+    """Least bytes a rank of each stage reads for one token of every sequence of a group."""
+    runner, layout = llm.engine.runner, llm.groups.layout
+    of_group = -(-batch // llm.engine.scheduler.num_groups)
+    own = weight_bytes(runner.stage, of_group)
+    own += of_group * context * runner.cache_bytes_per_position
+    gathered = llm.groups.host_gather((llm.groups.stage, own))
+    return [max(size for at, size in gathered if at == stage) for stage in range(layout.pp)]
+
+
+def _expert_share(spec: ModelSpec, batch: int) -> float:
+    """Share of the experts that ``batch`` rows are expected to touch."""
+    if not spec.is_moe:
+        return 1.0
+    return 1.0 - (1.0 - spec.experts_per_token / spec.num_experts) ** batch
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,114 @@
+"""``weft bench decode``: time to first token and per token, beside the memory roofline."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from weft.cli import options, ranks
+from weft.cli.output import OutputFormat, print_rows
+from weft.errors import UserError
+from weft.vocabulary.layout import Layout
+from weft.vocabulary.model_source import load_spec
+
+if TYPE_CHECKING:
+    from weft.bench.decode import DecodeCase
+
+
+def bench_decode(
+    context: typer.Context,
+    model: options.Model = "llama-3.1-8b",
+    case: Annotated[
+        list[str] | None, typer.Option(help="BATCHxPROMPT; may be repeated [1x128].")
+    ] = None,
+    decode: Annotated[int, typer.Option(help="Generated tokens; the first is TTFT's.")] = 129,
+    repeats: Annotated[int, typer.Option(help="The best of so many runs counts.")] = 3,
+    tp: options.Tp = 1,
+    pp: options.Pp = 1,
+    ep: options.Ep = 1,
+    device: ranks.Device = "auto",
+    timeout: ranks.Timeout = 120.0,
+    weights: Annotated[str, typer.Option(help="dummy, or auto (the checkpoint's).")] = "dummy",
+    all_reduce: Annotated[str, typer.Option(help="auto, weft or nccl (GPUs).")] = "auto",
+    graphs: Annotated[bool, typer.Option(help="Decode steps as CUDA graphs.")] = True,
+    overlap: Annotated[bool | None, typer.Option(help="Read ids one step late.")] = None,
+    profile: Annotated[bool, typer.Option(help="Also list one step's kernels.")] = False,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write the JSON result here.")
+    ] = None,
+    output_format: options.Format = OutputFormat.TABLE,
+) -> None:
+    """Time the engine: TTFT is the time of one token, TPOT that of the others.
+
+    Example: weft bench decode llama-3.1-8b --tp 4 --case 1x128 --case 32x1024
+    """
+    layout = options.make_layout(tp=tp, pp=pp, ep=ep)
+    layout.check_model(load_spec(model))
+    if decode < 2:
+        raise UserError(f"--decode {decode}: TPOT needs at least 2 tokens")
+    if repeats < 1:
+        raise UserError(f"--repeats {repeats}: must be at least 1")
+    if weights not in ("auto", "dummy"):
+        raise UserError(f"--weights {weights}: choose auto or dummy")
+
+    def work() -> None:
+        from weft.bench.decode import DecodeCase
+
+        cases = [DecodeCase.parse(text) for text in case or ["1x128"]]
+        config = {
+            "weights": weights,
+            "all_reduce": all_reduce,
+            "graphs": graphs and None,
+            "overlap": overlap,
+        }
+        result = _measure(model, layout, cases, decode, repeats, profile, device, timeout, config)
+        if result is not None:
+            if output is not None:
+                output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+            _print(result, output_format)
+
+    ranks.on_every_rank(context, layout, work)
+
+
+def _measure(
+    model: str,
+    layout: Layout,
+    cases: list[DecodeCase],
+    decode: int,
+    repeats: int,
+    with_profile: bool,
+    device: str,
+    timeout_s: float,
+    config: dict[str, Any],
+) -> dict[str, Any] | None:
+    """The result document on the first rank, None on others."""
+    from weft.bench import decode as bench
+    from weft.engine.llm import LLM
+
+    config |= bench.limits_for(cases, decode, layout)
+    with LLM(model, layout, device=device, timeout_s=timeout_s, **config) as llm:
+        copy_gb_s = bench.copy_bandwidth_gb_s(llm.groups.device)
+        results, profiles = [], {}
+        for one in cases:
+            results.append(
+                bench.measure(
+                    llm, one, decode_tokens=decode, repeats=repeats, copy_gb_s=copy_gb_s
+                )
+            )
+            if with_profile:
+                profiles[one.name] = bench.profile(llm, one)
+        if llm.groups.rank:
+            return None
+        return bench.document(results, llm, copy_gb_s) | (
+            {"profiles": profiles} if with_profile else {}
+        )
+
+
+def _print(result: dict[str, Any], output_format: OutputFormat) -> None:
+    print_rows(result["rows"], output_format, document=result)
+    if output_format is OutputFormat.TABLE:
+        for name, rows in result.get("profiles", {}).items():
+            print_rows(rows[:20], output_format, title=f"one step of {name}")

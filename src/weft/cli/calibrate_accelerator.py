@@ -1,0 +1,49 @@
+"""``weft calibrate accelerator``: measure this machine's device for the predictor."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from weft.cli import options
+from weft.cli.output import OutputFormat, print_rows
+from weft.errors import FileFormatError
+
+
+def calibrate_accelerator(
+    device: Annotated[
+        str | None, typer.Option(help="cuda, cuda:1 or cpu [the GPU if there is one].")
+    ] = None,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="File to write, for --accelerator.")
+    ] = Path("accelerator.json"),
+    output_format: options.Format = OutputFormat.TABLE,
+) -> None:
+    """Measure matrix products, memory, attention, launches and a step's host time.
+
+    Example: weft calibrate accelerator -o here.json; weft plan llama-3.2-1b --gpus 1
+    --accelerator here.json --fabric h200-nvlink
+    """
+    from weft.predict.accelerator import accelerator_to_json
+    from weft.predict.calibrate_accelerator import calibrate_accelerator as measure
+
+    if not output.absolute().parent.is_dir():
+        raise FileFormatError(f"--output {output}: the folder is not there; create it")
+    start = time.monotonic()
+    found = measure(device, lambda part: print(f"measuring {part}", file=sys.stderr))
+    document = accelerator_to_json(found)
+    try:
+        output.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise FileFormatError(f"--output {output}: cannot be written: {error}") from None
+    rows: list[dict[str, Any]] = [
+        {"quantity": name, "value": float(f"{item.value:.4g}"), "source": item.source}
+        for name, item in found.quantities().items()
+    ]
+    print_rows(rows, output_format, title=found.name, document=document)
+    print(f"{output}: measured in {time.monotonic() - start:.0f} s", file=sys.stderr)

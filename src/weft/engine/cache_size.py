@@ -1,0 +1,51 @@
+"""How many blocks the key-value cache gets."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import torch
+
+from weft.comm.groups import ProcessGroups
+from weft.engine.runner import StageRunner
+from weft.errors import EnvironmentUnavailable
+
+if TYPE_CHECKING:
+    from weft.engine.engine import EngineConfig
+
+CPU_TOKENS: Final = 8192
+_RESERVE_BYTES: Final = 2 << 30
+"""For graphs, the libraries' workspaces and communication buffers."""
+
+
+def num_cache_blocks(
+    runner: StageRunner, groups: ProcessGroups, config: EngineConfig, block_size: int
+) -> int:
+    """Blocks of the cache, the spare one included: the same number on every rank.
+
+    Raises EnvironmentUnavailable where the weights leave no room in the share.
+    """
+    if config.cache_tokens is not None or groups.device.type != "cuda":
+        tokens = config.cache_tokens or CPU_TOKENS
+        return -(-tokens // block_size) + 1
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
+    free, total = torch.cuda.mem_get_info(groups.device)
+    room = int(config.memory_share * total) - (total - free) - _RESERVE_BYTES
+    room -= activation_bytes(runner, groups.layout.tp, config.max_batch_tokens)
+    blocks = room // (runner.cache_bytes_per_position * block_size)
+    fewest = min(groups.host_gather(blocks))
+    if fewest < 2:
+        raise EnvironmentUnavailable(
+            f"--memory-share {config.memory_share}: after the weights of {runner.spec.name} "
+            f"{room / 1e9:.1f} GB are left for the key-value cache; use more GPUs or a larger share"
+        )
+    return fewest
+
+
+def activation_bytes(runner: StageRunner, tp: int, num_rows: int) -> int:
+    """Most that a step of ``num_rows`` rows holds at once beside weights and cache."""
+    spec = runner.spec
+    inner = spec.intermediate_size if not spec.is_moe else 4 * spec.expert_intermediate_size
+    widest = 3 * inner // tp + 6 * spec.hidden_size
+    return num_rows * widest * runner.dtype.itemsize

@@ -1,0 +1,100 @@
+"""Flight: the steps on their way through the pipeline stages.
+
+One tick a call: this rank's stage computes the step that entered the pipeline
+``stage`` ticks ago, the last stage's ids go to all stages, and what the stage computed
+goes to the next one. All ranks do this in the same order, so nothing can block for
+good. With one stage a tick is a step.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+from weft.comm.recorder import Recorder
+from weft.engine.runner import StageRunner
+from weft.engine.scheduler import ScheduledStep
+from weft.engine.step_inputs import StepInputs
+from weft.models.decoder import Boundary
+
+
+@dataclass(kw_only=True)
+class Launched:
+    """A step on its way."""
+
+    step: ScheduledStep
+    inputs: StepInputs
+    _ids: torch.Tensor | None = None
+    _ready: torch.cuda.Event | None = None
+
+    def keep_ids(self, ids: torch.Tensor) -> None:
+        """Start to bring the sampled ids [N] to the host."""
+        if ids.device.type != "cuda":
+            self._ids = ids
+            return
+        self._ids = torch.empty(ids.shape, dtype=ids.dtype, pin_memory=True)
+        self._ids.copy_(ids, non_blocking=True)
+        self._ready = torch.cuda.Event()
+        self._ready.record()
+
+    def read_ids(self) -> list[int]:
+        """The ids, once the step has left the pipeline; waits for the device."""
+        if self._ready is not None:
+            self._ready.synchronize()
+        assert self._ids is not None
+        ids: list[int] = self._ids.tolist()
+        return ids
+
+
+class Flight:
+    """A window over the last steps that entered, one a tick; None where there was none."""
+
+    def __init__(self, runner: StageRunner, stage: int, num_stages: int) -> None:
+        self._runner, self._stage = runner, stage
+        self._window: deque[Launched | None] = deque([None] * num_stages, maxlen=num_stages)
+
+    @property
+    def is_empty(self) -> bool:
+        return not any(list(self._window)[:-1])
+
+    def tick(self, new: Launched | None, recorder: Recorder | None) -> Launched | None:
+        """Let ``new`` enter; returns the step that has left the last stage, if any."""
+        self._window.appendleft(new)
+        mine, leaving = self._window[self._stage], self._window[-1]
+        output: Boundary | torch.Tensor | None = None
+        with _step(recorder, mine):
+            if mine is not None:
+                output = self._runner.forward(mine.inputs, eager=recorder is not None)
+            if leaving is not None:
+                logits = output if isinstance(output, torch.Tensor) else None
+                with _phase(recorder, leaving):
+                    leaving.keep_ids(self._runner.sample(logits, leaving.inputs))
+            if isinstance(output, Boundary):
+                self._runner.send(output)
+        return leaving
+
+
+@contextmanager
+def _step(recorder: Recorder | None, launched: Launched | None) -> Iterator[None]:
+    if recorder is None or launched is None:
+        yield
+        return
+    with recorder.step(launched.step.phase, launched.step.num_tokens):
+        yield
+
+
+@contextmanager
+def _phase(recorder: Recorder | None, launched: Launched) -> Iterator[None]:
+    """Calls inside belong to the phase of ``launched``, which another stage computed."""
+    if recorder is None:
+        yield
+        return
+    before, recorder.phase = recorder.phase, launched.step.phase
+    try:
+        yield
+    finally:
+        recorder.phase = before

@@ -1,0 +1,115 @@
+"""StepInputs: what one scheduled step reads, as host arrays, taken when it is scheduled.
+
+Requests go on changing while steps are under way; a step keeps what it needs of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from weft.engine.scheduler import Chunk
+
+Integers = npt.NDArray[np.int64]
+
+
+@dataclass(kw_only=True)
+class StepInputs:
+    """One step of T token rows, S sequences and N sequences that are sampled; decodes first.
+
+    token_ids, positions [T]; fed_rows [T]: the request row whose last sampled id is the
+    token, or -1 where token_ids has it; query_lengths, context_lengths [S]: rows of the
+    step and positions including them; blocks: each sequence's cache blocks; rows [S]:
+    request rows; logit_rows [N]; new_blocks [.., 3]: (request row, place, block) that the
+    device's table lacks.
+    """
+
+    chunks: Sequence[Chunk]
+    token_ids: Integers
+    positions: Integers
+    fed_rows: Integers
+    query_lengths: Integers
+    context_lengths: Integers
+    blocks: Sequence[Sequence[int]]
+    rows: Integers
+    logit_rows: Integers
+    new_blocks: Integers
+
+    @classmethod
+    def of(cls, chunks: Sequence[Chunk]) -> StepInputs:
+        """The inputs of the chunks of one step, decodes first."""
+        chunks = sorted(chunks, key=lambda chunk: not chunk.is_decode)
+        counts = np.array([chunk.count for chunk in chunks], dtype=np.int64)
+        starts = np.array([chunk.start for chunk in chunks], dtype=np.int64)
+        ends = counts.cumsum()
+        first_rows = np.repeat(starts - (ends - counts), counts)
+        return cls(
+            chunks=chunks,
+            token_ids=np.array([i for c in chunks for i in _known_ids(c)], dtype=np.int64),
+            positions=np.arange(len(first_rows), dtype=np.int64) + first_rows,
+            fed_rows=np.repeat([c.request.row if c.is_decode else -1 for c in chunks], counts),
+            query_lengths=counts,
+            context_lengths=starts + counts,
+            blocks=[tuple(chunk.request.blocks) for chunk in chunks],
+            rows=np.array([chunk.request.row for chunk in chunks], dtype=np.int64),
+            logit_rows=np.array(
+                [end - 1 for end, chunk in zip(ends, chunks, strict=True) if chunk.samples],
+                dtype=np.int64,
+            ),
+            new_blocks=_new_blocks(chunks),
+        )
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.token_ids)
+
+    @property
+    def sampling(self) -> list[Chunk]:
+        """The chunks after which a token is sampled, in the order of the logits."""
+        return [chunk for chunk in self.chunks if chunk.samples]
+
+    @property
+    def sampling_rows(self) -> Integers:
+        """Request rows [N] of :attr:`sampling`."""
+        return self.rows[[chunk.samples for chunk in self.chunks]]
+
+    @property
+    def num_decodes(self) -> int:
+        """Sequences in front that have one row, fed with the last sampled id."""
+        return int((self.fed_rows >= 0).sum())
+
+    def slots(self, block_size: int) -> Integers:
+        """Cache slots [T] of the step's rows."""
+        starts = self.context_lengths - self.query_lengths
+        parts = [
+            context_slots(blocks, end, block_size)[start:]
+            for blocks, start, end in zip(self.blocks, starts, self.context_lengths, strict=True)
+        ]
+        return np.concatenate(parts)
+
+
+def context_slots(blocks: Sequence[int], length: int, block_size: int) -> Integers:
+    """Cache slots of the positions 0..length-1."""
+    first = np.array(blocks, dtype=np.int64)[:, None] * block_size
+    return (first + np.arange(block_size)).ravel()[:length]
+
+
+def _known_ids(chunk: Chunk) -> list[int]:
+    if chunk.is_decode:
+        return [0]
+    request, stop = chunk.request, chunk.start + chunk.count
+    if stop <= len(request.prompt):
+        return request.prompt[chunk.start : stop]
+    return request.tokens[chunk.start : stop]
+
+
+def _new_blocks(chunks: Sequence[Chunk]) -> Integers:
+    found = []
+    for request in (chunk.request for chunk in chunks):
+        for place in range(request.blocks_sent, len(request.blocks)):
+            found.append((request.row, place, request.blocks[place]))
+        request.blocks_sent = len(request.blocks)
+    return np.array(found, dtype=np.int64).reshape(-1, 3)

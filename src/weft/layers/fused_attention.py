@@ -1,0 +1,176 @@
+"""Attention on CUDA for 16-bit types: one kernel for decodes, torch's best for prompts.
+
+Shapes as in layers/attention.py; a step's sequences of one row that are decodes come first.
+"""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from functools import cache as remember
+
+import torch
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from weft.layers.attention import Heads, LayerCache
+from weft.layers.fused.decode_attention import DecodeWorkspace, decode_attention
+from weft.layers.fused.elementwise import rotate_and_store
+
+
+@dataclass(kw_only=True)
+class Decodes:
+    """B sequences of one row: request rows [B] and lengths [B], int32 on the device."""
+
+    rows: torch.Tensor
+    lengths: torch.Tensor
+
+
+@dataclass(kw_only=True)
+class Prompts:
+    """The other rows: positions and slots [T], and each sequence's rows and whole length.
+
+    context_slots: cache slots of all positions of the sequences that had some before.
+    """
+
+    positions: torch.Tensor
+    slots: torch.Tensor
+    query_lengths: list[int]
+    context_lengths: list[int]
+    context_slots: torch.Tensor | None
+
+    @property
+    def is_fresh(self) -> bool:
+        return self.query_lengths == self.context_lengths
+
+    @property
+    def is_even(self) -> bool:
+        """Fresh prompts of one length, a multiple of 128: one call, by the fastest kernel."""
+        length = self.query_lengths[0]
+        return self.is_fresh and length % 128 == 0 and set(self.query_lengths) == {length}
+
+
+@dataclass(kw_only=True)
+class FusedAttention:
+    """One step: its decodes, its prompts, the table of blocks [request rows, ..] int32."""
+
+    cos_sin: torch.Tensor
+    table: torch.Tensor
+    workspace: DecodeWorkspace
+    block_size: int
+    decodes: Decodes | None
+    prompts: Prompts | None
+
+    def mix(self, qkv: torch.Tensor, heads: Heads, cache: LayerCache) -> torch.Tensor:
+        if self.prompts is None:
+            return self._decode(qkv, heads, cache)
+        if self.decodes is None:
+            return self._prompt(qkv, self.prompts, heads, cache)
+        count = len(self.decodes.rows)
+        parts = (
+            self._decode(qkv[:count], heads, cache),
+            self._prompt(qkv[count:], self.prompts, heads, cache),
+        )
+        return torch.cat(parts)
+
+    def _decode(self, qkv: torch.Tensor, heads: Heads, cache: LayerCache) -> torch.Tensor:
+        assert self.decodes is not None
+        return decode_attention(
+            qkv,
+            self.cos_sin,
+            cache.keys,
+            cache.values,
+            self.table,
+            self.decodes.rows,
+            self.decodes.lengths,
+            self.workspace,
+            block_size=self.block_size,
+            norms=_norms(heads),
+            eps=heads.query_norm.eps if heads.query_norm else 0.0,
+            window=heads.sliding_window,
+        )
+
+    def _prompt(
+        self, qkv: torch.Tensor, prompts: Prompts, heads: Heads, cache: LayerCache
+    ) -> torch.Tensor:
+        eps = heads.query_norm.eps if heads.query_norm else 0.0
+        rotate_and_store(
+            qkv,
+            self.cos_sin,
+            prompts.positions,
+            prompts.slots,
+            cache.keys,
+            cache.values,
+            _norms(heads),
+            eps,
+            block_size=self.block_size,
+        )
+        sizes = [heads.num_heads, heads.num_kv_heads, heads.num_kv_heads]
+        queries, keys, values = qkv.unflatten(1, (-1, heads.head_dim)).split(sizes, dim=1)
+        if prompts.is_even and heads.sliding_window is None:
+            return _even(queries, keys, values, prompts.query_lengths[0])
+        if prompts.context_slots is not None:
+            keys = self._read(cache.keys, prompts.context_slots)
+            values = self._read(cache.values, prompts.context_slots)
+        return _ragged(queries, keys, values, prompts, heads)
+
+    def _read(self, cached: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
+        """Rows [.., K, D] of the cache at ``slots``."""
+        num_slots, num_kv_heads, head_dim = cached.shape
+        size = self.block_size
+        blocks = cached.view(num_slots // size, num_kv_heads, size, head_dim)
+        return blocks[slots // size, :, slots % size]
+
+
+def _norms(heads: Heads) -> tuple[torch.Tensor, torch.Tensor] | None:
+    if heads.query_norm is None or heads.key_norm is None:
+        return None
+    return heads.query_norm.weight, heads.key_norm.weight
+
+
+def _even(
+    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, length: int
+) -> torch.Tensor:
+    batched = (x.unflatten(0, (-1, length)).transpose(1, 2) for x in (queries, keys, values))
+    order = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]
+    with sdpa_kernel(order, set_priority=True):
+        out = F.scaled_dot_product_attention(*batched, is_causal=True, enable_gqa=True)
+    return out.transpose(1, 2).flatten(0, 1).flatten(1)
+
+
+def _ragged(
+    queries: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    prompts: Prompts,
+    heads: Heads,
+) -> torch.Tensor:
+    from torch.nn.attention.varlen import varlen_attn
+
+    window = (heads.sliding_window or 0) - 1
+    out = varlen_attn(
+        queries,
+        keys.contiguous(),
+        values.contiguous(),
+        _offsets(prompts.query_lengths, queries.device),
+        _offsets(prompts.context_lengths, queries.device),
+        max(prompts.query_lengths),
+        max(prompts.context_lengths),
+        window_size=(window, 0),
+        **_grouped_option(),
+    )
+    return out.flatten(1)
+
+
+@remember
+def _grouped_option() -> dict[str, bool]:
+    """Newer releases ask to be told that heads are shared."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    known = "enable_gqa" in inspect.signature(varlen_attn).parameters
+    return {"enable_gqa": True} if known else {}
+
+
+def _offsets(lengths: list[int], device: torch.device) -> torch.Tensor:
+    ends = torch.tensor([0, *lengths]).cumsum(0)
+    return ends.to(device, torch.int32, non_blocking=True)

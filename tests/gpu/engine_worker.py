@@ -1,0 +1,39 @@
+"""One rank of test_engine_layouts.py: greedy tokens of a small model on one layout."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from weft.comm.groups import open_groups
+from weft.engine.llm import LLM
+from weft.engine.request import SamplingParams
+from weft.launch.environment import current_rank, pick_device
+from weft.launch.worker import worker
+from weft.vocabulary.layout import Layout
+
+
+def main() -> None:
+    job = json.loads(Path(sys.argv[1]).read_text())
+    layout, place = Layout(**job["layout"]), current_rank()
+    device = pick_device("cuda", place.local_rank)
+    sampling = SamplingParams(max_tokens=24, ignore_eos=True)
+    results = {}
+    with open_groups(layout, rank=place.rank, device=device, timeout_s=60) as groups:
+        for name, config in job["runs"].items():
+            plain = groups.tp.transport
+            llm = LLM(
+                job["model"], layout, groups=groups, weights="dummy", cache_tokens=4096,
+                max_batch_requests=8, **config,
+            )  # fmt: skip
+            results[name] = [c.token_ids for c in llm.generate(job["prompts"], sampling)]
+            llm.engine.close()
+            groups.tp.transport = plain
+        if groups.rank == 0:
+            Path(job["output"]).write_text(json.dumps(results))
+
+
+if __name__ == "__main__":
+    with worker():
+        main()

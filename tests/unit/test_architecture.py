@@ -1,0 +1,97 @@
+"""Imports point one way, and torch stays out of what must be light."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parents[2] / "src" / "weft"
+
+# What each package may import. A name stands for the package of that name.
+LIGHT = {"errors", "vocabulary"}
+ALLOWED = {
+    "vocabulary": {"errors"},
+    "closed_form": LIGHT,
+    "fabric": LIGHT,
+    "allreduce": LIGHT | {"fabric"},
+    "report": LIGHT,
+    "importer": LIGHT | {"closed_form", "report"},
+    "predict": LIGHT | {"closed_form", "fabric", "allreduce", "report"},
+    "plan": LIGHT | {"closed_form", "fabric", "allreduce", "predict", "report"},
+    "launch": {"errors"},
+    "kernels": LIGHT | {"fabric"},
+    "comm": LIGHT | {"launch", "fabric", "allreduce", "kernels"},
+    "layers": LIGHT | {"comm"},
+    "models": LIGHT | {"layers"},
+    "engine": LIGHT | {"launch", "comm", "layers", "models"},
+    "trace": LIGHT | {"closed_form", "comm", "engine"},
+    "bench": LIGHT
+    | {"launch", "comm", "fabric", "allreduce", "kernels", "engine", "trace", "report"},
+    "serve": LIGHT | {"launch", "comm", "engine", "trace"},
+    "study": LIGHT
+    | {"closed_form", "launch", "comm", "engine", "trace", "report", "predict", "fabric", "bench"},
+}
+EVERYTHING = {"cli", "__main__", "__init__"}
+
+
+def imported_packages(path: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("weft."):
+            names.add(node.module.split(".")[1])
+        elif isinstance(node, ast.Import):
+            names |= {a.name.split(".")[1] for a in node.names if a.name.startswith("weft.")}
+    return names
+
+
+def files():
+    return [path for path in SOURCE.rglob("*.py") if path.relative_to(SOURCE).parts[0] != "cli"]
+
+
+@pytest.mark.parametrize("path", files(), ids=lambda path: str(path.relative_to(SOURCE)))
+def test_imports_point_one_way(path):
+    package = path.relative_to(SOURCE).parts[0].removesuffix(".py")
+    if package in EVERYTHING:
+        return
+    if package == "errors":
+        assert imported_packages(path) == set()
+        return
+    allowed = ALLOWED[package] | {package}
+    assert imported_packages(path) <= allowed, f"{path} imports {imported_packages(path) - allowed}"
+
+
+@pytest.mark.parametrize("path", files(), ids=lambda path: str(path.relative_to(SOURCE)))
+def test_one_door_for_communication(path):
+    """Only the door and what stands behind it touch torch.distributed's operations."""
+    package = path.relative_to(SOURCE).parts[0]
+    if package in ("comm", "kernels", "launch"):
+        return
+    imports = [
+        node
+        for node in ast.walk(ast.parse(path.read_text()))
+        if (isinstance(node, ast.Import) and any(a.name == "torch.distributed" for a in node.names))
+        or (isinstance(node, ast.ImportFrom) and node.module == "torch.distributed")
+    ]
+    assert not imports
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        "weft",
+        "weft.cli.main",
+        "weft.closed_form.schedule",
+        "weft.fabric.fabric",
+        "weft.importer",
+        "weft.plan",
+        "weft.predict",
+        "weft.report",
+    ],
+)
+def test_torch_is_not_imported(module):
+    code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0

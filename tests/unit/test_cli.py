@@ -1,0 +1,150 @@
+"""The command line: bad input is one line and exit code 2; formats; help with examples."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+
+import pytest
+
+from checkpoints import make_checkpoint
+from weft.cli.main import app, run
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["predict", "llama-9"], "llama-9"),
+        (["predict", "llama-3.1-8b", "--tp", "3"], "--tp 3"),
+        (["predict", "llama-3.1-8b", "--tp", "two"], "two"),
+        (["predict", "llama-3.1-8b", "--pp", "33"], "--pp 33"),
+        (["predict", "llama-3.1-8b", "--tp", "2", "--sp", "4"], "--sp 4"),
+        (["predict", "llama-3.1-8b", "--engine", "tgi"], "tgi"),
+        (["predict", "llama-3.1-8b", "--prompt", "0"], "--prompt 0"),
+        (["predict", "llama-2-7b", "--prompt", "4096"], "4096 positions"),
+        (["predict", "llama-3.1-8b", "--workload", "big"], "big"),
+        (["predict", "llama-3.1-8b", "--format", "xml"], "xml"),
+        (["predict", "llama-3.1-8b", "--pp", "2", "--stage-layers", "1,x"], "1,x"),
+        (["predict", "llama-3.1-8b", "--pp", "2", "--stage-layers", "30,1"], "30,1"),
+        (["predict", "/nonexistent/model"], "/nonexistent/model"),
+        (["trace", "qwen2.5-7b", "--tp", "8", "--dry-run"], "--tp 8"),
+        (["run", "embedded", "--ids", "1,b"], "1,b"),
+        (["run", "embedded", "--ids", "999999"], "999999"),
+        (["run", "embedded", "--prompt", "9000"], "8192"),
+        (["run", "embedded", "--temperature", "-1"], "--temperature"),
+        (["run", "embedded", "--top-p", "0"], "--top-p"),
+        (["run", "embedded", "--weights", "none"], "none"),
+        (["run", "embedded", "--device", "tpu"], "tpu"),
+        (["study", "--layouts", "tp2,xx"], "xx"),
+        (["study", "--layouts", "tp3"], "--tp 3"),
+        (["report", "/nonexistent.json"], "/nonexistent.json"),
+        (["frobnicate"], "frobnicate"),
+        (["predict"], "model"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_two(words, named, capsys):
+    assert run(words) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert len(err.strip().splitlines()) == 1, err
+    assert named in err
+
+
+def test_no_gpu_is_exit_code_three(capsys):
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    assert run(["run", "embedded", "--device", "cuda"]) == 3
+    assert "--device cpu" in capsys.readouterr().err
+
+
+def test_a_config_without_a_field(tmp_path, capsys):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", "hidden_size": 8}))
+    assert run(["predict", str(tmp_path)]) == 2
+    assert "num_attention_heads" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"model_type": 3}', "\udcff"])
+def test_a_damaged_config(tmp_path, capsys, content):
+    (tmp_path / "config.json").write_bytes(content.encode(errors="surrogateescape"))
+    assert run(["models", str(tmp_path)]) == 2
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+def test_missing_tensor_and_wrong_shape(tmp_path, capsys):
+    checkpoint = make_checkpoint(tmp_path / "model", "llama")
+    config = json.loads((checkpoint / "config.json").read_text())
+    for change, word in (
+        ({"num_hidden_layers": 6}, "model.layers.5"),
+        ({"intermediate_size": 64}, "gate_proj"),
+        ({"attention_bias": True}, "bias"),
+    ):
+        (checkpoint / "config.json").write_text(json.dumps(config | change))
+        assert run(["run", str(checkpoint), "--ids", "1", "--decode", "1"]) == 2
+        assert word in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("output_format", ["json", "csv", "table"])
+def test_formats_hold_the_same_rows(output_format, capsys):
+    assert (
+        run(
+            [
+                "predict",
+                "llama-2-13b",
+                "--tp",
+                "4",
+                "--engine",
+                "vllm-v0",
+                "--format",
+                output_format,
+            ]
+        )
+        == 0
+    )
+    out = capsys.readouterr().out
+    if output_format == "json":
+        counts = [row["count"] for row in json.loads(out)["collectives"]]
+    elif output_format == "csv":
+        counts = [int(row["count"]) for row in csv.DictReader(io.StringIO(out))]
+    else:
+        counts = [int(n) for n in ("81", "1", "10287", "127") if f"{int(n):,}" in out]
+    assert counts == [81, 1, 10287, 127]
+
+
+def commands():
+    from typer.main import get_command
+
+    def walk(command, path):
+        yield path, command
+        for name, child in getattr(command, "commands", {}).items():
+            yield from walk(child, [*path, name])
+
+    return [(path, command) for path, command in walk(get_command(app), []) if path]
+
+
+@pytest.mark.parametrize(("path", "command"), commands(), ids=lambda value: str(value))
+def test_every_command_has_help_with_an_example(path, command, capsys):
+    assert run([*path, "--help"]) == 0
+    out = capsys.readouterr().out
+    if not getattr(command, "commands", None) or command.callback:
+        assert f"weft {path[0]}" in out.split("Usage:")[1]
+
+
+def test_run_prints_tokens_and_times(capsys):
+    words = ["run", "embedded", "--text", "Hello", "--decode", "3", "--ignore-eos"]
+    assert run([*words, "--format", "json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert len(document["completions"][0]["token_ids"]) == 3
+    assert document["e2e_ms"] >= document["ttft_ms"] > 0
+    assert run(words) == 0
+    assert "TPOT" in capsys.readouterr().out
+
+
+def test_doctor_and_models(capsys):
+    assert run(["doctor", "--format", "json"]) == 0
+    names = {row["name"] for row in json.loads(capsys.readouterr().out)}
+    assert {"torch", "gloo", "nccl"} <= names
+    assert run(["models", "--format", "csv"]) == 0
+    assert "llama-3.1-405b" in capsys.readouterr().out
