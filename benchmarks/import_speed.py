@@ -114,7 +114,9 @@ def main() -> None:
     if arguments.hta:
         result["hta"] = measure(arguments.hta, HTA, files, repeats)
         code = "from importlib.metadata import version; print(version('HolisticTraceAnalysis'))"
-        found = subprocess.run([arguments.hta, "-c", code], capture_output=True, text=True)
+        found = subprocess.run(
+            [arguments.hta, "-c", code], check=True, capture_output=True, text=True
+        )
         result["hta"]["version"] = found.stdout.strip()
     if arguments.ranks:
         result[f"weft_import_{arguments.ranks}_ranks"] = many_ranks(

@@ -39,7 +39,11 @@ def main() -> None:
     parser.add_argument("--output-tokens", type=int, default=32)
     parser.add_argument("--cpu-requests", type=int, default=1500)
     parser.add_argument("--token-ids-below", type=int, default=900)
+    parser.add_argument("--together", type=float, default=0.0)
     options = parser.parse_args()
+    if options.together:
+        _run_together(options)
+        return
     results: dict[str, list[dict[str, float]]] = {"weft": [], "vllm": []}
     for number in range(options.rounds):
         order = ("weft", "vllm") if number % 2 == 0 else ("vllm", "weft")
@@ -51,6 +55,45 @@ def main() -> None:
         )
         print(f"{metric:16} weft {ours:9.3f}  vllm {theirs:9.3f}  {ours / theirs - 1:+.2%}")
     _compare_cpu(options)
+
+
+def _run_together(options: argparse.Namespace) -> None:
+    """Both clients at once, so that whatever disturbs the server disturbs both alike.
+
+    weft's runs for ``--together`` seconds; of both, the requests that started while the
+    other one was running are compared (both write times of the same monotonic clock).
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        ours, theirs = Path(folder) / "weft.json", Path(folder) / "vllm.json"
+        environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+        weft = [*_weft(options, 100_000, 0, ours), "--duration", str(options.together)]
+        vllm = [*_vllm(options, options.num_requests, 0, theirs), "--save-detailed"]
+        with subprocess.Popen(weft, stdout=subprocess.DEVNULL, env=environment):
+            subprocess.run(vllm, check=True, stdout=subprocess.DEVNULL, env=environment)
+        files = [json.loads(path.read_text()) for path in (ours, theirs)]
+    first = max(min(one["start_times"]) for one in files)
+    last = min(max(one["start_times"]) for one in files)
+    each = [_window(one, first, last) for one in files]
+    print(
+        f"{last - first:.1f} s together, {len(each[0]['ttft'])} and {len(each[1]['ttft'])} requests"
+    )
+    for metric in ("ttft", "tpot", "e2el"):
+        for name, figure in (("mean", statistics.fmean), ("median", statistics.median)):
+            mine, other = (figure(one[metric]) * 1e3 for one in each)
+            print(
+                f"{name:6} {metric}_ms weft {mine:9.3f}  vllm {other:9.3f}  {mine / other - 1:+.2%}"
+            )
+
+
+def _window(result: dict[str, list[float]], first: float, last: float) -> dict[str, list[float]]:
+    """The times of the requests that started between two moments, seconds."""
+    columns = (result[name] for name in ("start_times", "ttfts", "latencies", "output_lens"))
+    rows = [row for row in zip(*columns, strict=True) if first <= row[0] <= last]
+    return {
+        "ttft": [ttft for _, ttft, _, _ in rows],
+        "tpot": [(latency - ttft) / (count - 1) for _, ttft, latency, count in rows],
+        "e2el": [latency for _, _, latency, _ in rows],
+    }
 
 
 def _compare_cpu(options: argparse.Namespace) -> None:

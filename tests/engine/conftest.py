@@ -25,7 +25,7 @@ REQUIREMENTS = HERE / "requirements-vllm.txt"
 TORCH = "torch==2.13.0"
 ENVIRONMENT = HERE.parents[1] / ".venv-vllm"
 INSTALL_LIMIT_S = 600
-RUN_LIMIT_S = 400
+RUN_LIMIT_S = 600
 SCENARIOS = {
     "tp2": ["--tp", "2", "--prompts", "40,7,100", "--decode", "5,9,3"],
     "pp2": ["--pp", "2", "--prompts", "20,12", "--decode", "4"],

@@ -13,7 +13,7 @@ from weft.importer.importing import import_traces
 from weft.vocabulary.layout import Layout
 from weft.vocabulary.model_source import load_spec
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(1500)]
 
 if "import" not in {command.name for command in main.app.registered_commands}:
     main.app.command("import")(import_)

@@ -55,7 +55,12 @@ def test_calibrate_writes_a_fabric_of_this_machine(tmp_path):
     fabric = load(tmp_path / "weft" / "fabric.json")
     assert fabric.name == "here"
     assert fabric.fingerprint == fingerprint()
-    assert {(table.ranks, table.nodes) for table in fabric.tables} == {(2, 1), (2, 2), (4, 1), (4, 2)}
+    assert {(table.ranks, table.nodes) for table in fabric.tables} == {
+        (2, 1),
+        (2, 2),
+        (4, 1),
+        (4, 2),
+    }
     assert {table.algorithm for table in fabric.tables} == {"backend", *PROGRAMS}
     assert not fabric.uses_nccl
     assert "inter latency_us" in done.stdout

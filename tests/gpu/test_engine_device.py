@@ -160,9 +160,7 @@ def test_preemption_on_the_device(tmp_path):
 def test_cache_fills_the_share(tmp_path):
     model = write_config(tmp_path, "llama")
     torch.cuda.empty_cache()
-    with LLM(
-        model, weights="dummy", device="cuda", memory_share=0.6, max_batch_requests=4
-    ) as llm:
+    with LLM(model, weights="dummy", device="cuda", memory_share=0.6, max_batch_requests=4) as llm:
         llm.generate(prompts([2000]), SamplingParams(max_tokens=4, ignore_eos=True))
         free, total = torch.cuda.mem_get_info()
         assert 0.55 < (total - free) / total <= 0.6

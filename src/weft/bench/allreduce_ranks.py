@@ -64,7 +64,9 @@ def _benchmark(
     plan: BenchPlan, world: Communicator, device: torch.device
 ) -> tuple[Benchmark, list[str]]:
     if device.type == "cuda":
-        raise EnvironmentUnavailable("--device cuda: measured by benchmarks/gpu; use --device cpu")
+        raise EnvironmentUnavailable(
+            "--device cuda: measured by benchmarks/allreduce_gpu.py; use --device cpu"
+        )
     reducer = open_reducer_of(world, num_nodes=plan.nodes)
     chosen: dict[str, AllReduce] = {
         name: partial(reducer.all_reduce, algorithm=name)

@@ -29,6 +29,7 @@ def bench_decode(
     tp: options.Tp = 1,
     pp: options.Pp = 1,
     ep: options.Ep = 1,
+    stage_layers: options.StageLayers = None,
     device: ranks.Device = "auto",
     timeout: ranks.Timeout = 120.0,
     weights: Annotated[str, typer.Option(help="dummy, or auto (the checkpoint's).")] = "dummy",
@@ -45,7 +46,7 @@ def bench_decode(
 
     Example: weft bench decode llama-3.1-8b --tp 4 --case 1x128 --case 32x1024
     """
-    layout = options.make_layout(tp=tp, pp=pp, ep=ep)
+    layout = options.make_layout(tp=tp, pp=pp, ep=ep, stage_layers=stage_layers)
     layout.check_model(load_spec(model))
     if decode < 2:
         raise UserError(f"--decode {decode}: TPOT needs at least 2 tokens")
@@ -94,9 +95,7 @@ def _measure(
         results, profiles = [], {}
         for one in cases:
             results.append(
-                bench.measure(
-                    llm, one, decode_tokens=decode, repeats=repeats, copy_gb_s=copy_gb_s
-                )
+                bench.measure(llm, one, decode_tokens=decode, repeats=repeats, copy_gb_s=copy_gb_s)
             )
             if with_profile:
                 profiles[one.name] = bench.profile(llm, one)

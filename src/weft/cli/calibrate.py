@@ -28,7 +28,7 @@ def calibrate(
         Path | None,
         typer.Option("--output", "-o", help="File to write [~/.config/weft/fabric.json]."),
     ] = None,
-    seconds: Annotated[float, typer.Option(help="How long to measure, about.")] = 35.0,
+    seconds: Annotated[float, typer.Option(help="How long to measure, about.")] = 25.0,
     check: Annotated[
         bool, typer.Option("--check", help="Also measure sizes in between and compare.")
     ] = False,

@@ -85,9 +85,7 @@ def _steps(workload: Workload, layout: Layout, conventions: Conventions) -> Iter
     for batch in micro_batches(workload.batch, layout, conventions):
         prompt_rows = batch * workload.prompt_tokens
         yield Step(phase="prefill", rows=prompt_rows, sequences=batch, count=1)
-        yield Step(
-            phase="decode", rows=batch, sequences=batch, count=workload.num_decode_steps
-        )
+        yield Step(phase="decode", rows=batch, sequences=batch, count=workload.num_decode_steps)
 
 
 def micro_batches(batch: int, layout: Layout, conventions: Conventions) -> list[int]:

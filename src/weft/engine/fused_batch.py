@@ -16,18 +16,14 @@ from weft.models.decoder import StepBatch
 class FusedBatches:
     """Makes batches from step inputs, or from buffers that a graph reads."""
 
-    def __init__(
-        self, rope: RotaryTable, workspace: DecodeWorkspace, *, block_size: int
-    ) -> None:
+    def __init__(self, rope: RotaryTable, workspace: DecodeWorkspace, *, block_size: int) -> None:
         self._cos_sin, self._workspace, self._block_size = rope.halves(), workspace, block_size
 
     def build(self, inputs: StepInputs, tables: RequestTables) -> StepBatch:
         device, count = tables.last_ids.device, inputs.num_decodes
         decodes = None
         if count:
-            rows, lengths = to_device(
-                device, inputs.rows[:count], inputs.context_lengths[:count]
-            )
+            rows, lengths = to_device(device, inputs.rows[:count], inputs.context_lengths[:count])
             decodes = Decodes(rows=rows.int(), lengths=lengths.int())
         (logit_rows,) = to_device(device, inputs.logit_rows)
         return StepBatch(
@@ -37,7 +33,11 @@ class FusedBatches:
         )
 
     def of_buffers(
-        self, token_ids: torch.Tensor, rows: torch.Tensor, lengths: torch.Tensor, tables: RequestTables
+        self,
+        token_ids: torch.Tensor,
+        rows: torch.Tensor,
+        lengths: torch.Tensor,
+        tables: RequestTables,
     ) -> StepBatch:
         """A decode step of B sequences whose rows and lengths [B] int32 lie on the device."""
         decodes = Decodes(rows=rows, lengths=lengths)
@@ -69,9 +69,7 @@ class FusedBatches:
         arrays = [inputs.positions[count:], inputs.slots(self._block_size)[count:]]
         if context_lengths != query_lengths:
             pasts = zip(inputs.blocks[count:], context_lengths, strict=True)
-            arrays.append(
-                np.concatenate([context_slots(b, n, self._block_size) for b, n in pasts])
-            )
+            arrays.append(np.concatenate([context_slots(b, n, self._block_size) for b, n in pasts]))
         tensors = to_device(device, *arrays)
         return Prompts(
             positions=tensors[0],

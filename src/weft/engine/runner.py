@@ -34,9 +34,7 @@ class StageRunner:
     On the ``meta`` device the same code runs without values (dry run).
     """
 
-    def __init__(
-        self, spec: ModelSpec, groups: ProcessGroups, conventions: Conventions
-    ) -> None:
+    def __init__(self, spec: ModelSpec, groups: ProcessGroups, conventions: Conventions) -> None:
         self.device, self.dtype = groups.device, getattr(torch, spec.dtype)
         where = Placement(
             tp_rank=groups.tp.rank,
@@ -78,9 +76,7 @@ class StageRunner:
         per_layer = 2 * self._num_kv_heads * self.spec.head_dim * self._like.element_size()
         return per_layer * len(self.stage.layers)
 
-    def allocate(
-        self, *, num_blocks: int, block_size: int, max_length: int, max_rows: int
-    ) -> None:
+    def allocate(self, *, num_blocks: int, block_size: int, max_length: int, max_rows: int) -> None:
         """Make the caches, the rotary table and the tables of ``max_rows`` running requests."""
         num_slots = num_blocks * block_size
         self.caches = [

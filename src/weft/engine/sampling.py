@@ -88,7 +88,6 @@ class Sampler:
         winner = offers[..., 0].argmax(dim=0, keepdim=True)
         return offers[..., 1].gather(0, winner)[0].long()
 
-
     def _own_best(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """This rank's best id [N] and (value, id) [N, 2] fp32; columns past the end are -inf."""
         if fused.takes(logits):
@@ -103,9 +102,7 @@ class Sampler:
 
 def sample(logits: torch.Tensor, chunks: Sequence[Chunk]) -> torch.Tensor:
     """One id a row of [N, v], by each request's own parameters and random stream."""
-    return torch.stack(
-        [_sample_row(row, chunk) for row, chunk in zip(logits, chunks, strict=True)]
-    )
+    return torch.stack([_sample_row(row, chunk) for row, chunk in zip(logits, chunks, strict=True)])
 
 
 def _sample_row(logits: torch.Tensor, chunk: Chunk) -> torch.Tensor:

@@ -113,7 +113,7 @@ def _see_call(
             hidden[shape[1] * parts] += 1
         elif elements and elements % tokens == 0:
             hidden[elements // tokens * parts] += 1
-    elif call.operation == "all_gather" and not call.precedes_step:
+    elif call.operation == "all_gather" and not call.gathers_slices:
         if shape is not None and len(shape) == 2:
             vocabulary[shape[1] * layout.tp] += 1
         elif elements and sequences and elements % sequences == 0:

@@ -9,6 +9,7 @@ of received slices); everything else belongs to the last non-empty step before.
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Sequence
 
 from weft.importer.rank_trace import Call, RankTrace, Step
@@ -23,6 +24,19 @@ def attribute(trace: RankTrace) -> None:
         unlinked = call.on_device and call.host_us is None
         timeline = device if unlinked and device.spans else host
         call.step, call.precedes_step = timeline.place(call, call.issued_us)
+    _mark_slices(trace.calls)
+
+
+def _mark_slices(calls: Sequence[Call]) -> None:
+    """Each received slice is gathered once; what is gathered after that are logits."""
+    received: Counter[tuple[int | None, int | None]] = Counter()
+    for call in calls:
+        key = (call.step, call.input_elements)
+        if call.operation == "recv" and call.source == "record":
+            received[key] += 1
+        elif call.operation == "all_gather" and received[key]:
+            received[key] -= 1
+            call.gathers_slices = True
 
 
 def _device_spans(steps: Sequence[Step]) -> list[tuple[float, float]]:

@@ -32,7 +32,8 @@ class Call:
     kernel to its launch); ``overlapped_us`` is the part of a device kernel that ran
     beside compute kernels (None on CPU). ``tensors`` holds the parts of a list
     transfer; shapes are in elements. ``step`` is the number of the non-empty step that
-    the call belongs to (see phases.py), ``precedes_step`` that it came before its label. ``wait_us`` and ``transfer_us`` are
+    the call belongs to (see phases.py), ``precedes_step`` that it came before its label. ``gathers_slices`` marks
+    the all-gather that puts the slices of a received tensor together. ``wait_us`` and ``transfer_us`` are
     known only where the ranks it met are there too (see pairing.py).
     """
 
@@ -57,6 +58,7 @@ class Call:
     tensors: tuple[Size, ...] | None = None
     step: int | None = None
     precedes_step: bool = False
+    gathers_slices: bool = False
     wait_us: float | None = None
     transfer_us: float | None = None
 

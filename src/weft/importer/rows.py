@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import median
 from typing import Any, Final
 
 from weft.importer.layout_inference import group_of
 from weft.importer.rank_trace import Call, RankTrace
-from weft.importer.sizes import Sized, Sizer, is_header
+from weft.importer.sizes import Sizer, is_header
 from weft.vocabulary.layout import Layout
 from weft.vocabulary.schedule import OPERATIONS, Collective, Phase, Statistics, merge_rows
 
@@ -96,9 +96,8 @@ class Adder:
     def tally(self, traces: Mapping[int, RankTrace]) -> Tally:
         for rank, trace in sorted(traces.items()):
             self._ranks_of_stage[self.layout.stage_of(rank)].append(rank)
-            received = _received_elements(trace.calls)
             for call in trace.calls:
-                self._add(rank, trace, call, received.get(call.step, frozenset()))
+                self._add(rank, trace, call)
         result = Tally(disagreements=list(self._disagreements()))
         result.rows = [self._measured(cell) for cell in self._in_order()]
         for key, counts in self._others.items():
@@ -114,7 +113,7 @@ class Adder:
             (result.control if is_control else result.unexplained).append(other)
         return result
 
-    def _add(self, rank: int, trace: RankTrace, call: Call, received: frozenset[int]) -> None:
+    def _add(self, rank: int, trace: RankTrace, call: Call) -> None:
         label = None if call.step is None else trace.busy_steps[call.step].label
         phase: Phase = "other" if label is None else label.phase
         stage = self.layout.stage_of(rank)
@@ -127,7 +126,7 @@ class Adder:
             return
         kind, group_size = group_of(call, rank, self.layout)
         for part, share in self._parts(rank, stage, phase, call):
-            sized = self.sizer.size(part, label, group_size, received)
+            sized = self.sizer.size(part, label, group_size)
             row = Collective(
                 stage=stage,
                 phase=phase,
@@ -242,14 +241,3 @@ def _statistics(values: Sequence[float], num_ranks: int) -> Statistics:
         max=round(max(values), 3),
         total=round(sum(values) / num_ranks, 3),
     )
-
-
-def _received_elements(calls: Iterable[Call]) -> dict[int | None, frozenset[int]]:
-    found: dict[int | None, set[int]] = defaultdict(set)
-    for call in calls:
-        if call.operation == "recv" and call.input_elements and call.source != "gloo":
-            found[call.step].add(call.input_elements)
-    return {step: frozenset(sizes) for step, sizes in found.items()}
-
-
-__all__ = ["HEADER_RULE", "Adder", "MeasuredRow", "OtherCalls", "Sized", "Tally"]

@@ -44,14 +44,8 @@ class Sizer:
     def dtype(self) -> str | None:
         return self.activation_dtype or (self.spec.dtype if self.spec else None)
 
-    def size(
-        self,
-        call: Call,
-        label: StepLabel | None,
-        group_size: int,
-        received: frozenset[int] = frozenset(),
-    ) -> Sized:
-        """Shapes of ``call``; ``received`` are the element counts that its step received."""
+    def size(self, call: Call, label: StepLabel | None, group_size: int) -> Sized:
+        """Shapes of ``call`` over a group of ``group_size`` ranks in the step of ``label``."""
         if call.input_shape is not None:
             output = call.output_shape or _output(call.operation, call.input_shape, group_size)
             return Sized(
@@ -61,19 +55,16 @@ class Sizer:
                 provenance="shape",
             )
         if call.input_elements:
-            of_slices = call.precedes_step or call.input_elements in received
-            return self._from_elements(call, label, group_size, of_slices=of_slices)
+            return self._from_elements(call, label, group_size)
         return self._from_model(call, label, group_size)
 
-    def _from_elements(
-        self, call: Call, label: StepLabel | None, group_size: int, *, of_slices: bool
-    ) -> Sized:
+    def _from_elements(self, call: Call, label: StepLabel | None, group_size: int) -> Sized:
         elements = call.input_elements or 0
-        rows = _rows(call, label, elements, of_slices=of_slices)
+        rows = _rows(call, label, elements)
         shape = (elements,) if rows is None else (rows, elements // rows)
         if call.operation == "gather" and rows == 1:
             shape = (elements,)
-        output = _output(call.operation, shape, group_size, joined_columns=of_slices)
+        output = _output(call.operation, shape, group_size, joined_columns=call.gathers_slices)
         if call.output_elements and output and _product(output) != call.output_elements:
             output = (call.output_elements,)
         return Sized(
@@ -113,13 +104,13 @@ class Sizer:
         return self.conventions.boundary_tensors if self.conventions else 1
 
 
-def _rows(call: Call, label: StepLabel | None, elements: int, *, of_slices: bool) -> int | None:
+def _rows(call: Call, label: StepLabel | None, elements: int) -> int | None:
     """Rows of a flat element count: tokens of the step, or its sequences for logits and ids."""
     if label is None:
         return None
     if call.operation == "broadcast" and elements == 2 * label.num_sequences:
         return 2 if call.dtype == "int32" else label.num_sequences
-    of_tokens = call.operation in _ROWS_OF_TOKENS or of_slices
+    of_tokens = call.operation in _ROWS_OF_TOKENS or call.gathers_slices
     return _divisor(elements, label.num_tokens if of_tokens else label.num_sequences)
 
 

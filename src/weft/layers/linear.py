@@ -58,9 +58,7 @@ class Section:
         return rows_of(self.out_features, self.part, self.num_parts)
 
 
-def linear(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
-) -> torch.Tensor:
+def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """[T, I] -> [T, O], by the fastest product for the shape and device."""
     if fused.takes(x):
         from weft.layers.fused.products import product

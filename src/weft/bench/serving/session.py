@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from weft.bench.serving.http_client import ConnectionPool
+from weft.bench.serving.http_client import ConnectionPool, request_bytes
 from weft.bench.serving.payloads import Target
 from weft.bench.serving.records import RequestRecord, RequestSpec
 from weft.bench.serving.runner import Load, RunOutcome, Snapshot, run_load
@@ -61,6 +61,13 @@ async def first_model(target: Target) -> str:
             f"{target.endpoint.authority}: {reason}; is the server up, does it need --api-key, "
             "or give --model"
         ) from None
+
+
+async def is_ready(target: Target) -> bool:
+    """Whether ``/ready`` answers 200."""
+    request = request_bytes(target.endpoint, "/ready", None, target.headers)
+    answer, error = await _ask(target, request)
+    return error is None and answer.status == 200
 
 
 async def switch_profile(target: Target, *, start: bool) -> dict[str, Any] | None:

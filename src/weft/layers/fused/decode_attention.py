@@ -204,9 +204,7 @@ class DecodeWorkspace:
         parts = max(self.splits(batch) * batch for batch in range(1, max_batch + 1))
         size = parts * num_kv_heads * self.small_group * (head_dim + 2)
         self.partial = torch.empty(size, dtype=torch.float32, device=like.device)
-        self.counters = torch.zeros(
-            max_batch * num_kv_heads, dtype=torch.int32, device=like.device
-        )
+        self.counters = torch.zeros(max_batch * num_kv_heads, dtype=torch.int32, device=like.device)
 
     def splits(self, batch: int) -> int:
         """Parts of the context for a batch: enough blocks to fill the GPU."""

@@ -35,7 +35,7 @@ def tile_for(num_rows: int, n: int, k: int, *, gated: bool) -> Tile | None:
         return _split(64, 256, 2)
     if n < 3584:
         return _split(32, 256, 8 if n <= 1536 else 4)
-    return _split(32, 256, 2) if n < 7168 else _split(128, 128, 2)
+    return _split(128, 128, 2) if n >= 7168 else None
 
 
 def _split(block_n: int, block_k: int, splits: int, stages: int = 3) -> Tile:
