@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("--input-tokens", type=int, default=64)
     parser.add_argument("--output-tokens", type=int, default=32)
     parser.add_argument("--cpu-requests", type=int, default=1500)
-    parser.add_argument("--token-ids-below", type=int, default=900)
+    parser.add_argument("--token-ids-below", type=int, default=0, help="0 sends words")
     parser.add_argument("--together", type=float, default=0.0)
     options = parser.parse_args()
     if options.together:
@@ -151,7 +151,8 @@ def _weft(options: argparse.Namespace, num: int, seed: int, path: Path) -> list[
         *("--model", options.model, "--concurrency", str(options.concurrency)),
         *("--num-requests", str(num), "--prompt-tokens", str(options.input_tokens)),
         *("--output-tokens", str(options.output_tokens), "--seed", str(seed)),
-        *("--token-ids-below", str(options.token_ids_below), "--warm-up", "4"),
+        *(("--token-ids-below", str(options.token_ids_below)) if options.token_ids_below else ()),
+        *("--warm-up", "4"),
         *("--vllm-output", str(path)),
     ]
 

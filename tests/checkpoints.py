@@ -29,6 +29,14 @@ _LLAMA3_ROPE = {
 }
 
 
+_EXPERTS = {
+    "num_experts": 8,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 32,
+    "head_dim": 16,
+}
+
+
 def make_config(family: str):
     """A config of each family with the feature that sets it apart."""
     if family == "llama":
@@ -48,12 +56,9 @@ def make_config(family: str):
         return transformers.Qwen3Config(**_SIZES, head_dim=16)
     if family == "mixtral":
         return transformers.MixtralConfig(**_SIZES, num_local_experts=4, num_experts_per_tok=2)
-    if family == "qwen3-moe":
-        experts = {"num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 32}
-        return transformers.Qwen3MoeConfig(**_SIZES, **experts, head_dim=16, norm_topk_prob=True)
-    if family == "qwen3-moe-unnormalized":
-        experts = {"num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 32}
-        return transformers.Qwen3MoeConfig(**_SIZES, **experts, head_dim=16, norm_topk_prob=False)
+    if family.startswith("qwen3-moe"):
+        normalize = family == "qwen3-moe"
+        return transformers.Qwen3MoeConfig(**_SIZES, **_EXPERTS, norm_topk_prob=normalize)
     raise ValueError(family)
 
 

@@ -114,7 +114,7 @@ def bad_calls(rank, size):
             "unknown": (torch.ones(4), "rings"),
             "type": (torch.ones(4, dtype=torch.bool), "ring"),
         }
-        for algorithm in ("one_shot", "ring", "hierarchical"):
+        for algorithm in ("one_shot", "ring", "hierarchical_doubling"):
             kind = torch.bfloat16 if odd else torch.float16
             bad[f"shape {algorithm}"] = (torch.ones(17 if odd else 16), algorithm)
             bad[f"empty {algorithm}"] = (torch.ones(0 if odd else 16), algorithm)
@@ -128,7 +128,7 @@ def bad_calls(rank, size):
 
 def lost(rank, size):
     """Rank 2 dies; each of three kinds of group then fails on every other rank."""
-    kinds = (("two_shot", 1), ("ring", 1), ("hierarchical", 2))
+    kinds = (("two_shot", 1), ("ring", 1), ("hierarchical_doubling", 2))
     reducers = [
         open_all_reducer(None, range(size), num_nodes=nodes, timeout_s=3) for _, nodes in kinds
     ]

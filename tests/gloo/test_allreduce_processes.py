@@ -97,7 +97,7 @@ def test_a_lost_rank_is_named_by_every_other_rank(tmp_path):
             assert (name, exit_code) == ("LostRankError", 3)
             assert failure["seconds"] < 20
             assert "of all-reduce call 2" in text
-            if algorithm != "hierarchical":
+            if algorithm != "hierarchical_doubling":
                 assert text.startswith("lost rank 2 in step ")
 
 

@@ -29,7 +29,7 @@ def test_predict_prints_every_algorithm_and_the_published_range(capsys):
     assert "16 x 4 ranks · a100-slingshot11" in out
     assert "published 1.9-3.6x" in out
     assert "event simulation: within 0.00%" in out
-    assert "hierarchical is faster than two_shot" in out
+    assert "hierarchical_doubling is faster than two_shot" in out
 
 
 @pytest.mark.parametrize("fabric", BUILTIN_FABRICS)

@@ -45,7 +45,7 @@ BETA_I, BETA_X = 1e-3 / PLAIN.intra.bandwidth_gb_s, 1e-3 / PLAIN.inter.bandwidth
         ("one_shot", 1, 4, ALPHA_I + 3 * M * BETA_I),
         ("two_shot", 1, 4, 2 * (ALPHA_I + 0.75 * M * BETA_I)),
         (
-            "hierarchical",
+            "hierarchical_doubling",
             16,
             4,
             2 * (ALPHA_I + 0.75 * M * BETA_I) + 4 * (ALPHA_X + M / 4 * BETA_X * 2),
@@ -81,8 +81,8 @@ def test_the_check_fails_where_form_and_program_differ(monkeypatch):
 def test_where_the_form_is_an_upper_bound_it_says_so():
     assert not scale.is_exact("ring", 4, 4)
     assert not scale.is_exact("recursive_doubling", 1, 6)
-    assert not scale.is_exact("hierarchical", 6, 4)
-    assert scale.is_exact("hierarchical", 4, 6)
+    assert not scale.is_exact("hierarchical_doubling", 6, 4)
+    assert scale.is_exact("hierarchical_doubling", 4, 6)
     assert scale.is_exact("two_shot", 3, 5)
 
 
@@ -96,8 +96,8 @@ def test_a_rank_that_starts_late_delays_the_others():
 
 def test_shared_adapters_divide_the_bandwidth():
     one_nic = replace(PLAIN, nics_per_node=1)
-    alone = float(latency_us("hierarchical", M, 2, 4, PLAIN))
-    shared = float(latency_us("hierarchical", M, 2, 4, one_nic))
+    alone = float(latency_us("hierarchical_doubling", M, 2, 4, PLAIN))
+    shared = float(latency_us("hierarchical_doubling", M, 2, 4, one_nic))
     assert shared - alone == pytest.approx(3 * M / 4 * BETA_X * 2)
 
 
@@ -154,7 +154,7 @@ def test_best_takes_the_smallest_and_crossovers_name_the_change():
 def test_published_comparison_covers_its_sizes_only():
     rows = scale.predict([1024, 131072, 2**21, 2**23], 16, 4, PLAIN)
     low, high = scale.published_range(rows)
-    ratios = [row.times_us["nccl"] / row.times_us["hierarchical"] for row in rows[1:3]]
+    ratios = [row.times_us["nccl"] / row.times_us["hierarchical_doubling"] for row in rows[1:3]]
     assert (low, high) == (min(ratios), max(ratios))
     assert scale.published_range(rows[:1]) is None
 

@@ -77,8 +77,8 @@ def test_what_is_sent_is_awaited_and_steps_have_the_same_names(name, topology, c
         ("recursive_doubling", 2, 4, 3),
         ("recursive_doubling", 3, 2, 2 + 2),
         ("halving_doubling", 2, 4, 6),
-        ("hierarchical", 8, 4, 1 + 3 + 1),
-        ("hierarchical", 6, 4, 1 + 2 + 2 + 1),
+        ("hierarchical_doubling", 8, 4, 1 + 3 + 1),
+        ("hierarchical_doubling", 6, 4, 1 + 2 + 2 + 1),
         ("hierarchical_direct", 8, 4, 3),
     ],
 )
@@ -89,7 +89,7 @@ def test_number_of_steps(name, nodes, width, steps):
 
 def test_hierarchical_programs_leave_the_node_with_their_slice_alone():
     topology = Topology(nodes=4, gpus_per_node=4)
-    for name in ("hierarchical", "hierarchical_direct"):
+    for name in ("hierarchical_doubling", "hierarchical_direct"):
         for step in build(name, topology, 4000, 5):
             for send in step.sends:
                 if topology.node_of(send.target) != topology.node_of(5):

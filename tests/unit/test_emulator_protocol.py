@@ -103,7 +103,7 @@ def test_parity_alternates_over_the_wrap_and_zero_is_never_an_epoch():
 
 
 def test_equal_cases_run_equally():
-    case = random_case(random.Random(5), "hierarchical")
+    case = random_case(random.Random(5), "hierarchical_doubling")
     first, second = check_case(case), check_case(case)
     for left, right in zip(first.results, second.results, strict=True):
         assert all(np.array_equal(a, b) for a, b in zip(left, right, strict=True))

@@ -232,7 +232,7 @@ _FORMS: Final[dict[str, Callable[[Times, _Group], Times]]] = {
     "halving_doubling": _halving_doubling,
     "one_shot": _one_shot,
     "two_shot": _two_shot,
-    "hierarchical": _hierarchical,
+    "hierarchical_doubling": _hierarchical,
     "hierarchical_direct": _hierarchical_direct,
     "tree": _tree,
     "nccl_ring": _nccl_ring,

@@ -43,7 +43,7 @@ class SizeRow:
     @property
     def hierarchical_speed_up(self) -> float:
         """NCCL's best over hierarchical recursive doubling, the published algorithm."""
-        return self.times_us["nccl"] / self.times_us["hierarchical"]
+        return self.times_us["nccl"] / self.times_us["hierarchical_doubling"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +104,7 @@ def is_exact(algorithm: str, nodes: int, gpus_per_node: int) -> bool:
     powers = _is_power(nodes) and _is_power(gpus_per_node)
     if algorithm == "ring":
         return nodes == 1 or gpus_per_node == 1
-    if algorithm == "hierarchical":
+    if algorithm == "hierarchical_doubling":
         return _is_power(nodes)
     return powers or algorithm not in ("recursive_doubling", "halving_doubling")
 

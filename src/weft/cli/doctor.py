@@ -79,7 +79,17 @@ def _all_reduce() -> Iterator[dict[str, str]]:
         ("nccl", dist.is_nccl_available()),
     ):
         yield _row("all-reduce", name, "yes" if available else "no", "torch.distributed backend")
+    yield _shared_memory()
     yield _kernels()
+
+
+def _shared_memory() -> dict[str, str]:
+    from weft.allreduce.algorithms import PROGRAMS
+    from weft.comm.shared_memory import unusable_reason
+
+    problem = unusable_reason()
+    state = "no" if problem else "yes"
+    return _row("all-reduce", "weft CPU algorithms", state, problem or ", ".join(PROGRAMS))
 
 
 def _kernels() -> dict[str, str]:

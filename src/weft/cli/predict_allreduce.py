@@ -79,7 +79,7 @@ def _notes(
         low, high = scale.PUBLISHED_SPEED_UP
         first, last = map(size_text, scale.PUBLISHED_BYTES)
         notes.append(
-            f"hierarchical over NCCL's best, {first}-{last}: {found[0]:.1f}-{found[1]:.1f}x here, "
+            f"hierarchical_doubling over NCCL's best, {first}-{last}: {found[0]:.1f}-{found[1]:.1f}x here, "
             f"published {low}-{high}x (what differs: docs/allreduce.md)"
         )
     return notes

@@ -66,6 +66,11 @@ class TorchTransport:
         """The process group underneath."""
         return self._group
 
+    @property
+    def missing_ranks(self) -> Callable[[], tuple[int, ...]]:
+        """Asked after a failure which ranks of the run are gone."""
+        return self._missing_ranks
+
     def all_reduce(self, tensor: torch.Tensor, site: str) -> torch.Tensor:
         with self._named("all_reduce", site):
             dist.all_reduce(tensor, group=self._group)

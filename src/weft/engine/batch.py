@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
-from weft.engine.step_inputs import Integers, StepInputs, context_slots
+from weft.engine.step_inputs import StepInputs, context_slots
 from weft.layers.attention import PlainAttention
 from weft.layers.rope import RotaryTable
 from weft.models.decoder import StepBatch
@@ -99,11 +100,12 @@ def token_ids_of(inputs: StepInputs, tables: RequestTables) -> torch.Tensor:
     return torch.where(is_fed.bool(), tables.last_ids[rows], ids)
 
 
-def to_device(device: torch.device, *arrays: Integers) -> tuple[torch.Tensor, ...]:
+def to_device(device: torch.device, *arrays: npt.NDArray[Any]) -> tuple[torch.Tensor, ...]:
     """The arrays (of one dimension) as int64 tensors, moved in one copy that nobody waits for."""
     packed = torch.from_numpy(np.concatenate(arrays).astype(np.int64))
     if device.type == "cuda":
         packed = packed.pin_memory().to(device, non_blocking=True)
     elif device.type != "cpu":
         packed = packed.to(device)
-    return packed.split([len(array) for array in arrays])
+    parts: tuple[torch.Tensor, ...] = packed.split([len(array) for array in arrays])
+    return parts

@@ -34,7 +34,7 @@ def num_cache_blocks(
     room = int(config.memory_share * total) - (total - free) - _RESERVE_BYTES
     room -= activation_bytes(runner, groups.layout.tp, config.max_batch_tokens)
     blocks = room // (runner.cache_bytes_per_position * block_size)
-    fewest = min(groups.host_gather(blocks))
+    fewest: int = min(groups.host_gather(blocks))
     if fewest < 2:
         raise EnvironmentUnavailable(
             f"--memory-share {config.memory_share}: after the weights of {runner.spec.name} "
@@ -48,4 +48,4 @@ def activation_bytes(runner: StageRunner, tp: int, num_rows: int) -> int:
     spec = runner.spec
     inner = spec.intermediate_size if not spec.is_moe else 4 * spec.expert_intermediate_size
     widest = 3 * inner // tp + 6 * spec.hidden_size
-    return num_rows * widest * runner.dtype.itemsize
+    return int(num_rows * widest * runner.dtype.itemsize)

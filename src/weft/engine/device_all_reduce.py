@@ -1,4 +1,4 @@
-"""Put weft's own GPU all-reduce in front of the backend's, where it can be used."""
+"""Put weft's own all-reduce in front of the backend's, where it can be used."""
 
 from __future__ import annotations
 
@@ -46,12 +46,18 @@ class DeviceTransport(TorchTransport):
 def use_device_all_reduce(groups: ProcessGroups, choice: str) -> DeviceAllReduce | None:
     """Exchange the tensor-parallel group's transport, on all its ranks or on none.
 
-    choice: ``nccl`` leaves it; ``auto`` exchanges it where the kernels can be used;
-    ``weft`` insists. Raises EnvironmentUnavailable, UserError for another choice.
+    choice: ``nccl`` leaves the library's own; ``auto`` exchanges it on GPUs where the
+    kernels can be used; ``weft`` insists, and on the CPU takes weft's programs. Returns the
+    GPU communicator, if there is one. Raises EnvironmentUnavailable, UserError for another
+    choice.
     """
     if choice not in ALL_REDUCE:
         raise UserError(f"--all-reduce {choice}: choose one of {', '.join(ALL_REDUCE)}")
-    if choice == "nccl" or groups.tp.size == 1 or groups.device.type != "cuda":
+    if choice == "nccl" or groups.tp.size == 1:
+        return None
+    if groups.device.type != "cuda":
+        if choice == "weft" and groups.device.type == "cpu":
+            _use_programs(groups)
         return None
     from weft.kernels.communicator import DeviceAllReduce
 
@@ -66,3 +72,13 @@ def use_device_all_reduce(groups: ProcessGroups, choice: str) -> DeviceAllReduce
         return None
     groups.tp.transport = DeviceTransport(plain, device_all_reduce)
     return device_all_reduce
+
+
+def _use_programs(groups: ProcessGroups) -> None:
+    from weft.comm.all_reduce import AlgorithmTransport
+
+    plain = groups.tp.transport
+    if isinstance(plain, AlgorithmTransport):
+        return
+    assert isinstance(plain, TorchTransport)
+    groups.tp.transport = AlgorithmTransport(plain.group, groups.tp.ranks, plain.missing_ranks)

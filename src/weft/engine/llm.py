@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Self
 
 from weft.comm.groups import DEFAULT_TIMEOUT_S, ProcessGroups, open_groups
 from weft.comm.recorder import Recorder
@@ -114,7 +114,7 @@ class LLM:
         self.engine.close()
         self.groups.close()
 
-    def __enter__(self) -> LLM:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:

@@ -65,6 +65,10 @@ class Request:
     finish_reason: FinishReason | None = None
 
     @property
+    def is_finished(self) -> bool:
+        return self.finish_reason is not None
+
+    @property
     def tokens(self) -> list[int]:
         return self.prompt + self.output
 

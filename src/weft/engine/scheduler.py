@@ -127,11 +127,12 @@ class Scheduler:
         for chunk, token in zip(sampling, sampled, strict=True):
             request = chunk.request
             request.num_pending -= 1
-            if request.finish_reason is None:
-                request.append(token)
-                advanced.append(request)
-                if request.finish_reason:
-                    self._drop(request)
+            if request.is_finished:
+                continue
+            request.append(token)
+            advanced.append(request)
+            if request.is_finished:
+                self._drop(request)
         return advanced
 
     def abort(self, number: int) -> None:

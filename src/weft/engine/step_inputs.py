@@ -45,11 +45,11 @@ class StepInputs:
         counts = np.array([chunk.count for chunk in chunks], dtype=np.int64)
         starts = np.array([chunk.start for chunk in chunks], dtype=np.int64)
         ends = counts.cumsum()
-        first_rows = np.repeat(starts - (ends - counts), counts)
+        first_rows: Integers = np.repeat(starts - (ends - counts), counts)
         return cls(
             chunks=chunks,
             token_ids=np.array([i for c in chunks for i in _known_ids(c)], dtype=np.int64),
-            positions=np.arange(len(first_rows), dtype=np.int64) + first_rows,
+            positions=np.arange(len(first_rows)) + first_rows,
             fed_rows=np.repeat([c.request.row if c.is_decode else -1 for c in chunks], counts),
             query_lengths=counts,
             context_lengths=starts + counts,
@@ -107,9 +107,9 @@ def _known_ids(chunk: Chunk) -> list[int]:
 
 
 def _new_blocks(chunks: Sequence[Chunk]) -> Integers:
-    found = []
+    found: list[tuple[int, int, int]] = []
     for request in (chunk.request for chunk in chunks):
-        for place in range(request.blocks_sent, len(request.blocks)):
-            found.append((request.row, place, request.blocks[place]))
+        new = range(request.blocks_sent, len(request.blocks))
+        found += [(request.row, place, request.blocks[place]) for place in new]
         request.blocks_sent = len(request.blocks)
     return np.array(found, dtype=np.int64).reshape(-1, 3)

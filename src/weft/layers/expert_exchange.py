@@ -69,5 +69,7 @@ class AllToAllExperts:
         return rows, self._ep.all_to_all(of_rank.flatten(0, 1).contiguous(), site)
 
     def combine(self, partial: torch.Tensor, site: str) -> torch.Tensor:
-        returned = self._ep.all_to_all(partial, site)
-        return returned.unflatten(0, (self._ep.size, -1)).sum(dim=0)
+        returned: torch.Tensor = self._ep.all_to_all(partial, site).unflatten(
+            0, (self._ep.size, -1)
+        )
+        return returned.sum(dim=0)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 from dataclasses import dataclass
 from functools import cache as remember
+from typing import Any
 
 import torch
 from torch.nn import functional as F
@@ -131,10 +132,10 @@ def _norms(heads: Heads) -> tuple[torch.Tensor, torch.Tensor] | None:
 def _even(
     queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, length: int
 ) -> torch.Tensor:
-    batched = (x.unflatten(0, (-1, length)).transpose(1, 2) for x in (queries, keys, values))
+    q, k, v = (x.unflatten(0, (-1, length)).transpose(1, 2) for x in (queries, keys, values))
     order = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]
     with sdpa_kernel(order, set_priority=True):
-        out = F.scaled_dot_product_attention(*batched, is_causal=True, enable_gqa=True)
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
     return out.transpose(1, 2).flatten(0, 1).flatten(1)
 
 
@@ -159,11 +160,12 @@ def _ragged(
         window_size=(window, 0),
         **_grouped_option(),
     )
+    assert isinstance(out, torch.Tensor)
     return out.flatten(1)
 
 
 @remember
-def _grouped_option() -> dict[str, bool]:
+def _grouped_option() -> dict[str, Any]:
     """Newer releases ask to be told that heads are shared."""
     from torch.nn.attention.varlen import varlen_attn
 

@@ -94,9 +94,14 @@ class ColumnParallelLinear(nn.Module):
             weights.append(Piece(source=f"{section.name}.weight", shape=shape, **place))
             biases.append(Piece(source=f"{section.name}.bias", shape=shape[:1], **place))
             at += stop - start
-        options = {"dtype": where.dtype, "device": where.device}
-        self.weight = sharded_parameter((total, in_features), weights, **options)
-        self.bias = sharded_parameter((total,), biases, **options) if bias else None
+        self.weight = sharded_parameter(
+            (total, in_features), weights, dtype=where.dtype, device=where.device
+        )
+        self.bias = (
+            sharded_parameter((total,), biases, dtype=where.dtype, device=where.device)
+            if bias
+            else None
+        )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return linear(x, self.weight, self.bias)
@@ -112,12 +117,15 @@ class RowParallelLinear(nn.Module):
         start, stop = rows_of(in_features, where.tp_rank, where.tp_size)
         shape = (out_features, in_features)
         weight = Piece(source=f"{name}.weight", shape=shape, dim=1, start=start, stop=stop)
-        options = {"dtype": where.dtype, "device": where.device}
-        self.weight = sharded_parameter((out_features, stop - start), [weight], **options)
+        self.weight = sharded_parameter(
+            (out_features, stop - start), [weight], dtype=where.dtype, device=where.device
+        )
         self.bias = None
         if bias and where.tp_rank == 0:
             piece = Piece(source=f"{name}.bias", shape=shape[:1], dim=0, start=0, stop=out_features)
-            self.bias = sharded_parameter((out_features,), [piece], **options)
+            self.bias = sharded_parameter(
+                (out_features,), [piece], dtype=where.dtype, device=where.device
+            )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return linear(x, self.weight, self.bias)

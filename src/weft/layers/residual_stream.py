@@ -54,11 +54,10 @@ class ReplicatedStream:
     def reduce_and_norm(
         self, partial: torch.Tensor, residual: torch.Tensor | None, norm: RMSNorm, site: str
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        in_one = None
         if self._tp.size > 1 and residual is not None:
             in_one = getattr(self._tp.transport, "all_reduce_residual_rms_norm", None)
-        if in_one is not None:
-            return in_one(partial, residual, norm.weight, norm.eps, site), residual
+            if in_one is not None:
+                return in_one(partial, residual, norm.weight, norm.eps, site), residual
         return norm.add(self._tp.all_reduce(partial, site), residual)
 
     def num_rows(self, num_tokens: int) -> int:

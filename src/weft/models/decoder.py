@@ -111,7 +111,8 @@ class Attention(nn.Module):
         )
 
     def forward(self, x: torch.Tensor, batch: StepBatch, cache: LayerCache) -> torch.Tensor:
-        return self.output(batch.attention.mix(self.qkv(x), self.heads, cache))
+        partial: torch.Tensor = self.output(batch.attention.mix(self.qkv(x), self.heads, cache))
+        return partial
 
 
 class MLP(nn.Module):
@@ -138,7 +139,8 @@ class MLP(nn.Module):
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.down(gated_linear(x, self.gate_up.weight))
+        partial: torch.Tensor = self.down(gated_linear(x, self.gate_up.weight))
+        return partial
 
 
 class DecoderLayer(nn.Module):
@@ -188,7 +190,8 @@ class DecoderStage(nn.Module):
         super().__init__()
         self.spec, self.streams = spec, streams
         self.is_first, self.is_last = layers.start == 0, layers.stop == spec.num_layers
-        self.layers = nn.ModuleList(DecoderLayer(spec, i, streams, where) for i in layers)
+        self._layers = [DecoderLayer(spec, i, streams, where) for i in layers]
+        self.layers = nn.ModuleList(self._layers)
         self.embedding = self.final_norm = self.head = None
         table = None
         if self.is_first or (self.is_last and spec.tie_embeddings):
@@ -209,9 +212,8 @@ class DecoderStage(nn.Module):
     ) -> Boundary | torch.Tensor:
         """What the next stage needs; on the last stage this rank's logits [N, ceil(v/t)]."""
         x, residual = self._start(batch, received)
-        following: list[RMSNorm | None] = [layer.input_norm for layer in self.layers][1:]
-        following.append(self.final_norm)
-        for layer, norm, cache in zip(self.layers, following, caches, strict=True):
+        following = [*(layer.input_norm for layer in self._layers[1:]), self.final_norm]
+        for layer, norm, cache in zip(self._layers, following, caches, strict=True):
             partial, residual = layer(x, residual, batch, cache)
             if norm is None:
                 hidden = self.streams.mlp.reduce(partial, f"{layer.site}.mlp")
@@ -221,12 +223,15 @@ class DecoderStage(nn.Module):
             )
         rows = self.streams.residual.enter(x, batch.num_tokens, "head")
         assert self.head is not None
-        return self.head(rows if batch.logit_rows is None else rows[batch.logit_rows])
+        logits: torch.Tensor = self.head(
+            rows if batch.logit_rows is None else rows[batch.logit_rows]
+        )
+        return logits
 
     def _start(
         self, batch: StepBatch, received: Boundary | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        first_norm = self.layers[0].input_norm
+        first_norm = self._layers[0].input_norm
         if self.embedding is not None:
             partial = self.embedding(batch.token_ids)
             return self.streams.residual.reduce_and_norm(partial, None, first_norm, "embedding")

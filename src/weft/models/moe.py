@@ -61,10 +61,13 @@ class Experts(nn.Module):
                 rows.append(_part(f"{name}.{matrix}.weight", (inner, hidden), 0, start, stop, at))
             at = place * self.width
             columns.append(_part(f"{name}.{down}.weight", (hidden, inner), 1, start, stop, at))
-        options = {"dtype": where.dtype, "device": where.device}
         count = self.num_experts * self.width
-        self.gate_up = sharded_parameter((2 * count, hidden), rows, **options)
-        self.down = sharded_parameter((hidden, count), columns, **options)
+        self.gate_up = sharded_parameter(
+            (2 * count, hidden), rows, dtype=where.dtype, device=where.device
+        )
+        self.down = sharded_parameter(
+            (hidden, count), columns, dtype=where.dtype, device=where.device
+        )
 
     def forward(self, x: torch.Tensor, gates: torch.Tensor) -> torch.Tensor:
         if x.device.type == "cpu":

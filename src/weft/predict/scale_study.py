@@ -22,10 +22,10 @@ from weft.vocabulary.model_spec import ModelSpec
 from weft.vocabulary.workload import Workload, workload_named
 
 Family = Literal["tp", "hybrid"]
-AllReduce = Literal["nccl", "hierarchical"]
+AllReduce = Literal["nccl", "hierarchical_doubling"]
 
 FAMILIES: Final[tuple[Family, ...]] = ("tp", "hybrid")
-ALL_REDUCES: Final[tuple[AllReduce, ...]] = ("nccl", "hierarchical")
+ALL_REDUCES: Final[tuple[AllReduce, ...]] = ("nccl", "hierarchical_doubling")
 MACHINES: Final = {"a100-slingshot11": "a100-80g", "gh200-ndr": "gh200"}
 """The fabrics of the study and the accelerator on each."""
 

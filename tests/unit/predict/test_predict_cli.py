@@ -207,7 +207,7 @@ def test_scaling(weft: Run) -> None:
     assert code == 0
     rows = list(csv.DictReader(io.StringIO(out)))
     assert len(rows) == 2 * 2 * 2 * 2 * 2
-    assert {row["all_reduce"] for row in rows} == {"nccl", "hierarchical"}
+    assert {row["all_reduce"] for row in rows} == {"nccl", "hierarchical_doubling"}
     out = weft(*words)[1]
     assert "speedup" in out
     assert "at 64 GPUs: tp with hierarchical" in out
@@ -265,7 +265,7 @@ def test_calibrate_writes_a_file_that_predict_reads(
 def test_the_all_reduce_command_is_there(weft: Run) -> None:
     code, out, _ = weft("predict", "allreduce", "--nodes", "2", "--sizes", "128K")
     assert code == 0
-    assert "hierarchical" in out
+    assert "hierarchical_doubling" in out
 
 
 @pytest.mark.parametrize("objective", ["latency", "throughput", "goodput"])

@@ -158,8 +158,8 @@ def test_scaling_has_the_published_order() -> None:
     assert all(point.prediction.memory.fits for point in points.values())
     assert not any(key[2] == 4 for key in points)
     for fabric in ("a100-slingshot11", "gh200-ndr"):
-        tp = points[fabric, "decode-heavy", 128, "tp", "hierarchical"]
-        hybrid = points[fabric, "decode-heavy", 128, "hybrid", "hierarchical"]
+        tp = points[fabric, "decode-heavy", 128, "tp", "hierarchical_doubling"]
+        hybrid = points[fabric, "decode-heavy", 128, "hybrid", "hierarchical_doubling"]
         nccl = points[fabric, "decode-heavy", 128, "tp", "nccl"]
         # TP wins decode-heavy work; the hierarchical all-reduce is what it gains by; nobody
         # scales well.

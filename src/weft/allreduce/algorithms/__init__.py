@@ -7,8 +7,8 @@ from typing import Final
 
 from weft.allreduce.algorithms import (
     halving_doubling,
-    hierarchical,
     hierarchical_direct,
+    hierarchical_doubling,
     one_shot,
     recursive_doubling,
     ring,
@@ -25,7 +25,7 @@ PROGRAMS: Final[dict[str, Builder]] = {
     "halving_doubling": halving_doubling.program,
     "one_shot": one_shot.program,
     "two_shot": two_shot.program,
-    "hierarchical": hierarchical.program,
+    "hierarchical_doubling": hierarchical_doubling.program,
     "hierarchical_direct": hierarchical_direct.program,
 }
 

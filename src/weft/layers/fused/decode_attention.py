@@ -230,7 +230,7 @@ def decode_attention(
     num_warps: int = 4,
     num_stages: int = 2,
 ) -> torch.Tensor:
-    """qkv [B, (H + 2 K) D] of one new token a sequence -> [B, H D].
+    """Projections qkv [B, (H + 2 K) D] of one new token a sequence -> [B, H D].
 
     keys, values [P, K, D]: the cache, which gets the new row; rows, lengths [B] int32:
     each sequence's row of table [.., ..] int32 (its block numbers) and its positions, the

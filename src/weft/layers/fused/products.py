@@ -18,23 +18,24 @@ from weft.layers.fused.skinny_linear import MAX_ROWS, LinearWorkspace, Tile, few
 def tile_for(num_rows: int, n: int, k: int, *, gated: bool) -> Tile | None:
     """The tile of our own kernels, or None where the library's product is faster."""
     if num_rows == 1:
-        wide = k >= 4096 and n not in range(2048, 4096)
-        if wide:
-            return Tile(block_n=2, block_k=2048)
-        return Tile(block_n=4, block_k=1024)
+        is_wide = k >= 4096 and n not in range(2048, 4096)
+        return Tile(block_n=2, block_k=2048) if is_wide else Tile(block_n=4, block_k=1024)
     if num_rows > MAX_ROWS // 2 or n % 8 or k % 128 or k < 1024:
         return None
     if gated:
-        large = n * k >= 7168 * 4096
-        return Tile(block_n=64, block_k=128) if large else _split(64, 64, 2, stages=4)
+        is_large = n * k >= 7168 * 4096
+        return _split(64, 128, 1) if is_large else _split(64, 64, 2, stages=4)
     if n >= 20000:
-        return Tile(block_n=128, block_k=64, num_stages=4)
-    if k < 2048:
-        return _split(64, 128, 2, stages=4)
-    if n in range(3584, 4608):
-        return _split(64, 256, 2)
+        return _split(128, 64, 1, stages=4)
+    return _split(64, 128, 2, stages=4) if k < 2048 else _of_block(n)
+
+
+def _of_block(n: int) -> Tile | None:
+    """For the matrices of a layer, by their number of columns."""
     if n < 3584:
         return _split(32, 256, 8 if n <= 1536 else 4)
+    if n < 4608:
+        return _split(64, 256, 2)
     return _split(128, 128, 2) if n >= 7168 else None
 
 
@@ -49,7 +50,7 @@ def workspace(device: torch.device) -> LinearWorkspace:
 
 
 def product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """x [M, K] with weight [N, K] -> [M, N]."""
+    """Rows x [M, K] with weight [N, K] -> [M, N]."""
     tile = tile_for(len(x), *weight.shape, gated=False) if weight.is_contiguous() else None
     if tile is None:
         return F.linear(x, weight, bias)
@@ -59,7 +60,7 @@ def product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) ->
 
 
 def gated_product(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """x [M, K] with weight [2 N, K] -> silu(x w_first) * (x w_second), [M, N]."""
+    """Rows x [M, K] with weight [2 N, K] -> silu(x w_first) * (x w_second), [M, N]."""
     tile = tile_for(len(x), weight.shape[0] // 2, weight.shape[1], gated=True)
     if tile is None:
         return silu_mul(F.linear(x, weight))

@@ -1,0 +1,80 @@
+"""``weft study scaling``: where a step's time goes as ranks are added."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from weft.cli import options
+from weft.cli.output import OutputFormat, print_rows, progress, write_text
+from weft.errors import UserError
+from weft.study.scaling import ALL_REDUCES, ScalingPlan, run_scaling, write_figure
+from weft.vocabulary.layout import Layout
+from weft.vocabulary.workload import Workload
+
+WORKLOADS = {
+    "prefill-heavy": Workload(prompt_tokens=256, decode_tokens=8, batch=4),
+    "decode-heavy": Workload(prompt_tokens=32, decode_tokens=48, batch=4),
+}
+"""Small enough for a CPU; the shares of prefill and decode are those of the named ones."""
+
+
+def study_scaling(
+    model: Annotated[str, typer.Option(help="Built-in name, directory or hub id.")] = "embedded",
+    layouts: Annotated[
+        str, typer.Option(help="Layouts separated by commas; speed-ups are over the first.")
+    ] = "1,tp2,tp4,pp2,tp2xpp2",
+    workloads: Annotated[str, typer.Option(help=f"From {', '.join(WORKLOADS)}.")] = ",".join(
+        WORKLOADS
+    ),
+    all_reduce: Annotated[
+        str, typer.Option(help="library (gloo's own), weft, or both with a comma.")
+    ] = ",".join(ALL_REDUCES),
+    prompt: options.Prompt = None,
+    decode: options.Decode = None,
+    batch: options.Batch = None,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder for scaling.json and scaling.html.")
+    ] = Path(),
+    output_format: options.Format = OutputFormat.TABLE,
+) -> None:
+    """Run layouts on this CPU; split each step into compute, communication, wait and idle.
+
+    Example: weft study scaling --layouts 1,tp2,pp2 --workloads decode-heavy
+    """
+    if not output.is_dir():
+        raise UserError(f"--output {output}: is not a folder; create it first")
+    plan = ScalingPlan(
+        model=model,
+        layouts=tuple(Layout.parse(name.strip()) for name in layouts.split(",")),
+        workloads=_workloads(workloads, prompt, decode, batch),
+        all_reduces=tuple(name.strip() for name in all_reduce.split(",")),
+    )
+    plan.check()
+    with progress() as bar:
+        task = bar.add_task("scaling", total=len(plan.runs()))
+        document = run_scaling(
+            plan, lambda name: bar.update(task, advance=1, description=f"scaling: {name} done")
+        )
+    write_text(output / "scaling.json", json.dumps(document, indent=1))
+    write_figure(document, output / "scaling.html")
+    print_rows(document["rows"], output_format, document=document)
+
+
+def _workloads(
+    names: str, prompt: int | None, decode: int | None, batch: int | None
+) -> dict[str, Workload]:
+    chosen = {}
+    for name in (part.strip() for part in names.split(",")):
+        if name not in WORKLOADS:
+            raise UserError(f"--workloads {name}: unknown; choose from {', '.join(WORKLOADS)}")
+        base = WORKLOADS[name]
+        chosen[name] = Workload(
+            prompt_tokens=base.prompt_tokens if prompt is None else prompt,
+            decode_tokens=base.decode_tokens if decode is None else decode,
+            batch=base.batch if batch is None else batch,
+        )
+    return chosen

@@ -1,0 +1,131 @@
+"""Strong scaling with the time of a step taken apart, by layout, workload and all-reduce."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from weft.closed_form.schedule import closed_form
+from weft.errors import UserError
+from weft.vocabulary.layout import Layout
+from weft.vocabulary.model_source import load_spec
+from weft.vocabulary.workload import Workload
+
+SCHEMA: Final = "weft.scaling/1"
+ALL_REDUCES: Final = ("library", "weft")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScalingPlan:
+    """What to run on this machine's CPU, with dummy weights.
+
+    workloads: by name; all_reduces: ``library`` (gloo's own) and ``weft`` (our programs),
+    the latter only for layouts with tensor parallelism.
+    """
+
+    model: str
+    layouts: tuple[Layout, ...]
+    workloads: dict[str, Workload]
+    all_reduces: tuple[str, ...] = ALL_REDUCES
+    engine: str = "weft"
+
+    def check(self) -> None:
+        """Raise UserError before anything is started."""
+        for name in self.all_reduces:
+            if name not in ALL_REDUCES:
+                raise UserError(f"--all-reduce {name}: choose from {', '.join(ALL_REDUCES)}")
+        for layout in self.layouts:
+            for workload in self.workloads.values():
+                closed_form(load_spec(self.model), layout, workload, self.engine)
+
+    def runs(self) -> list[tuple[Layout, str, str]]:
+        """(layout, workload, all-reduce) of every run."""
+        return [
+            (layout, name, all_reduce)
+            for name in self.workloads
+            for layout in self.layouts
+            for all_reduce in self.all_reduces
+            if layout.tp > 1 or all_reduce == self.all_reduces[0]
+        ]
+
+
+def run_scaling(plan: ScalingPlan, on_progress: Callable[[str], None]) -> dict[str, Any]:
+    """Run everything; returns the ``weft.scaling/1`` document.
+
+    Its rows have one phase each: milliseconds a step of compute, communication, wait and
+    idle (mean over the ranks), and the speed-up of the whole request over the first layout
+    with that workload.
+    """
+    plan.check()
+    rows: list[dict[str, Any]] = []
+    first_ms: dict[str, float] = {}
+    for layout, name, all_reduce in plan.runs():
+        result = _run(plan, layout, plan.workloads[name], all_reduce)
+        first_ms.setdefault(name, result["e2e_ms"])
+        common = {
+            "workload": name,
+            "layout": layout.name,
+            "ranks": layout.world_size,
+            "all_reduce": all_reduce if layout.tp > 1 else "-",
+        }
+        for phase in result["phases"]:
+            rows.append(common | phase | {"speedup": first_ms[name] / result["e2e_ms"]})
+        on_progress(f"{layout.name} {name} {all_reduce}")
+    return {
+        "schema": SCHEMA,
+        "model": plan.model,
+        "engine": plan.engine,
+        "device": "cpu",
+        "workloads": {name: asdict(workload) for name, workload in plan.workloads.items()},
+        "rows": rows,
+    }
+
+
+def _run(plan: ScalingPlan, layout: Layout, workload: Workload, all_reduce: str) -> dict[str, Any]:
+    from weft.launch.elastic import Launch, run_ranks
+
+    with tempfile.TemporaryDirectory(prefix="weft-scaling-") as folder:
+        job, output = Path(folder) / "job.json", Path(folder) / "result.json"
+        content = {
+            "model": plan.model,
+            "layout": asdict(layout),
+            "workload": asdict(workload),
+            "engine": plan.engine,
+            "all_reduce": "nccl" if all_reduce == "library" else all_reduce,
+            "output": str(output),
+        }
+        job.write_text(json.dumps(content), encoding="utf-8")
+        worker = ["-m", "weft.study.scaling_worker", str(job)]
+        run_ranks(worker, Launch(ranks_per_node=layout.world_size))
+        result: dict[str, Any] = json.loads(output.read_text(encoding="utf-8"))
+        return result
+
+
+def write_figure(document: dict[str, Any], path: Path) -> None:
+    """One self-contained HTML page: stacked bars of a step's time, one plot a workload and phase."""
+    from weft.report.figures.bars import stacked_bars
+
+    kinds = ("compute", "communication", "wait", "idle")
+    parts: list[str] = []
+    for workload in document["workloads"]:
+        for phase in ("prefill", "decode"):
+            bars = {
+                f"{row['layout']} {row['all_reduce']}": {k: row[f"{k}_ms"] for k in kinds}
+                for row in document["rows"]
+                if (row["workload"], row["phase"]) == (workload, phase)
+            }
+            if bars:
+                figure = stacked_bars(bars, x_title="milliseconds a step")
+                figure.update_layout(title=f"{document['model']}, {workload}: {phase}")
+                scripts = "inline" if not parts else False
+                parts.append(figure.to_html(full_html=False, include_plotlyjs=scripts))
+    page = "\n".join(parts)
+    path.write_text(
+        f'<!doctype html><html lang="en"><meta charset="utf-8">'
+        f"<title>weft study scaling</title><body>{page}</body></html>\n",
+        encoding="utf-8",
+    )

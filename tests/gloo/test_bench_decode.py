@@ -1,0 +1,107 @@
+"""``weft bench decode`` and ``weft study scaling`` on the CPU, with real ranks."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from weft.cli.main import run
+
+CONFIG = {
+    "model_type": "llama",
+    "num_hidden_layers": 2,
+    "hidden_size": 64,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 96,
+    "vocab_size": 199,
+    "max_position_embeddings": 2048,
+    "torch_dtype": "float32",
+}
+
+
+@pytest.fixture
+def model(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    return str(tmp_path)
+
+
+def test_bench_decode_alone_with_profile(model, tmp_path, capsys):
+    path = tmp_path / "bench.json"
+    words = ["--case", "2x8", "--case", "1x4", "--decode", "5", "--repeats", "1", "--profile"]
+    assert run(["bench", "decode", model, *words, "-o", str(path), "--no-graphs", "--overlap"]) == 0
+    document = json.loads(path.read_text())
+    assert document["schema"] == "weft.bench-decode/1"
+    assert [(row["batch"], row["prompt_tokens"]) for row in document["rows"]] == [(2, 8), (1, 4)]
+    for row in document["rows"]:
+        assert row["ttft_ms"] > 0
+        assert row["roofline_ms"] > 0
+        assert row["memory_gb_s"] == pytest.approx(row["step_gb"] / row["tpot_ms"] * 1e3)
+    assert document["profiles"]["2x8"]
+    assert "tpot_ms" in capsys.readouterr().out
+
+
+def test_bench_decode_of_a_pipeline(model, tmp_path):
+    path = tmp_path / "bench.json"
+    words = ["--pp", "2", "--case", "3x8", "--decode", "4", "--repeats", "1", "--device", "cpu"]
+    assert run(["bench", "decode", model, *words, "-o", str(path), "--format", "json"]) == 0
+    (row,) = json.loads(path.read_text())["rows"]
+    weights = sum(2 * size for size in (64 * (4 + 2 + 2) * 16, 64 * 64, 3 * 64 * 96, 2 * 64))
+    cache = 2 * (8 + 2) * 2 * 16 * 2 * 2
+    assert row["step_gb"] * 1e9 == pytest.approx(4 * (weights + 64 + 199 * 64 + cache))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--case", "8"], "--case 8"),
+        (["--decode", "1"], "--decode 1"),
+        (["--repeats", "0"], "--repeats 0"),
+        (["--weights", "none"], "--weights none"),
+        (["--tp", "3"], "--tp 3"),
+    ],
+)
+def test_bench_decode_names_mistakes(words, message, model, capsys):
+    assert run(["bench", "decode", model, *words]) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert not captured.out
+
+
+def test_scaling(model, tmp_path):
+    from weft.study.scaling import ScalingPlan, run_scaling, write_figure
+    from weft.vocabulary.layout import Layout
+    from weft.vocabulary.workload import Workload
+
+    plan = ScalingPlan(
+        model=model,
+        layouts=(Layout(), Layout(tp=2), Layout(pp=2)),
+        workloads={"small": Workload(prompt_tokens=8, decode_tokens=4, batch=2)},
+    )
+    done: list[str] = []
+    document = run_scaling(plan, done.append)
+    assert len(done) == len(plan.runs()) == 4
+    for row in document["rows"]:
+        parts = [row[f"{part}_ms"] for part in ("compute", "communication", "wait", "idle")]
+        assert min(parts) >= 0
+        assert row["step_ms"] == pytest.approx(sum(parts))
+        assert (row["communication_ms"] > 0) == (row["ranks"] > 1)
+    by_key = {(r["layout"], r["all_reduce"], r["phase"]): r for r in document["rows"]}
+    assert by_key["1", "-", "decode"]["steps"] == 3
+    assert by_key["pp2", "-", "decode"]["steps"] == 6, "two groups of one sequence each"
+    assert ("tp2", "weft", "decode") in by_key
+    write_figure(document, tmp_path / "scaling.html")
+    page = (tmp_path / "scaling.html").read_text()
+    assert "communication" in page
+    assert "cdn.plot.ly" not in page.split("</script>")[0][:200]
+
+
+def test_scaling_names_a_wrong_all_reduce(model):
+    from weft.errors import UserError
+    from weft.study.scaling import ScalingPlan
+    from weft.vocabulary.layout import Layout
+
+    plan = ScalingPlan(model=model, layouts=(Layout(),), workloads={}, all_reduces=("fast",))
+    with pytest.raises(UserError, match="--all-reduce fast"):
+        plan.check()
