@@ -10,6 +10,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from weft.api import plan as plan
+    from weft.api import predict as predict
+    from weft.api import trace as trace
     from weft.comm.all_reduce import all_reduce as all_reduce
     from weft.engine.llm import LLM as LLM
     from weft.engine.request import Completion as Completion
@@ -30,6 +33,9 @@ _HOMES = {
     "Schedule": "weft.vocabulary.schedule",
     "Workload": "weft.vocabulary.workload",
     "all_reduce": "weft.comm.all_reduce",
+    "plan": "weft.api",
+    "predict": "weft.api",
+    "trace": "weft.api",
 }
 
 __all__ = [
@@ -41,6 +47,10 @@ __all__ = [
     "Schedule",
     "Workload",
     "__version__",
+    "all_reduce",
+    "plan",
+    "predict",
+    "trace",
 ]
 
 

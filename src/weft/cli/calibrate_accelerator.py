@@ -29,8 +29,8 @@ def calibrate_accelerator(
     Example: weft calibrate accelerator -o here.json; weft plan llama-3.2-1b --gpus 1
     --accelerator here.json --fabric h200-nvlink
     """
-    from weft.predict.accelerator import accelerator_to_json
-    from weft.predict.calibrate_accelerator import calibrate_accelerator as measure
+    from weft.prediction.accelerator import accelerator_to_json
+    from weft.prediction.calibrate_accelerator import calibrate_accelerator as measure
 
     if not output.absolute().parent.is_dir():
         raise FileFormatError(f"--output {output}: the folder is not there; create it")

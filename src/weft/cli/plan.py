@@ -9,7 +9,7 @@ import typer
 
 from weft.cli import options
 from weft.cli.output import OutputFormat, print_json, print_rows, progress
-from weft.plan.objective import Objective
+from weft.planning.objective import Objective
 
 Gpus = Annotated[int, typer.Option(help="GPUs of the whole machine.")]
 GpusPerNode = Annotated[int | None, typer.Option(help="GPUs of one node [the fabric's].")]
@@ -54,11 +54,11 @@ def plan(
     Example: weft plan llama-3.1-70b --gpus 16 --gpus-per-node 4 --accelerator a100-80g
     --workload decode-heavy --explain tp16
     """
-    from weft.plan.objective import Limits, Question
-    from weft.plan.planner import make_plan
-    from weft.plan.space import Cluster
-    from weft.plan.what_if import with_settings
-    from weft.predict.machines import machine_named
+    from weft.planning.objective import Limits, Question
+    from weft.planning.planner import make_plan
+    from weft.planning.space import Cluster
+    from weft.planning.what_if import with_settings
+    from weft.prediction.machines import machine_named
     from weft.vocabulary.model_source import load_spec
 
     machine = with_settings(machine_named(engine, accelerator, fabric, weights), settings or [])
@@ -108,7 +108,7 @@ def _short(value: float) -> float:
 
 
 def _print_table(plan: Any, top: int, explanation: Any) -> None:
-    from weft.plan.launch_commands import launch_commands
+    from weft.planning.launch_commands import launch_commands
 
     question, cluster = plan.question, plan.cluster
     title = (
@@ -131,7 +131,7 @@ def _print_table(plan: Any, top: int, explanation: Any) -> None:
 
 
 def _explanation(plan: Any, name: str) -> Any:
-    from weft.plan.explain import explain
+    from weft.planning.explain import explain
 
     return explain(plan, name)
 
@@ -153,7 +153,7 @@ def _print_explanation(explanation: Any) -> None:
 
 
 def _document(plan: Any, explanation: Any) -> dict[str, Any]:
-    from weft.plan.launch_commands import launch_commands
+    from weft.planning.launch_commands import launch_commands
 
     best, width = plan.best.layout, plan.cluster.gpus_per_node
     commands = launch_commands(plan.question.spec, best, width)

@@ -93,7 +93,7 @@ def _print_latency(
     output_format: OutputFormat,
 ) -> None:
     from weft.cli.predict_latency import print_prediction, print_serving
-    from weft.predict.machines import machine_named
+    from weft.prediction.machines import machine_named
 
     machine = machine_named(*settings)
     if nodes is None:

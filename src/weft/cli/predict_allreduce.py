@@ -93,7 +93,7 @@ def _document(
     links: Fabric,
 ) -> dict[str, Any]:
     return {
-        "schema": "weft.predict.allreduce/1",
+        "schema": "weft.prediction.allreduce/1",
         "fabric": links.name,
         "nodes": nodes,
         "gpus_per_node": width,

@@ -8,10 +8,10 @@ from typing import Any
 
 from weft.cli.output import OutputFormat, print_rows
 from weft.errors import WorkloadError
-from weft.predict.latency import predict_latency
-from weft.predict.prediction import PARTS, Machine, Prediction, provenance
-from weft.predict.quantity import Estimate
-from weft.predict.serving import serve_at_rate
+from weft.prediction.latency import predict_latency
+from weft.prediction.prediction import PARTS, Machine, Prediction, provenance
+from weft.prediction.quantity import Estimate
+from weft.prediction.serving import serve_at_rate
 from weft.vocabulary.layout import Layout
 from weft.vocabulary.model_spec import ModelSpec
 from weft.vocabulary.workload import Workload

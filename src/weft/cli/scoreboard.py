@@ -37,9 +37,9 @@ def scoreboard(
 
     Example: weft predict scoreboard --leave-one-out
     """
-    from weft.predict import scoreboard as board
-    from weft.predict.measured import h200_runs, published_runs, runs_from_file
-    from weft.predict.silicon import find_file, read_rows
+    from weft.prediction import scoreboard as board
+    from weft.prediction.measured import h200_runs, published_runs, runs_from_file
+    from weft.prediction.silicon import find_file, read_rows
 
     own = [] if runs is None else runs_from_file(runs)
     scores = board.score_runs([*h200_runs(), *published_runs(), *own])
@@ -63,7 +63,7 @@ def scoreboard(
 
 
 def _peer_with_progress(count: int) -> Any:
-    from weft.predict.silicon import peer_predictor
+    from weft.prediction.silicon import peer_predictor
 
     predict = peer_predictor()
     bar = progress()
@@ -81,9 +81,9 @@ def _peer_with_progress(count: int) -> Any:
 
 
 def _leave_one_out() -> list[dict[str, Any]]:
-    from weft.predict.fitting import leave_one_out
-    from weft.predict.machines import machine_named
-    from weft.predict.measured import h200_runs
+    from weft.prediction.fitting import leave_one_out
+    from weft.prediction.machines import machine_named
+    from weft.prediction.measured import h200_runs
 
     runs = h200_runs()
     errors = leave_one_out(machine_named("vllm", "h200-sxm"), runs)

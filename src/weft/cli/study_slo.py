@@ -89,8 +89,8 @@ def _predicted(
     model: str, layout: Layout, load: Workload, accelerator: str, fabric: str | None
 ) -> dict[str, Any]:
     """Median times by the time model of ``weft predict``."""
-    from weft.predict.latency import predict_latency
-    from weft.predict.machines import machine_named
+    from weft.prediction.latency import predict_latency
+    from weft.prediction.machines import machine_named
 
     machine = machine_named("weft", accelerator, fabric)
     prediction = predict_latency(load_spec(model), layout, load, machine)

@@ -53,7 +53,7 @@ class PhaseTime:
     communication_ms: float = 0.0
     wait_ms: float = 0.0
     idle_ms: float = 0.0
-    _steps_of_rank: dict[int, int] = field(default_factory=dict, repr=False)
+    steps_of_rank: dict[int, int] = field(default_factory=dict, repr=False)
 
     @property
     def total_ms(self) -> float:
@@ -76,7 +76,7 @@ def breakdown(records: Sequence[RankRecord], layout: Layout) -> dict[Phase, Phas
             idle = max(0.0, following[0].start_s - step.end_s) if following else 0.0
             _add(phases[step.phase], record.rank, step, inside, waited, idle, len(records))
     for phase in phases.values():
-        phase.num_steps = max(phase._steps_of_rank.values())
+        phase.num_steps = max(phase.steps_of_rank.values())
     return dict(phases)
 
 
@@ -126,4 +126,4 @@ def _add(
     phase.communication_ms += (inside_s - waited_s) * share
     phase.wait_ms += waited_s * share
     phase.idle_ms += idle_s * share
-    phase._steps_of_rank[rank] = phase._steps_of_rank.get(rank, 0) + 1
+    phase.steps_of_rank[rank] = phase.steps_of_rank.get(rank, 0) + 1

@@ -72,8 +72,8 @@ def run_scaling(plan: ScalingPlan, on_progress: Callable[[str], None]) -> dict[s
             "ranks": layout.world_size,
             "all_reduce": all_reduce if layout.tp > 1 else "-",
         }
-        for phase in result["phases"]:
-            rows.append(common | phase | {"speedup": first_ms[name] / result["e2e_ms"]})
+        speedup = {"speedup": first_ms[name] / result["e2e_ms"]}
+        rows += [common | phase | speedup for phase in result["phases"]]
         on_progress(f"{layout.name} {name} {all_reduce}")
     return {
         "schema": SCHEMA,

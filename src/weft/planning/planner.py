@@ -1,0 +1,178 @@
+"""Plans: every layout predicted, those that fit ranked, ties and the Pareto front marked."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from weft.errors import LayoutError
+from weft.planning.objective import Candidate, Objective, Question
+from weft.planning.space import Cluster, Rejection, layouts
+from weft.prediction.prediction import PARTS
+from weft.prediction.quantity import Z_90
+from weft.vocabulary.layout import Layout
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Layouts that fit, best first (one row each), and those that do not, with the reason.
+
+    points: every feasible layout at every concurrency tried (for the Pareto front).
+    """
+
+    question: Question
+    cluster: Cluster
+    ranked: tuple[Candidate, ...]
+    points: tuple[Candidate, ...]
+    rejected: tuple[Rejection, ...]
+
+    @property
+    def best(self) -> Candidate:
+        return self.ranked[0]
+
+    @property
+    def noise(self) -> float:
+        """Relative difference below which two scores are a tie.
+
+        Errors of inputs are common to all layouts; what remains is the time model's own
+        error, once for each of the two.
+        """
+        spread = self.question.machine.profile.tpot_spread.value
+        return math.expm1(Z_90 * math.sqrt(2) * spread)
+
+    def is_tied(self, candidate: Candidate) -> bool:
+        """Whether the candidate's distance from the best is within the noise."""
+        return candidate.score <= self.best.score * (1 + self.noise)
+
+    def find(self, name: str) -> Candidate | Rejection:
+        """The ranked or rejected layout of that name; LayoutError where it is not in the space."""
+        wanted = _canonical(name, self.cluster.num_gpus)
+        for candidate in self.ranked:
+            if candidate.layout.name in wanted:
+                return candidate
+        for rejection in self.rejected:
+            if rejection.name in wanted:
+                return rejection
+        raise LayoutError(
+            f"--explain {name}: not a layout of {self.cluster.num_gpus} GPUs; "
+            f"its degrees must multiply to {self.cluster.num_gpus} (or divide it)"
+        )
+
+    def pareto(self) -> tuple[Candidate, ...]:
+        """Points that no other beats in both TPOT and tokens a second a GPU, by TPOT."""
+        front: list[Candidate] = []
+        for point in sorted(self.points, key=lambda item: (item.tpot_ms, -item.tokens_per_s)):
+            if not front or point.tokens_per_s > front[-1].tokens_per_s:
+                front.append(point)
+        return tuple(front)
+
+    def to_json(self) -> dict[str, Any]:
+        question, machine = self.question, self.question.machine
+        front = {id(point) for point in self.pareto()}
+        return {
+            "schema": "weft.plan/1",
+            "model": question.spec.name,
+            "objective": question.objective.value,
+            "machine": {
+                "gpus": self.cluster.num_gpus,
+                "gpus_per_node": self.cluster.gpus_per_node,
+                "accelerator": machine.accelerator.name,
+                "fabric": machine.fabric.name,
+                "engine": machine.profile.name,
+            },
+            "workload": asdict(question.workload),
+            "noise": self.noise,
+            "plans": [self._row(candidate, id(candidate) in front) for candidate in self.ranked],
+            "pareto": [self._point(point) for point in self.pareto()],
+            "rejected": [{"layout": item.name, "reason": item.reason} for item in self.rejected],
+        }
+
+    def _row(self, candidate: Candidate, on_front: bool) -> dict[str, Any]:
+        prediction, serving = candidate.prediction, candidate.serving
+        document = prediction.to_json()
+        document.pop("provenance")
+        decode = prediction.decode
+        return {
+            "layout": candidate.layout.name,
+            "batch": candidate.concurrency,
+            "ttft_ms": (serving or prediction).ttft_ms.to_json(),
+            "tpot_ms": (serving or prediction).tpot_ms.to_json(),
+            "throughput_per_gpu": candidate.tokens_per_s / self.cluster.num_gpus,
+            "memory_gib": (serving or prediction).memory.total_gb * 1e9 / 2**30,
+            "note": "within noise of the best" if self.is_tied(candidate) else None,
+            "on_front": on_front,
+            "breakdown_us": {part: getattr(decode, f"{part}_ms") * 1e3 for part in PARTS},
+            "score": candidate.score,
+            "prediction": document,
+            "serving": serving.to_json() if serving else None,
+        }
+
+    def _point(self, point: Candidate) -> dict[str, Any]:
+        return {
+            "layout": point.layout.name,
+            "batch": point.concurrency,
+            "tpot_ms": point.tpot_ms,
+            "throughput_per_gpu": point.tokens_per_s / self.cluster.num_gpus,
+        }
+
+
+def make_plan(
+    question: Question, cluster: Cluster, progress: Progress = lambda _done, _total: None
+) -> Plan:
+    """Predict the whole space of ``cluster`` and rank it.
+
+    ``progress`` is told how many layouts of how many are done. Raises LayoutError where nothing can run, naming the nearest reason.
+    """
+    usable, rejected = layouts(question.spec, cluster)
+    ranked: list[Candidate] = []
+    points: list[Candidate] = []
+    for done, layout in enumerate(usable):
+        progress(done, len(usable))
+        answer = question.answer(layout)
+        if isinstance(answer, str):
+            rejected.append(Rejection(name=layout.name, reason=answer))
+        else:
+            ranked.append(answer[0])
+            points += answer
+    if not ranked:
+        raise LayoutError(_nothing_fits(question, cluster, rejected))
+    return Plan(
+        question=question,
+        cluster=cluster,
+        ranked=tuple(sorted(ranked, key=_order)),
+        points=tuple(points),
+        rejected=tuple(rejected),
+    )
+
+
+def _order(candidate: Candidate) -> tuple[float, int, int]:
+    """By score; equal scores prefer the simpler layout."""
+    return candidate.score, candidate.layout.pp, candidate.layout.sp
+
+
+def _nothing_fits(question: Question, cluster: Cluster, rejected: list[Rejection]) -> str:
+    closest = rejected[-1] if rejected else Rejection(name="-", reason="no layout")
+    limits = [item for item in rejected if "limit" in item.reason]
+    if limits:
+        closest = limits[0]
+    fix = "relax --ttft or --tpot" if limits else "use more --gpus or a larger --accelerator"
+    if question.objective is Objective.LATENCY and not limits:
+        fix += " or a smaller --batch"
+    return (
+        f"--gpus {cluster.num_gpus}: no layout of {question.spec.name} can run "
+        f"({closest.name}: {closest.reason}); {fix}"
+    )
+
+
+def _canonical(name: str, num_gpus: int) -> set[str]:
+    """The names that ``name`` may mean: as written, or filled up with replicas."""
+    layout = Layout.parse(name)
+    names = {layout.name}
+    if num_gpus % layout.world_size == 0 and layout.dp == 1:
+        replicas = num_gpus // layout.world_size
+        names.add(Layout(tp=layout.tp, pp=layout.pp, sp=layout.sp, ep=layout.ep, dp=replicas).name)
+    return names

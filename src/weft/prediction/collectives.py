@@ -1,0 +1,206 @@
+"""Time of every collective of a step: the schedule's rows priced by the fabric.
+
+All-reduces come from :mod:`weft.allreduce.cost`; which algorithm runs is the engine's
+rule. The other operations are rings and single hops over the same links.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import lru_cache
+from itertools import pairwise
+from typing import Final
+
+from weft.allreduce.cost import WEFT_ALGORITHMS, latency_uncertainty_us, latency_us
+from weft.fabric.fabric import Fabric
+from weft.prediction.engine_profile import AllReduceRule
+from weft.vocabulary.layout import Layout
+from weft.vocabulary.schedule import Collective
+
+VLLM_CUSTOM_LIMIT_BYTES: Final = 8 << 20
+VLLM_CUSTOM_RANKS: Final = (2, 4, 6, 8)
+
+# What NCCL reaches of the copy bandwidth on the 8-64 MiB messages of a prefill that also
+# computes; fitted to the TP=2 TTFT rows of the H200 measurements (data/measurements).
+LARGE_MESSAGE_EFFICIENCY: Final = 0.62
+
+# Barrier-and-pull all-reduce of vLLM: fixed time and time a rank of its one-phase and its
+# two-phase form, and part of the copy bandwidth. 2 and 4 ranks: fabric h200-nvlink; the
+# growth with ranks: 8 H100 in aiconfigurator's tables (Apache-2.0).
+_CUSTOM_ONE_SHOT_US: Final = 4.2
+_CUSTOM_ONE_SHOT_RANK_US: Final = 0.06
+_CUSTOM_TWO_SHOT_US: Final = 3.0
+_CUSTOM_TWO_SHOT_RANK_US: Final = 0.8
+_CUSTOM_EFFICIENCY: Final = 0.7
+
+_TABLE_SPREAD: Final = 0.08
+_FORM_SPREAD: Final = 0.15
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """``nodes`` x ``gpus_per_node`` ranks that communicate."""
+
+    nodes: int
+    gpus_per_node: int
+
+    @property
+    def ranks(self) -> int:
+        return self.nodes * self.gpus_per_node
+
+
+def tensor_group(layout: Layout) -> Group:
+    """The shape of one tensor-parallel group: neighbours, so as few nodes as possible."""
+    width = min(layout.tp, layout.ranks_per_node)
+    return Group(nodes=-(-layout.tp // width), gpus_per_node=width)
+
+
+@lru_cache(maxsize=512)
+def num_network_hops(layout: Layout) -> int:
+    """Pipeline boundaries whose two stages lie on different nodes."""
+    nodes = [layout.node_of(layout.rank_of(stage=stage)) for stage in range(layout.pp)]
+    return sum(a != b for a, b in pairwise(nodes))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Price:
+    """Time of one call in µs, one standard deviation of it, and the algorithm."""
+
+    time_us: float
+    deviation_us: float
+    algorithm: str
+
+
+@dataclass(kw_only=True)
+class Pricing:
+    """Prices of collectives on one fabric under one engine's rule; remembers what it priced."""
+
+    fabric: Fabric
+    rule: AllReduceRule
+    _known: dict[tuple[str, int, Group], Price] = field(default_factory=dict)
+
+    def price(self, row: Collective, layout: Layout) -> Price:
+        """One call of ``row``; a send carries its hop, the matching recv is free.
+
+        Hops of a pipeline that crosses nodes are averaged over its boundaries.
+        """
+        size = row.message_bytes or 0
+        if row.group != "pp":
+            return self.cached(row.op, size, tensor_group(layout))
+        width = 2 if row.op == "send" else layout.pp
+        near = self.cached(row.op, size, Group(nodes=1, gpus_per_node=width))
+        crossing = num_network_hops(layout)
+        if not crossing:
+            return near
+        far = self.cached(row.op, size, Group(nodes=width, gpus_per_node=1))
+        share = crossing / (layout.pp - 1) if row.op == "send" else 1.0
+        return Price(
+            time_us=share * far.time_us + (1 - share) * near.time_us,
+            deviation_us=share * far.deviation_us + (1 - share) * near.deviation_us,
+            algorithm=far.algorithm,
+        )
+
+    def cached(self, op: str, size: int, group: Group) -> Price:
+        key = (op, size, group)
+        if key not in self._known:
+            self._known[key] = self._compute(op, size, group)
+        return self._known[key]
+
+    def _compute(self, op: str, size: int, group: Group) -> Price:
+        if group.ranks == 1 or op == "recv":
+            return Price(time_us=0.0, deviation_us=0.0, algorithm="none")
+        if op == "all_reduce":
+            return self._all_reduce(size, group)
+        time = _linear_us(op, size, group, self.fabric)
+        return Price(time_us=time, deviation_us=_FORM_SPREAD * time, algorithm="linear")
+
+    def _all_reduce(self, size: int, group: Group) -> Price:
+        names = _candidates(self.rule, size, group)
+        times = {name: _all_reduce_us(name, size, group, self.fabric) for name in names}
+        name = min(times, key=times.__getitem__)
+        return Price(
+            time_us=times[name],
+            deviation_us=_deviation_us(name, size, group, self.fabric, times[name]),
+            algorithm=name,
+        )
+
+
+def _candidates(rule: AllReduceRule, size: int, group: Group) -> tuple[str, ...]:
+    """Algorithms that the engine may choose from; it takes the fastest of them."""
+    if rule == "nccl":
+        return ("nccl",)
+    if rule == "vllm":
+        custom = (
+            group.nodes == 1
+            and group.ranks in VLLM_CUSTOM_RANKS
+            and size <= VLLM_CUSTOM_LIMIT_BYTES
+        )
+        return ("vllm_custom",) if custom else ("nccl",)
+    if rule == "weft":
+        return (*WEFT_ALGORITHMS, "nccl")
+    return (
+        (*WEFT_ALGORITHMS, "nccl", "vllm_custom")
+        if group.nodes == 1
+        else (
+            *WEFT_ALGORITHMS,
+            "nccl",
+        )
+    )
+
+
+def _all_reduce_us(name: str, size: int, group: Group, fabric: Fabric) -> float:
+    table = fabric.table(name, ranks=group.ranks, nodes=group.nodes)
+    if table is not None and size <= table.bytes[-1]:
+        return float(table.interpolate(size))
+    if table is not None:
+        last = table.bytes[-1]
+        return table.latency_us[-1] + _streaming_us(size - last, group, fabric)
+    if name == "vllm_custom":
+        return _custom_us(size, group, fabric)
+    shape = (group.nodes, group.gpus_per_node)
+    time = float(latency_us(name, size, *shape, fabric, use_tables=False))
+    if name == "nccl" and group.nodes == 1:
+        return max(time, _streaming_us(size, group, fabric))
+    return time
+
+
+def _streaming_us(size: int, group: Group, fabric: Fabric) -> float:
+    """Ring traffic of ``size`` bytes at the sustained bandwidth of the slowest link."""
+    bandwidth = fabric.intra.bandwidth_gb_s * LARGE_MESSAGE_EFFICIENCY
+    if group.nodes > 1:
+        bandwidth = min(bandwidth, fabric.node_bandwidth_gb_s(group.gpus_per_node))
+    return 2 * (group.ranks - 1) / group.ranks * size * 1e-3 / bandwidth
+
+
+def _custom_us(size: int, group: Group, fabric: Fabric) -> float:
+    n = group.ranks
+    us_per_byte = 1e-3 / (fabric.intra.bandwidth_gb_s * _CUSTOM_EFFICIENCY)
+    one_shot = _CUSTOM_ONE_SHOT_US + n * _CUSTOM_ONE_SHOT_RANK_US + (n - 1) * size * us_per_byte
+    two_shot = _CUSTOM_TWO_SHOT_US + n * _CUSTOM_TWO_SHOT_RANK_US
+    return min(one_shot, two_shot + 2 * (n - 1) / n * size * us_per_byte)
+
+
+def _deviation_us(name: str, size: int, group: Group, fabric: Fabric, time: float) -> float:
+    if fabric.table(name, ranks=group.ranks, nodes=group.nodes) is not None:
+        return _TABLE_SPREAD * time
+    if name in ("vllm_custom", "nccl"):
+        return _FORM_SPREAD * time
+    shape = (group.nodes, group.gpus_per_node)
+    return max(_TABLE_SPREAD * time, float(latency_uncertainty_us(name, size, *shape, fabric)))
+
+
+def _linear_us(op: str, size: int, group: Group, fabric: Fabric) -> float:
+    """Call, latency of the steps, and bytes over the slowest link.
+
+    A ring for all-gather and reduce-scatter (n - 1 steps of size/n), pairwise for
+    all-to-all, one hop for send, and a tree's depth for broadcast and gather.
+    """
+    tier = fabric.inter if group.nodes > 1 else fabric.intra
+    n = group.ranks
+    if op == "send":
+        steps, traffic = 1, float(size)
+    elif op in ("broadcast", "gather"):
+        steps, traffic = (n - 1).bit_length(), float(size)
+    else:
+        steps, traffic = n - 1, (n - 1) / n * size
+    return fabric.call_us + steps * tier.latency_us + traffic * tier.us_per_byte

@@ -1,0 +1,94 @@
+"""Engine profiles: what an engine adds to the device's work, fitted from named measurements."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from functools import cache
+from importlib import resources
+from typing import Any, Final, Literal, get_args
+
+from weft.errors import FileFormatError, UserError
+from weft.prediction.quantity import Quantity
+from weft.vocabulary.conventions import ENGINES
+
+SCHEMA: Final = "weft.engine-profile/1"
+
+AllReduceRule = Literal["vllm", "nccl", "weft", "fastest"]
+
+PROFILES: Final = ("weft", "vllm", "vllm-v0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineProfile:
+    """One engine.
+
+    conventions: whose schedule of collectives (weft.vocabulary.conventions).
+    all_reduce: the rule that picks its all-reduce (weft.prediction.collectives).
+    max_batched_tokens: tokens of one step at most; longer prefills are split.
+    memory_fraction: part of the device memory that the engine takes.
+    request_us: host time of a request before its first step and after its first token.
+    server_us: host time of a request through an HTTP server, beside request_us.
+    arrival_us: between two requests of one batch becoming visible to the scheduler.
+    schedule_us: host time between two steps put in flight (pipeline start only).
+    ranks_us: extra host time of a prefill with more than one rank (dispatch to workers).
+    decode_graph: decode steps are one captured graph (else they are launched by layer too).
+    layer_launches: kernels that the host launches a layer outside a whole-step graph.
+    step_us: device-visible time of a step outside the layers (metadata, sampling).
+    sequence_us: the same for every sequence of the step.
+    hop_us: fixed time of one pipeline hop beside the fabric's own latency.
+    reserved_gb: device memory for context, graphs and communication buffers.
+    tpot_spread, ttft_spread: relative standard deviation of the time model's own error.
+    """
+
+    name: str
+    conventions: str
+    all_reduce: AllReduceRule
+    max_batched_tokens: int
+    memory_fraction: float
+    decode_graph: bool
+    request_us: Quantity
+    server_us: Quantity
+    arrival_us: Quantity
+    schedule_us: Quantity
+    ranks_us: Quantity
+    layer_launches: Quantity
+    step_us: Quantity
+    sequence_us: Quantity
+    hop_us: Quantity
+    reserved_gb: Quantity
+    tpot_spread: Quantity
+    ttft_spread: Quantity
+
+    def quantities(self) -> dict[str, Quantity]:
+        """Every fitted number by name, for reports of provenance."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in values.items() if isinstance(value, Quantity)}
+
+
+@cache
+def profile_named(name: str) -> EngineProfile:
+    """The built-in profile, or a UserError that lists the names."""
+    if name not in PROFILES:
+        raise UserError(f"--engine {name}: no latency profile; choose one of {', '.join(PROFILES)}")
+    file = resources.files("weft.prediction") / "data" / "engines" / f"{name}.json"
+    return profile_from_json(json.loads(file.read_text(encoding="utf-8")))
+
+
+def profile_from_json(document: Any) -> EngineProfile:
+    """The profile that a ``weft.engine-profile/1`` object describes; unknown keys are errors."""
+    if not isinstance(document, Mapping) or document.get("schema") != SCHEMA:
+        raise FileFormatError(f"is not an engine profile (schema is not {SCHEMA!r})")
+    odd = sorted(set(document) ^ {"schema", *(field.name for field in fields(EngineProfile))})
+    if odd:
+        raise FileFormatError(f"engine profile: missing or unknown key {odd[0]!r}")
+    if document["conventions"] not in ENGINES or document["all_reduce"] not in get_args(
+        AllReduceRule
+    ):
+        raise FileFormatError("engine profile: unknown conventions or all_reduce rule")
+    return EngineProfile(**{key: _value(key, document[key]) for key in document if key != "schema"})
+
+
+def _value(name: str, value: Any) -> Any:
+    return Quantity.from_json(name, value) if isinstance(value, Mapping) else value

@@ -1,0 +1,134 @@
+"""Memory of one rank by part, and how many tokens of cache still fit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from weft.prediction.accelerator import Accelerator
+from weft.prediction.engine_profile import EngineProfile
+from weft.prediction.operators import Shard
+from weft.vocabulary.dtypes import element_bytes
+from weft.vocabulary.layout import Layout
+from weft.vocabulary.model_spec import ModelSpec
+
+GB = 1e9
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """Bytes in 1e9 on the fullest rank; ``limit_gb`` is what the engine may take."""
+
+    weights_gb: float
+    cache_gb: float
+    activations_gb: float
+    buffers_gb: float
+    limit_gb: float
+    cache_limit_tokens: int
+
+    @property
+    def total_gb(self) -> float:
+        return self.weights_gb + self.cache_gb + self.activations_gb + self.buffers_gb
+
+    @property
+    def fits(self) -> bool:
+        return self.total_gb <= self.limit_gb
+
+    @property
+    def shortage(self) -> str:
+        """Why it does not fit, with numbers."""
+        return (
+            f"needs {self.total_gb:.1f} GB a GPU (weights {self.weights_gb:.1f}, cache "
+            f"{self.cache_gb:.1f}, activations {self.activations_gb:.1f}, buffers "
+            f"{self.buffers_gb:.1f}) of {self.limit_gb:.1f} GB"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "weights_gb": self.weights_gb,
+            "cache_gb": self.cache_gb,
+            "activations_gb": self.activations_gb,
+            "buffers_gb": self.buffers_gb,
+            "total_gb": self.total_gb,
+            "limit_gb": self.limit_gb,
+            "fits": self.fits,
+            "cache_limit_tokens": self.cache_limit_tokens,
+        }
+
+
+def layer_weight_bytes(shard: Shard) -> float:
+    """Weights of one layer on one rank; KV projections are copied where tp exceeds KV heads."""
+    spec = shard.spec
+    attention = spec.hidden_size * (2 * shard.query_size + 2 * shard.kv_size)
+    if spec.is_moe:
+        share = shard.ep if shard.ep > 1 else shard.tp
+        experts = 3 * spec.num_experts * spec.hidden_size * spec.expert_intermediate_size / share
+        return (attention + experts) * shard.weight_bytes + spec.hidden_size * spec.num_experts * 2
+    feed_forward = 3 * spec.hidden_size * spec.intermediate_size / shard.tp
+    return (attention + feed_forward) * shard.weight_bytes
+
+
+def weight_bytes_of_stage(shard: Shard, layout: Layout, stage: int) -> float:
+    """Weights of one rank of ``stage`` with embedding (first) and head (last)."""
+    spec = shard.spec
+    total = len(layout.layers_of_stages(spec.num_layers)[stage]) * layer_weight_bytes(shard)
+    table = spec.embedding_parameters * shard.activation_bytes / layout.tp
+    first, last = stage == 0, stage == layout.pp - 1
+    if first:
+        total += table
+    if last and not (first and spec.tie_embeddings):
+        total += table
+    return total
+
+
+def memory_of(
+    spec: ModelSpec,
+    layout: Layout,
+    *,
+    tokens: float,
+    accelerator: Accelerator,
+    profile: EngineProfile,
+    weight_dtype: str,
+    step_rows: float,
+) -> Memory:
+    """Memory of the fullest rank holding ``tokens`` tokens of cache of one replica.
+
+    ``step_rows`` are the token rows of the largest step, which size the activations.
+    """
+    shard = Shard(spec=spec, tp=layout.tp, sp=layout.sp, ep=layout.ep, weight_dtype=weight_dtype)
+    stages = layout.layers_of_stages(spec.num_layers)
+    activations = _activation_bytes(shard, step_rows) / GB
+    buffers = profile.reserved_gb.value
+    limit = accelerator.memory_gb.value * profile.memory_fraction
+    worst: Memory | None = None
+    fewest = min(
+        _cache_room(shard, layout, stage, len(layers), limit - activations - buffers)
+        for stage, layers in enumerate(stages)
+    )
+    for stage, layers in enumerate(stages):
+        memory = Memory(
+            weights_gb=weight_bytes_of_stage(shard, layout, stage) / GB,
+            cache_gb=tokens * len(layers) * shard.cache_bytes_per_token_layer / GB,
+            activations_gb=activations,
+            buffers_gb=buffers,
+            limit_gb=limit,
+            cache_limit_tokens=fewest,
+        )
+        if worst is None or memory.total_gb > worst.total_gb:
+            worst = memory
+    assert worst is not None
+    return worst
+
+
+def _cache_room(shard: Shard, layout: Layout, stage: int, num_layers: int, room_gb: float) -> int:
+    free = room_gb * GB - weight_bytes_of_stage(shard, layout, stage)
+    return max(0, int(free / (num_layers * shard.cache_bytes_per_token_layer)))
+
+
+def _activation_bytes(shard: Shard, rows: float) -> float:
+    """Peak of one layer: residual, block input and output, and the widest intermediate."""
+    spec = shard.spec
+    width = 3 * spec.intermediate_size / shard.tp
+    if spec.is_moe:
+        width = 3 * spec.experts_per_token * spec.expert_intermediate_size / shard.tp
+    return rows * (4 * spec.hidden_size + width) * element_bytes(spec.dtype)

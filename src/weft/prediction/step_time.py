@@ -1,0 +1,204 @@
+"""Time of one step on every pipeline stage: operators, collectives, launch and host."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+from weft.closed_form.schedule import Step as ScheduleStep
+from weft.closed_form.schedule import rows_of_steps
+from weft.prediction.accelerator import Accelerator
+from weft.prediction.collectives import Price, Pricing
+from weft.prediction.engine_profile import EngineProfile
+from weft.prediction.operators import (
+    PartTimes,
+    Shard,
+    Step,
+    embedding_times,
+    head_times,
+    layer_times,
+)
+from weft.prediction.quantity import root_sum_square
+from weft.vocabulary.conventions import engine_named
+from weft.vocabulary.layout import Layout
+from weft.vocabulary.model_spec import ModelSpec
+from weft.vocabulary.schedule import Collective
+
+
+@dataclass(frozen=True, kw_only=True)
+class CollectiveTime:
+    """All calls of one kind in one step: µs, one standard deviation, and the algorithm."""
+
+    op: str
+    group: str
+    message_bytes: int
+    count: int
+    time_us: float
+    deviation_us: float
+    algorithm: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageKind:
+    """What tells one pipeline stage from another."""
+
+    is_first: bool
+    is_last: bool
+    num_layers: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageTime:
+    """One step on one stage, in µs.
+
+    hop_us: the way to the next stage (``sends`` and host). busy_us: what the stage is
+    occupied for: the device's work, or the host launching it.
+    """
+
+    parts: PartTimes
+    collectives: tuple[CollectiveTime, ...]
+    sends: tuple[CollectiveTime, ...]
+    hop_us: float
+    fixed_us: float
+    busy_us: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepTimer:
+    """Times steps of one model on one layout, accelerator, fabric and engine."""
+
+    spec: ModelSpec
+    layout: Layout
+    accelerator: Accelerator
+    pricing: Pricing
+    profile: EngineProfile
+    weight_dtype: str
+    _known: dict[Step, list[StageTime]] = field(default_factory=dict, repr=False)
+    _calls: dict[tuple[int, int], dict[StageKind, list[CollectiveTime]]] = field(
+        default_factory=dict, repr=False
+    )
+
+    @property
+    def shard(self) -> Shard:
+        layout = self.layout
+        return Shard(
+            spec=self.spec,
+            tp=layout.tp,
+            sp=layout.sp,
+            ep=layout.ep,
+            weight_dtype=self.weight_dtype,
+        )
+
+    def stages(self, step: Step) -> list[StageTime]:
+        """The step on every stage. A step with prefill is launched layer by layer."""
+        if step not in self._known:
+            self._known[step] = self._stages(step)
+        return self._known[step]
+
+    def _stages(self, step: Step) -> list[StageTime]:
+        layer = layer_times(self.shard, step, self.accelerator)
+        rows = self._collectives(step)
+        kinds = stage_kinds(self.layout, self.spec.num_layers)
+        times = {kind: self._stage(step, layer, rows[kind], kind) for kind in set(kinds)}
+        return [times[kind] for kind in kinds]
+
+    def _stage(
+        self, step: Step, layer: PartTimes, rows: list[CollectiveTime], kind: StageKind
+    ) -> StageTime:
+        profile = self.profile
+        parts = PartTimes().plus(layer, kind.num_layers)
+        fixed = 0.0
+        if kind.is_first:
+            parts = parts.plus(embedding_times(self.shard, step, self.accelerator))
+        if kind.is_last:
+            parts = parts.plus(head_times(self.shard, step, self.accelerator))
+            fixed = profile.step_us.value + step.sequences * profile.sequence_us.value
+        launched = step.prefill_tokens > 0 or not profile.decode_graph
+        host = self.accelerator.host_step_us.value
+        if launched:
+            launches = kind.num_layers * profile.layer_launches.value
+            host += launches * self.accelerator.launch_us.value
+        sends = tuple(row for row in rows if row.op == "send")
+        device = parts.total_us + fixed + sum(row.time_us for row in rows if row.op != "send")
+        hop = sum(row.time_us for row in sends) + profile.hop_us.value
+        return StageTime(
+            parts=parts,
+            collectives=tuple(row for row in rows if row.op != "send"),
+            sends=sends,
+            hop_us=0.0 if kind.is_last else hop,
+            fixed_us=fixed,
+            busy_us=max(device, host),
+        )
+
+    def _collectives(self, step: Step) -> dict[StageKind, list[CollectiveTime]]:
+        rows = max(1, round(step.rows))
+        sequences = max(1, min(round(step.sequences), rows))
+        key = (rows, sequences)
+        if key not in self._calls:
+            schedule = step_schedule(self.spec, self.layout, self.profile.conventions, *key)
+            self._calls[key] = {kind: self._priced(calls) for kind, calls in schedule.items()}
+        return self._calls[key]
+
+    def _priced(self, calls: tuple[Collective, ...]) -> list[CollectiveTime]:
+        prices = [(row, self.pricing.price(row, self.layout)) for row in calls]
+        return [_times(row, price) for row, price in prices if price.time_us]
+
+
+def _times(row: Collective, price: Price) -> CollectiveTime:
+    return CollectiveTime(
+        op=row.op,
+        group=f"{row.group}{row.group_size}",
+        message_bytes=row.message_bytes or 0,
+        count=row.count,
+        time_us=row.count * price.time_us,
+        deviation_us=row.count * price.deviation_us,
+        algorithm=price.algorithm,
+    )
+
+
+@lru_cache(maxsize=512)
+def stage_kinds(layout: Layout, num_layers: int) -> tuple[StageKind, ...]:
+    """The kind of every stage, in order."""
+    stages = layout.layers_of_stages(num_layers)
+    last = len(stages) - 1
+    return tuple(
+        StageKind(is_first=index == 0, is_last=index == last, num_layers=len(layers))
+        for index, layers in enumerate(stages)
+    )
+
+
+@lru_cache(maxsize=4096)
+def step_schedule(
+    spec: ModelSpec, layout: Layout, engine: str, rows: int, sequences: int
+) -> dict[StageKind, tuple[Collective, ...]]:
+    """The closed form's collectives of one step of ``rows`` tokens, by kind of stage.
+
+    Long pipelines repeat few kinds of stage, so one stage of each kind is asked for.
+    """
+    kinds = stage_kinds(layout, spec.num_layers)
+    first_of = {kind: kinds.index(kind) for kind in kinds}
+    step = ScheduleStep(phase="mixed", rows=rows, sequences=sequences, count=1)
+    found = rows_of_steps(spec, layout, [step], engine_named(engine), first_of.values())
+    return {
+        kind: tuple(row for row in found if row.stage == stage) for kind, stage in first_of.items()
+    }
+
+
+def merge_collectives(items: list[CollectiveTime]) -> list[CollectiveTime]:
+    """Add up equal kinds of calls."""
+    groups: dict[tuple[str, str, int, str], list[CollectiveTime]] = defaultdict(list)
+    for item in items:
+        groups[item.op, item.group, item.message_bytes, item.algorithm].append(item)
+    return [
+        CollectiveTime(
+            op=key[0],
+            group=key[1],
+            message_bytes=key[2],
+            algorithm=key[3],
+            count=sum(item.count for item in same),
+            time_us=sum(item.time_us for item in same),
+            deviation_us=root_sum_square(item.deviation_us for item in same),
+        )
+        for key, same in groups.items()
+    ]
