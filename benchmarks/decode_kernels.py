@@ -1,3 +1,4 @@
+# ruff: noqa: ARG005, B023, BLE001 - closures are called at once, and a failing tile is a result
 """Times of the decode step's kernels on one GPU: which tile for which matrix, which split.
 
 Run: PYTHONPATH=src python benchmarks/decode_kernels.py --output kernels.json
@@ -16,6 +17,7 @@ import statistics
 import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
+from pathlib import Path
 
 import torch
 from torch.nn import functional as F
@@ -159,7 +161,6 @@ def bench_linear(rows, results):
                 f"{name:16} M={num_rows:3} cublas {base['us']:7.2f} us {base['gb_s']:5.0f} GB/s | best {best['us']:7.2f} us {best['gb_s']:5.0f} GB/s {best['tile']} err {worst_error:.1e}",
                 flush=True,
             )
-        del weights
 
 
 def bench_attention(results):
@@ -199,6 +200,7 @@ def bench_attention(results):
                         cos_sin,
                         *caches[i % layers],
                         table,
+                        rows,
                         lengths,
                         space,
                         block_size=bs,
@@ -314,7 +316,7 @@ def main():
         bench_linear(rows, results)
         bench_attention(results)
     finally:
-        with open(output, "w") as file:
+        with Path(output).open("w", encoding="utf-8") as file:
             json.dump(
                 {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__, "rows": results},
                 file,

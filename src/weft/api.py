@@ -56,6 +56,7 @@ def predict(
 
     Raises:
         UserError: naming the value that cannot be and the fix.
+
     """
     if accelerator is None:
         return closed_form(load_spec(model), layout, workload, engine)

@@ -69,7 +69,7 @@ def test_predicted_stands_beside_measured(capsys, monkeypatch):
                 replace(plan, vocab_size=200), url, model="embedded", profile=profile
             ),
         )
-        options = {"layouts": "tp2", "accelerator": "h200", "rate": 200.0, "concurrency": None}
+        options = {"layouts": "tp2", "accelerator": "h200-sxm", "rate": 200.0, "concurrency": None}
         study_slo(**DEFAULTS | options | {"output_format": OutputFormat.JSON})
     (row,) = json.loads(capsys.readouterr().out)["rows"]
     assert set(row["predicted"]) == {"ttft_ms", "tpot_ms", "e2e_ms"}

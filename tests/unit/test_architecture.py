@@ -33,7 +33,17 @@ ALLOWED = {
     | {"launch", "comm", "fabric", "allreduce", "kernels", "engine", "trace", "report"},
     "serve": LIGHT | {"launch", "comm", "engine", "trace"},
     "study": LIGHT
-    | {"closed_form", "launch", "comm", "engine", "trace", "report", "prediction", "fabric", "bench"},
+    | {
+        "closed_form",
+        "launch",
+        "comm",
+        "engine",
+        "trace",
+        "report",
+        "prediction",
+        "fabric",
+        "bench",
+    },
 }
 EVERYTHING = {"cli", "__main__", "__init__", "api"}
 

@@ -124,7 +124,7 @@ def commands():
     return [(path, command) for path, command in walk(get_command(app), []) if path]
 
 
-@pytest.mark.parametrize(("path", "command"), commands(), ids=lambda value: str(value))
+@pytest.mark.parametrize(("path", "command"), commands(), ids=str)
 def test_every_command_has_help_with_an_example(path, command, capsys):
     assert run([*path, "--help"]) == 0
     out = capsys.readouterr().out

@@ -23,6 +23,7 @@ from weft.cli import (
     report,
     serve,
     study,
+    study_slo,
     trace,
 )
 from weft.cli import run as run_command
@@ -56,6 +57,7 @@ def _root(
 
 app.command("models")(models.models)
 app.command("run")(run_command.run)
+study.app.command("slo")(study_slo.study_slo)
 app.add_typer(study.app, name="study")
 app.command("trace")(trace.trace)
 app.add_typer(predict.app, name="predict")

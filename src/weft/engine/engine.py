@@ -22,7 +22,7 @@ from weft.engine.request import Request, SamplingParams
 from weft.engine.runner import StageRunner
 from weft.engine.scheduler import Scheduler
 from weft.engine.step_inputs import StepInputs
-from weft.errors import UserError, WorkloadError
+from weft.errors import LayoutError, UserError, WorkloadError
 from weft.vocabulary.conventions import engine_named
 from weft.vocabulary.model_source import ModelSource
 from weft.vocabulary.model_spec import ModelSpec
@@ -71,6 +71,11 @@ class Engine:
     def __init__(self, source: ModelSource, groups: ProcessGroups, config: EngineConfig) -> None:
         spec = source.spec if config.dtype is None else replace(source.spec, dtype=config.dtype)
         groups.layout.check_model(spec)
+        if groups.layout.tp % groups.layout.ep:
+            raise LayoutError(
+                f"--ep {groups.layout.ep}: replicas step independently, so experts are shared "
+                f"inside one; set --ep to a divisor of --tp {groups.layout.tp}"
+            )
         self.spec, self.groups, self.config = spec, groups, config
         conventions = engine_named(config.conventions)
         self.device_all_reduce = use_device_all_reduce(groups, config.all_reduce)

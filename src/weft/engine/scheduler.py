@@ -127,13 +127,15 @@ class Scheduler:
         for chunk, token in zip(sampling, sampled, strict=True):
             request = chunk.request
             request.num_pending -= 1
-            if request.is_finished:
-                continue
-            request.append(token)
-            advanced.append(request)
-            if request.is_finished:
-                self._drop(request)
+            if not request.is_finished:
+                self._append(request, token)
+                advanced.append(request)
         return advanced
+
+    def _append(self, request: Request, token: int) -> None:
+        request.append(token)
+        if request.is_finished:
+            self._drop(request)
 
     def abort(self, number: int) -> None:
         """Forget a request, wherever it is; its blocks are free at once."""

@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from weft import report
 from weft.errors import LayoutError, UserError, WorkloadError
 from weft.planning.explain import explain
 from weft.planning.launch_commands import launch_commands
 from weft.planning.objective import Limits, Objective, Question
 from weft.planning.planner import Plan, make_plan
-from weft import report
 from weft.planning.space import Cluster, layouts
 from weft.planning.what_if import with_settings
 from weft.prediction.machines import machine_named

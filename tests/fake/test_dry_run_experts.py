@@ -1,0 +1,68 @@
+"""Expert parallelism: dry run and closed form agree exactly; what cannot be is refused."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from weft.closed_form.schedule import closed_form
+from weft.comm.groups import open_fake_groups
+from weft.engine.engine import Engine, EngineConfig
+from weft.errors import LayoutError
+from weft.trace.dry_run import dry_run
+from weft.vocabulary.builtin_models import BUILTIN_MODELS
+from weft.vocabulary.comparison import compare
+from weft.vocabulary.layout import Layout
+from weft.vocabulary.model_source import ModelSource
+from weft.vocabulary.workload import Workload
+
+MIXTRAL = replace(BUILTIN_MODELS["mixtral-8x7b"], num_layers=4)
+QWEN = replace(BUILTIN_MODELS["qwen3-30b-a3b"], num_layers=3)
+
+
+@pytest.mark.parametrize(
+    "layout",
+    ["tp2", "tp2xep2", "tp4xep2", "tp4xep4", "tp2xpp2xep2", "sp2xep2", "sp4xpp3xep4", "dp2xep2"],
+)
+@pytest.mark.parametrize("batch", [1, 3])
+def test_closed_form_and_dry_run(layout, batch):
+    workload = Workload(prompt_tokens=7, decode_tokens=5, batch=batch)
+    for spec in (MIXTRAL, QWEN):
+        formula = closed_form(spec, Layout.parse(layout), workload)
+        dry = dry_run(spec, Layout.parse(layout), workload)
+        assert not [row for row in compare(formula, dry) if row.verdict != "equal"]
+        moved = {row.op for row in formula.collectives}
+        assert ("all_to_all" in moved) == ("ep" in layout)
+
+
+@pytest.mark.parametrize("layout", ["tp2xep2", "tp4xpp2xep4", "sp2xep2"])
+def test_engines_that_add_up(layout):
+    workload = Workload(prompt_tokens=7, decode_tokens=5, batch=3)
+    with_experts = Layout.parse(layout)
+    formula = closed_form(MIXTRAL, with_experts, workload, "vllm")
+    dry = dry_run(MIXTRAL, with_experts, workload, "vllm")
+    assert not [row for row in compare(formula, dry) if row.verdict != "equal"]
+    assert (
+        formula.collectives
+        == closed_form(MIXTRAL, replace(with_experts, ep=1), workload, "vllm").collectives
+    )
+
+
+def test_sizes_of_the_exchange():
+    rows = closed_form(
+        MIXTRAL, Layout(tp=4, ep=4), Workload(prompt_tokens=6, decode_tokens=1)
+    ).collectives
+    shapes = {row.input_shape: row.count for row in rows if row.op == "all_to_all"}
+    assert shapes == {(8, 4096): 2 * 4, (8, 2): 4}  # 6 rows: 2 a rank, room for them at 4 ranks
+
+
+def test_what_cannot_be_is_refused():
+    with pytest.raises(LayoutError, match="--ep 2"):
+        dry_run(MIXTRAL, Layout(tp=4, ep=2), Workload(), "vllm")
+    layout = Layout(tp=1, dp=2, ep=2)
+    with (
+        open_fake_groups(layout, rank=0) as groups,
+        pytest.raises(LayoutError, match="replicas step independently"),
+    ):
+        Engine(ModelSource(spec=MIXTRAL, directory=None), groups, EngineConfig())
