@@ -75,7 +75,7 @@ def trace(
     Takes the same arguments as :func:`predict` and gives the same rows. To record a
     real run use ``LLM.recording``.
     """
-    from weft.trace.dry_run import dry_run
+    from weft.tracing.dry_run import dry_run
 
     return dry_run(load_spec(model), layout, workload, engine)
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from weft.closed_form.schedule import closed_form
-from weft.trace.dry_run import dry_run
+from weft.tracing.dry_run import dry_run
 from weft.vocabulary.builtin_models import BUILTIN_MODELS
 from weft.vocabulary.comparison import compare
 from weft.vocabulary.conventions import ENGINES

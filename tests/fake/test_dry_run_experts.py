@@ -10,7 +10,7 @@ from weft.closed_form.schedule import closed_form
 from weft.comm.groups import open_fake_groups
 from weft.engine.engine import Engine, EngineConfig
 from weft.errors import LayoutError
-from weft.trace.dry_run import dry_run
+from weft.tracing.dry_run import dry_run
 from weft.vocabulary.builtin_models import BUILTIN_MODELS
 from weft.vocabulary.comparison import compare
 from weft.vocabulary.layout import Layout

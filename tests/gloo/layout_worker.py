@@ -14,7 +14,7 @@ from weft.engine.request import SamplingParams
 from weft.engine.step_inputs import StepInputs
 from weft.launch.environment import current_rank
 from weft.launch.worker import worker
-from weft.trace.run import record_run
+from weft.tracing.run import record_run
 from weft.vocabulary.layout import Layout
 from weft.vocabulary.workload import Workload
 

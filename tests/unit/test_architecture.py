@@ -28,17 +28,17 @@ ALLOWED = {
     "layers": LIGHT | {"comm"},
     "models": LIGHT | {"layers"},
     "engine": LIGHT | {"launch", "comm", "layers", "models"},
-    "trace": LIGHT | {"closed_form", "comm", "engine"},
+    "tracing": LIGHT | {"closed_form", "comm", "engine"},
     "bench": LIGHT
-    | {"launch", "comm", "fabric", "allreduce", "kernels", "engine", "trace", "report"},
-    "serve": LIGHT | {"launch", "comm", "engine", "trace"},
+    | {"launch", "comm", "fabric", "allreduce", "kernels", "engine", "tracing", "report"},
+    "serve": LIGHT | {"launch", "comm", "engine", "tracing"},
     "study": LIGHT
     | {
         "closed_form",
         "launch",
         "comm",
         "engine",
-        "trace",
+        "tracing",
         "report",
         "prediction",
         "fabric",

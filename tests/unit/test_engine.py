@@ -11,7 +11,7 @@ from weft.engine.block_pool import BlockPool
 from weft.engine.llm import LLM
 from weft.engine.request import Request, SamplingParams
 from weft.engine.sampling import sample
-from weft.engine.scheduler import Scheduler
+from weft.engine.scheduler import Chunk, Scheduler
 from weft.engine.tokenizer import ByteTokenizer
 from weft.errors import WorkloadError
 
@@ -52,7 +52,8 @@ def test_every_request_that_fits_alone_finishes(
             break
         step = scheduler.schedule()
         check_step(step, scheduler, pool, max_tokens, max_requests)
-        scheduler.finish(step, [7] * len(step.chunks))
+        sampling = [chunk for chunk in step.chunks if chunk.samples]
+        scheduler.finish(sampling, [7] * len(sampling))
     assert all(r.finish_reason == "length" for r in accepted)
     assert all(len(r.output) == r.sampling.max_tokens for r in accepted)
     assert pool.num_free == num_blocks - 1
@@ -67,7 +68,7 @@ def check_step(step, scheduler, pool, max_tokens, max_requests):
     assert len(owned) + pool.num_free == pool.num_blocks - 1
     for chunk in step.chunks:
         end = chunk.start + chunk.count
-        assert chunk.start == chunk.request.num_computed
+        assert end == chunk.request.num_computed
         assert len(chunk.request.blocks) * pool.block_size >= end
 
 
@@ -76,7 +77,7 @@ def sampled(logits, count=4000, **params):
     for number in range(count):
         one = request(number, 1, 1)
         one.sampling = SamplingParams(seed=number, **params)
-        draws.append(int(sample(logits[None], [one])[0]))
+        draws.append(int(sample(logits[None], [Chunk(request=one, start=0, count=1)])[0]))
     return torch.bincount(torch.tensor(draws), minlength=len(logits)) / count
 
 

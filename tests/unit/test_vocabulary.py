@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from checkpoints import FAMILIES, make_config
 from weft.closed_form.schedule import closed_form
 from weft.errors import LayoutError, ModelConfigError
-from weft.trace.dry_run import dry_run
+from weft.tracing.dry_run import dry_run
 from weft.vocabulary.builtin_models import BUILTIN_MODELS
 from weft.vocabulary.layout import Layout, valid_tp
 from weft.vocabulary.model_source import load_spec

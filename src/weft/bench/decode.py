@@ -18,10 +18,9 @@ import torch
 
 from weft.engine.llm import LLM
 from weft.engine.request import SamplingParams
+from weft.engine.step_bytes import weight_bytes
 from weft.errors import UserError
-from weft.models.decoder import DecoderStage
 from weft.vocabulary.layout import Layout
-from weft.vocabulary.model_spec import ModelSpec
 
 SCHEMA: Final = "weft.bench-decode/1"
 PROFILE_TOKENS: Final = 256
@@ -118,19 +117,6 @@ def copy_bandwidth_gb_s(device: torch.device) -> float:
     return 2 * source.nbytes / min(times) / 1e9
 
 
-def weight_bytes(stage: DecoderStage, batch: int) -> float:
-    """Bytes of weights that one step of ``batch`` rows reads (of the embedding only its rows)."""
-    total = 0.0
-    share = _expert_share(stage.spec, batch)
-    for name, parameter in stage.named_parameters():
-        if name == "embedding.weight" and stage.head is None:
-            continue
-        if name == "embedding.weight" and not stage.spec.tie_embeddings:
-            continue
-        total += parameter.nbytes * (share if ".experts." in name else 1.0)
-    return total
-
-
 def profile(llm: LLM, case: DecodeCase, *, num_steps: int = 16) -> list[dict[str, Any]]:
     """Kernels of one decode step of this rank: calls and microseconds a step, longest first."""
     from torch.profiler import ProfilerActivity
@@ -210,13 +196,6 @@ def _bytes_of_stages(llm: LLM, batch: int, context: int) -> list[float]:
     own += of_group * context * runner.cache_bytes_per_position
     gathered = llm.groups.host_gather((llm.groups.stage, own))
     return [max(size for at, size in gathered if at == stage) for stage in range(layout.pp)]
-
-
-def _expert_share(spec: ModelSpec, batch: int) -> float:
-    """Share of the experts that ``batch`` rows are expected to touch."""
-    if not spec.is_moe:
-        return 1.0
-    return 1.0 - (1.0 - spec.experts_per_token / spec.num_experts) ** batch
 
 
 def _synchronize(device: torch.device) -> None:

@@ -52,7 +52,7 @@ def trace(
     layout.check_model(spec)
     check_length(spec, load)
     if dry_run:
-        from weft.trace.dry_run import dry_run as run_dry
+        from weft.tracing.dry_run import dry_run as run_dry
 
         print_schedule(run_dry(spec, layout, load, engine), output_format)
         return
@@ -76,7 +76,7 @@ def _trace_run(
     output_format: OutputFormat,
 ) -> None:
     from weft.engine.llm import LLM
-    from weft.trace.run import record_run
+    from weft.tracing.run import record_run
 
     tokens = load.batch * (load.prompt_tokens + load.decode_tokens + 16)
     with LLM(

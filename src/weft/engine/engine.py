@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from weft.comm.device_all_reduce import use_device_all_reduce
 from weft.comm.groups import ProcessGroups
 from weft.comm.recorder import Recorder
 from weft.engine.block_pool import BlockPool
 from weft.engine.cache_size import num_cache_blocks
-from weft.engine.device_all_reduce import use_device_all_reduce
 from weft.engine.flight import Flight, Launched
 from weft.engine.graphs import BUCKETS
 from weft.engine.request import Request, SamplingParams

@@ -66,7 +66,7 @@ def run_study(plan: StudyPlan, on_progress: Callable[[str], None]) -> dict[str, 
 
 
 def _study_layout(plan: StudyPlan, layout: Layout) -> dict[str, Any]:
-    from weft.trace.dry_run import dry_run
+    from weft.tracing.dry_run import dry_run
 
     spec = load_spec(plan.model)
     measured = _run_ranks(plan, layout)
@@ -120,7 +120,7 @@ def _collective(row: dict[str, Any]) -> Collective:
 
 
 def _published_tables(on_progress: Callable[[str], None]) -> list[dict[str, Any]]:
-    from weft.trace.dry_run import dry_run
+    from weft.tracing.dry_run import dry_run
 
     tables: dict[tuple[str, str], list[PublishedEntry]] = {}
     for entry in PUBLISHED:

@@ -13,7 +13,7 @@ from weft.comm.recorder import Recorder
 from weft.engine.llm import LLM
 from weft.engine.request import SamplingParams
 from weft.launch.worker import worker
-from weft.trace.run import record_run, timeline_of_step
+from weft.tracing.run import record_run, timeline_of_step
 from weft.vocabulary.layout import Layout
 from weft.vocabulary.workload import Workload
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from weft.trace.recorded import rows_from_calls
+from weft.tracing.recorded import rows_from_calls
 from weft.vocabulary.schedule import Collective, Schedule
 from weft.vocabulary.workload import Workload
 

@@ -17,7 +17,7 @@ from weft.engine.request import Request, SamplingParams
 from weft.engine.runner import StageRunner
 from weft.engine.scheduler import ScheduledStep, Scheduler
 from weft.engine.step_inputs import StepInputs
-from weft.trace.recorded import rows_from_calls
+from weft.tracing.recorded import rows_from_calls
 from weft.vocabulary.conventions import Conventions, engine_named
 from weft.vocabulary.layout import Layout
 from weft.vocabulary.model_spec import ModelSpec
