@@ -69,19 +69,13 @@ def test_bench_decode_names_mistakes(words, message, model, capsys):
     assert not captured.out
 
 
-def test_scaling(model, tmp_path):
-    from weft.study.scaling import ScalingPlan, run_scaling, write_figure
-    from weft.vocabulary.layout import Layout
-    from weft.vocabulary.workload import Workload
-
-    plan = ScalingPlan(
-        model=model,
-        layouts=(Layout(), Layout(tp=2), Layout(pp=2)),
-        workloads={"small": Workload(prompt_tokens=8, decode_tokens=4, batch=2)},
-    )
-    done: list[str] = []
-    document = run_scaling(plan, done.append)
-    assert len(done) == len(plan.runs()) == 4
+def test_scaling(model, tmp_path, capsys):
+    sizes = ["--prompt", "8", "--decode", "4", "--batch", "2", "--workloads", "decode-heavy"]
+    words = ["--model", model, "--layouts", "1,tp2,pp2", *sizes, "-o", str(tmp_path)]
+    assert run(["study", "scaling", *words]) == 0
+    assert "communication_ms" in capsys.readouterr().out
+    document = json.loads((tmp_path / "scaling.json").read_text())
+    assert document["schema"] == "weft.scaling/1"
     for row in document["rows"]:
         parts = [row[f"{part}_ms"] for part in ("compute", "communication", "wait", "idle")]
         assert min(parts) >= 0
@@ -91,17 +85,22 @@ def test_scaling(model, tmp_path):
     assert by_key["1", "-", "decode"]["steps"] == 3
     assert by_key["pp2", "-", "decode"]["steps"] == 6, "two groups of one sequence each"
     assert ("tp2", "weft", "decode") in by_key
-    write_figure(document, tmp_path / "scaling.html")
     page = (tmp_path / "scaling.html").read_text()
     assert "communication" in page
     assert "cdn.plot.ly" not in page.split("</script>")[0][:200]
 
 
-def test_scaling_names_a_wrong_all_reduce(model):
-    from weft.errors import UserError
-    from weft.study.scaling import ScalingPlan
-    from weft.vocabulary.layout import Layout
-
-    plan = ScalingPlan(model=model, layouts=(Layout(),), workloads={}, all_reduces=("fast",))
-    with pytest.raises(UserError, match="--all-reduce fast"):
-        plan.check()
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--all-reduce", "fast"], "--all-reduce fast"),
+        (["--workloads", "idle"], "--workloads idle"),
+        (["--output", "/no/such/folder"], "--output /no/such/folder"),
+        (["--layouts", "tp3"], "--tp 3"),
+    ],
+)
+def test_scaling_names_mistakes(words, message, model, capsys):
+    assert run(["study", "scaling", "--model", model, *words]) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert not captured.out

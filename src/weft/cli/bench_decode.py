@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from weft.cli import options, ranks
-from weft.cli.output import OutputFormat, print_rows
+from weft.cli.output import OutputFormat, print_rows, write_text
 from weft.errors import UserError
 from weft.vocabulary.layout import Layout
 from weft.vocabulary.model_source import load_spec
@@ -68,7 +68,7 @@ def bench_decode(
         result = _measure(model, layout, cases, decode, repeats, profile, device, timeout, config)
         if result is not None:
             if output is not None:
-                output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+                write_text(output, json.dumps(result, indent=1) + "\n")
             _print(result, output_format)
 
     ranks.on_every_rank(context, layout, work)

@@ -23,6 +23,7 @@ from weft.cli import (
     report,
     serve,
     study,
+    study_scaling,
     study_slo,
     trace,
 )
@@ -57,6 +58,7 @@ def _root(
 
 app.command("models")(models.models)
 app.command("run")(run_command.run)
+study.app.command("scaling")(study_scaling.study_scaling)
 study.app.command("slo")(study_slo.study_slo)
 app.add_typer(study.app, name="study")
 app.command("trace")(trace.trace)
