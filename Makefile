@@ -3,9 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
-PYTEST_WORKERS ?= 2
 
-.PHONY: demo test check unit format bench clean
+.PHONY: demo test check unit format clean
 
 demo: $(VENV)/run
 	$(BIN)/weft study

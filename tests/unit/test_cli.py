@@ -36,6 +36,8 @@ from weft.cli.main import app, run
         (["run", "embedded", "--top-p", "0"], "--top-p"),
         (["run", "embedded", "--weights", "none"], "none"),
         (["run", "embedded", "--device", "tpu"], "tpu"),
+        (["run", "embedded", "--all-reduce", "mpi", "--decode", "1"], "mpi"),
+        (["run", "embedded", "--ep", "2"], "--ep 2"),
         (["study", "--layouts", "tp2,xx"], "xx"),
         (["study", "--layouts", "tp3"], "--tp 3"),
         (["report", "/nonexistent.json"], "/nonexistent.json"),

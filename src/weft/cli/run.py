@@ -34,6 +34,7 @@ def run(
     tp: options.Tp = 1,
     pp: options.Pp = 1,
     sp: options.Sp = 1,
+    ep: options.Ep = 1,
     dp: options.Dp = 1,
     stage_layers: options.StageLayers = None,
     nnodes: ranks.NumNodes = 1,
@@ -55,6 +56,9 @@ def run(
     ] = "auto",
     dtype: Annotated[str | None, typer.Option(help="Instead of the model's own.")] = None,
     engine: options.Engine = "weft",
+    all_reduce: Annotated[
+        str, typer.Option(help="auto (weft's where it can be used), weft or nccl.")
+    ] = "auto",
     output_format: options.Format = OutputFormat.TABLE,
 ) -> None:
     """Generate with MODEL on a layout; starts its own ranks, or joins torchrun's or srun's.
@@ -62,7 +66,7 @@ def run(
     Example: weft run embedded --tp 2 --text "Hello" --decode 32
     """
     layout = options.make_layout(
-        tp=tp, pp=pp, sp=sp, dp=dp, nodes=nnodes, stage_layers=stage_layers
+        tp=tp, pp=pp, sp=sp, ep=ep, dp=dp, nodes=nnodes, stage_layers=stage_layers
     )
     spec = load_spec(model)
     layout.check_model(spec)
@@ -83,7 +87,12 @@ def run(
             ignore_eos=ignore_eos,
             stop_token_ids=tuple(stop_id or ()),
         )
-        config: dict[str, Any] = {"conventions": engine, "seed": seed, "weights": weights}
+        config: dict[str, Any] = {
+            "conventions": engine,
+            "seed": seed,
+            "weights": weights,
+            "all_reduce": all_reduce,
+        }
         if dtype is not None:
             config["dtype"] = dtype
         with LLM(model, layout, device=device, timeout_s=timeout, **config) as llm:

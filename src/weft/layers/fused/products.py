@@ -1,6 +1,6 @@
 """Which matrix product for which shape: the rules behind benchmarks/decode_kernels.py.
 
-Measured on an H200; see docs/lab-log.d/engine.md. Shapes: M rows, N columns, K inner size.
+Measured on an H200; see docs/lab-log.md. Shapes: M rows, N columns, K inner size.
 """
 
 from __future__ import annotations
