@@ -23,7 +23,7 @@ def worker() -> Iterator[None]:
     """Run one rank's work; an error is written for the launcher and ends the process.
 
     Signals end the rank at once, also while it waits inside a collective; so does the
-    end of its launcher.
+    end of its launcher. A rank that is done ends here: nothing after the context runs.
     """
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, signal.SIG_DFL)
@@ -31,11 +31,22 @@ def worker() -> Iterator[None]:
         threading.Thread(target=_die_with, args=(os.getppid(),), daemon=True).start()
     try:
         yield
+        _leave()
     except WeftError as error:
         report_and_exit(error, error.exit_code)
     except Exception as error:  # noqa: BLE001 - whatever ends a rank must be reported
         traceback.print_exc()
         report_and_exit(error, 3)
+
+
+def _leave() -> NoReturn:
+    """End a rank that is done without tearing the interpreter down.
+
+    A thread inside the rendezvous store at that moment would abort the process.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def _die_with(parent: int) -> None:
