@@ -1,6 +1,6 @@
-"""What recording costs: TPOT with and without the recorder, interleaved, on two CPU ranks.
+"""What recording costs: decode steps with and without the recorder in turn, on two CPU ranks.
 
-python benchmarks/recorder_overhead.py [--repeats 9] [--output benchmarks/results/recorder_overhead.json]
+python benchmarks/recorder_overhead.py [--steps 400] [--output benchmarks/results/recorder_overhead.json]
 """
 
 from __future__ import annotations
@@ -13,52 +13,62 @@ import statistics
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from weft import __version__
 from weft.launch.elastic import Launch, run_ranks
 from weft.launch.environment import is_launched
 
-TOKENS = 48
+if TYPE_CHECKING:
+    from weft.engine.llm import LLM
+
+PROMPT = list(range(1, 33))
 
 
-def measure(repeats: int) -> dict[str, object] | None:
-    """Ratios of recorded to unrecorded TPOT, pair by pair; None on ranks but the first."""
+def measure(steps: int) -> dict[str, object] | None:
+    """Times of single decode steps, every second one recorded; None on ranks but the first."""
     from weft.engine.llm import LLM
     from weft.engine.request import SamplingParams
     from weft.vocabulary.layout import Layout
 
-    sampling = SamplingParams(max_tokens=TOKENS, ignore_eos=True)
-    prompt = [list(range(1, 33))]
-    with LLM("embedded", Layout(tp=2), device="cpu") as llm:
-
-        def seconds() -> float:
-            started = time.perf_counter()
-            llm.generate(prompt, sampling)
-            return time.perf_counter() - started
-
-        seconds()
+    length = len(PROMPT) + 2 * steps + 16
+    with LLM("embedded", Layout(tp=2), device="cpu", cache_tokens=length) as llm:
+        sampling = SamplingParams(max_tokens=2 * steps + 8, ignore_eos=True)
+        llm.engine.add(0, PROMPT, sampling)
+        for _ in range(8):
+            llm.engine.step()
         plain, recorded = [], []
-        for _ in range(repeats):
-            plain.append(seconds())
+        for _ in range(steps):
+            plain.append(step_s(llm))
             with llm.recording() as recorder:
-                recorded.append(seconds())
+                recorded.append(step_s(llm))
+        while llm.engine.has_work:
+            llm.engine.step()
         if llm.groups.rank:
             return None
     ratios = [a / b for a, b in zip(recorded, plain, strict=True)]
     return {
         "calls_per_step": len(recorder.calls) / len(recorder.steps),
-        "step_ms_plain": round(statistics.median(plain) * 1e3 / TOKENS, 3),
+        "step_ms": {
+            "plain": round(statistics.median(plain) * 1e3, 3),
+            "recorded": round(statistics.median(recorded) * 1e3, 3),
+        },
         "ratio": {
-            "min": round(min(ratios), 4),
-            "median": round(statistics.median(ratios), 4),
-            "max": round(max(ratios), 4),
+            "of_medians": round(statistics.median(recorded) / statistics.median(plain), 4),
+            "median_of_pairs": round(statistics.median(ratios), 4),
         },
     }
 
 
+def step_s(llm: LLM) -> float:
+    started = time.perf_counter()
+    llm.engine.step()
+    return time.perf_counter() - started
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     if not is_launched():
@@ -67,14 +77,14 @@ def main() -> None:
     from weft.launch.worker import worker
 
     with worker():
-        measured = measure(options.repeats)
+        measured = measure(options.steps)
         if measured is None:
             return
         import torch
 
         result = {
-            "what": "recorded over unrecorded generation, embedded model, tp2 on the CPU",
-            "command": f"python benchmarks/recorder_overhead.py --repeats {options.repeats}",
+            "what": "recorded over unrecorded decode steps in turn, embedded model, tp2 on the CPU",
+            "command": f"python benchmarks/recorder_overhead.py --steps {options.steps}",
             "machine": {
                 "processor": platform.machine(),
                 "cores": os.cpu_count(),
