@@ -3,7 +3,9 @@
 
 Run: PYTHONPATH=src python benchmarks/decode_kernels.py --output kernels.json
 Every time is that of one call inside a captured graph that walks over more weights than
-the L2 cache holds, the median of the replays.
+the L2 cache holds, the median of the replays. A product follows a pause that stands for the
+norm or all-reduce in front of it: a kernel that lets the next one start and leaves the memory
+alone; the pause's own time is taken off.
 """
 
 from __future__ import annotations
@@ -16,14 +18,18 @@ import os
 import statistics
 import time
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
 from multiprocessing import get_context
 from pathlib import Path
 
 import torch
+import triton
+import triton.language as tl
 from torch.nn import functional as F
 
 from weft.layers.fused import decode_attention as attention
 from weft.layers.fused import elementwise, skinny_linear
+from weft.layers.fused.language import begin, launch_options
 from weft.layers.fused.skinny_linear import LinearWorkspace, Tile
 
 BUDGET_S = float(os.environ.get("BUDGET_S", "200"))
@@ -31,43 +37,68 @@ STARTED = time.time()
 
 
 def shapes():
-    """(name, N, K, gated) of every matrix of the 8B model at tp 1, 2, 4 and the 70B at tp 4."""
-    for tp in (1, 2, 4):
-        yield f"8b tp{tp} qkv", 6144 // tp, 4096, False
-        yield f"8b tp{tp} out", 4096, 4096 // tp, False
-        yield f"8b tp{tp} gate_up", 14336 // tp, 4096, True
-        yield f"8b tp{tp} down", 4096, 14336 // tp, False
-        yield f"8b tp{tp} head", 128256 // tp, 4096, False
-    yield "70b tp4 qkv", 2560, 8192, False
-    yield "70b tp4 out", 8192, 2048, False
-    yield "70b tp4 gate_up", 7168, 8192, True
-    yield "70b tp4 down", 8192, 7168, False
+    """(name, N, K, gated, pause in us) of the matrices of the 8B model at tp 1, 2, 4, 70B at tp 4."""
+    for tp, pause_us in ((1, 1.5), (2, 5.0), (4, 7.0)):
+        yield f"8b tp{tp} qkv", 6144 // tp, 4096, False, pause_us
+        yield f"8b tp{tp} out", 4096, 4096 // tp, False, 1.5
+        yield f"8b tp{tp} gate_up", 14336 // tp, 4096, True, pause_us
+        yield f"8b tp{tp} down", 4096, 14336 // tp, False, 1.5
+        yield f"8b tp{tp} head", 128256 // tp, 4096, False, pause_us
+    yield "70b tp4 qkv", 2560, 8192, False, 9.0
+    yield "70b tp4 out", 8192, 2048, False, 1.5
+    yield "70b tp4 gate_up", 7168, 8192, True, 9.0
+    yield "70b tp4 down", 8192, 7168, False, 1.5
 
 
 def tiles(num_rows, n, k, gated):
     if num_rows == 1:
-        for bn, bk, warps in (
-            (2, 2048, 4),
-            (4, 1024, 4),
-            (4, 2048, 8),
-            (8, 512, 4),
-            (8, 1024, 8),
-            (16, 512, 8),
-        ):
+        for bn, bk, warps in ((2, 2048, 4), (4, 1024, 4), (4, 2048, 8), (8, 512, 4), (8, 1024, 8)):
             if bk <= k:
                 yield Tile(block_n=bn, block_k=bk, num_warps=warps)
         return
-    found = []
-    for bn, bk, splits in itertools.product((32, 64, 128), (64, 128, 256), (1, 2, 4, 8)):
+    sizes = (32, 64, 128), (64, 128, 256), (1, 2, 4, 8), (3, 4, 6), (4, 8)
+    for bn, bk, splits, stages, warps in itertools.product(*sizes):
         blocks = -(-n // bn) * splits
-        stage = (bn * (2 if gated else 1) + 32) * bk * 2
-        if bk * splits > k or not 100 <= blocks <= 1100 or stage * 3 > 200_000 or bn * bk < 4096:
-            continue
-        stages = 4 if stage * 4 <= 110_000 else 3
-        found.append(Tile(block_n=bn, block_k=bk, splits=splits, num_stages=stages))
-    if n > 20000:
-        found = [t for t in found if t.splits == 1] or found
-    yield from found[:: max(1, len(found) // 8)]
+        shared = (bn * (2 if gated else 1) + 32) * bk * 2 * stages
+        fit = min(-(-blocks // 132), 230_000 // shared)
+        if (
+            bk * splits <= k
+            and (k // splits) % bk == 0
+            and 90 <= blocks <= (900 if n < 20000 else 4000)
+            and fit * shared >= 60_000
+            and shared <= 220_000
+            and (warps == 4 or (bn == 128 and bk >= 128))
+        ):
+            yield Tile(block_n=bn, block_k=bk, splits=splits, num_stages=stages, num_warps=warps)
+
+
+@triton.jit
+def _clock():
+    return tl.inline_asm_elementwise(
+        "mov.u64 $0, %clock64;", "=l", [], dtype=tl.int64, is_pure=False, pack=1
+    )
+
+
+@triton.jit
+def _pause(cycles_ptr, out_ptr, DEPENDENT: tl.constexpr):  # noqa: N803
+    begin(DEPENDENT)
+    cycles = tl.load(cycles_ptr)
+    start = _clock()
+    while _clock() - start < cycles:
+        pass
+    tl.store(out_ptr + tl.program_id(0), 0)
+
+
+class Pause:
+    """A kernel of ``us`` microseconds at 1.98 GHz."""
+
+    def __init__(self, us):
+        self.cycles = torch.full((1,), int(us * 1980), dtype=torch.int64, device="cuda")
+        self.out = torch.zeros(32, dtype=torch.int64, device="cuda")
+        self.us = graph_time_us(lambda i: self(), 32)
+
+    def __call__(self):
+        _pause[(32,)](self.cycles, self.out, num_warps=4, **launch_options(self.cycles))
 
 
 def call(x, w, gated, tile, workspace):
@@ -115,7 +146,8 @@ def graph_time_us(work, count):
 
 
 def bench_linear(rows, results):
-    for name, n, k, gated in shapes():
+    for name, n, k, gated, pause_us in shapes():
+        pause = Pause(pause_us)
         wide = n * (2 if gated else 1)
         copies = max(2, min(40, int(500e6 / (wide * k * 2))))
         weights = [torch.randn(wide, k, device="cuda", dtype=torch.bfloat16) for _ in range(copies)]
@@ -131,9 +163,10 @@ def bench_linear(rows, results):
                     got = call(x, weights[0], gated, tile, workspace).float()
                     error = ((got - reference).norm() / reference.norm()).item()
                     us = graph_time_us(
-                        lambda i: call(x, weights[i % copies], gated, tile, workspace),
+                        lambda i: (pause(), call(x, weights[i % copies], gated, tile, workspace)),
                         max(copies, 16),
                     )
+                    us -= pause.us
                 except Exception as problem:
                     print("FAILED", name, num_rows, tile, repr(problem)[:200], flush=True)
                     continue
@@ -144,11 +177,7 @@ def bench_linear(rows, results):
                         "n": n,
                         "k": k,
                         "gated": gated,
-                        "tile": None
-                        if tile is None
-                        else vars(tile)
-                        if hasattr(tile, "__dict__")
-                        else str(tile),
+                        "tile": None if tile is None else asdict(tile),
                         "us": us,
                         "gb_s": wide * k * 2 / us / 1e3,
                         "error": error,
@@ -187,43 +216,32 @@ def bench_attention(results):
             cos_sin = torch.randn(4096, d, device="cuda")
             best = None
             for splits, tokens, warps, stages in itertools.product(
-                (1, 2, 4, 8, 16, 32), (32, 64), (4,), (2, 3)
+                (1, 2, 4, 8, 16, 32), (32, 64), (2, 4), (2, 3)
             ):
                 if splits * kv * batch > 2048 or splits > context // tokens + 1:
                     continue
+                shape = attention.Shape(
+                    splits=splits, tokens=tokens, num_warps=warps, num_stages=stages
+                )
                 space = attention.DecodeWorkspace(batch, heads, kv, d, like)
                 space.partial = torch.empty(1 << 24, device="cuda")
 
                 def work(i):
+                    cache = caches[i % layers]
                     return attention.decode_attention(
-                        qkv,
-                        cos_sin,
-                        *caches[i % layers],
-                        table,
-                        rows,
-                        lengths,
-                        space,
+                        *(qkv, cos_sin, *cache, table, rows, lengths, space),
                         block_size=bs,
-                        splits=splits,
-                        block_tokens=tokens,
-                        num_warps=warps,
-                        num_stages=stages,
+                        shape=shape,
                     )
 
-                try:
-                    us = graph_time_us(work, 16)
-                except Exception as problem:
-                    print("FAILED attention", splits, tokens, repr(problem)[:200], flush=True)
-                    continue
+                us = graph_time_us(work, 16)
                 row = {
                     "name": f"attention h{heads} kv{kv}",
                     "batch": batch,
                     "context": context,
                     "us": us,
                     "gb_s": batch * context * kv * d * 4 / us / 1e3,
-                    "splits": splits,
-                    "tokens": tokens,
-                    "stages": stages,
+                    "shape": asdict(shape),
                 }
                 results.append(row)
                 best = row if best is None or us < best["us"] else best
@@ -259,7 +277,10 @@ def bench_rest(results):
     add(
         "rotate_and_store 8192",
         graph_time_us(
-            lambda i: elementwise.rotate_and_store(qkv, cs, pos, slots, keys, values, None, 0.0), 4
+            lambda i: elementwise.rotate_and_store(
+                qkv, cs, pos, slots, keys, values, None, 0.0, block_size=64
+            ),
+            4,
         ),
     )
     for n, k in ((6144, 4096), (4096, 4096), (28672, 4096), (4096, 14336)):
@@ -294,7 +315,7 @@ def main():
     parser.add_argument("--output", default="decode_kernels.json")
     output = parser.parse_args().output
     rows = (1, 32)
-    jobs = [(m, n, k, g, t) for m in rows for _, n, k, g in shapes() for t in tiles(m, n, k, g)]
+    jobs = [(m, n, k, g, t) for m in rows for _, n, k, g, _ in shapes() for t in tiles(m, n, k, g)]
     seen, unique = set(), []
     for job in jobs:
         key = (job[0] == 1 or (job[0] + 15) // 16, job[2], job[3], str(job[4]))

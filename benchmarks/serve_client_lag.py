@@ -11,17 +11,21 @@ not count. Exit code 1 if the 99th percentile of the lag is above 5 ms.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
+from serve_common import command, machine, write
 from weft.bench.serving.arrivals import at_random, synthetic
 from weft.bench.serving.definitions import DEFINITIONS
 from weft.bench.serving.figures import Limits, figures
 from weft.bench.serving.http_client import parse_url
 from weft.bench.serving.payloads import Target
 from weft.bench.serving.result import to_json
-from weft.bench.serving.runner import Load, run_load
+from weft.bench.serving.runner import Load, RunOutcome, run_load
 from weft.bench.serving.session import run_event_loop, warm_up
 
 MOST_LAG_MS = 5.0
@@ -35,6 +39,7 @@ def main() -> int:
     parser.add_argument("--server-core", type=int, default=1)
     parser.add_argument("--client-core", type=int, default=0)
     parser.add_argument("--real-time", action="store_true")
+    parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     server = subprocess.Popen(
         [
@@ -69,20 +74,37 @@ def main() -> int:
         document["client"],
         figures(outcome.records, DEFINITIONS["vllm"], Limits(), outcome.duration_s),
     )
-    print(
-        f"{document['requests']['completed']} of {len(specs)} requests, "
-        f"{document['throughput']['requests_per_s']:.0f} requests/s offered "
-        f"{document['throughput']['offered_requests_per_s']:.0f}, loop {client['event_loop']}"
-    )
-    print("send lag ms:", {name: round(ms, 3) for name, ms in client["send_lag_ms"].items()})
-    print("loop lag ms:", {name: round(ms, 3) for name, ms in client["event_loop_lag_ms"].items()})
-    print(
-        f"client {client['cpu_us_per_request']:.0f} us a request, "
-        f"{client['cpu_share_of_a_core']:.0%} of a core; "
-        f"TTFT p50 {vllm['ttft_ms']['p50']['value']:.2f} p99 {vllm['ttft_ms']['p99']['value']:.2f} ms "
-        f"(mock: 20), TPOT p50 {vllm['tpot_ms']['p50']['value']:.2f} ms (mock: 10)"
-    )
+    result = {
+        "what": "the client of weft bench serve on one core, against the mock server",
+        "command": command(),
+        **machine("uvloop", "httptools"),
+        "scheduling": "SCHED_FIFO" if options.real_time else "normal",
+        "arrivals_per_s": round(_arrivals_per_s(outcome), 1),
+        "completed": f"{document['requests']['completed']} of {len(specs)}",
+        "tokens_per_stream": options.tokens,
+        "send_lag_ms": _rounded(client["send_lag_ms"]),
+        "event_loop_lag_ms": _rounded(client["event_loop_lag_ms"]),
+        "cpu_us_per_request": round(client["cpu_us_per_request"], 1),
+        "cpu_share_of_a_core": round(client["cpu_share_of_a_core"], 3),
+        "ttft_ms": {"mock": 20} | _percentiles(vllm["ttft_ms"]),
+        "tpot_ms": {"mock": 10} | _percentiles(vllm["tpot_ms"]),
+    }
+    write(options.output, result)
+    print(json.dumps(result, indent=1))
     return 0 if client["send_lag_ms"]["p99"] <= MOST_LAG_MS else 1
+
+
+def _arrivals_per_s(outcome: RunOutcome) -> float:
+    """Requests by the time from the start to the last one's sending."""
+    return len(outcome.records) / (max(one.sent_s for one in outcome.records) - outcome.start_s)
+
+
+def _rounded(values: dict[str, float]) -> dict[str, float]:
+    return {name: round(value, 3) for name, value in values.items()}
+
+
+def _percentiles(summary: dict[str, Any]) -> dict[str, float]:
+    return {name: round(summary[name]["value"], 3) for name in ("p50", "p99")}
 
 
 def _place(pid: int, core: int, real_time: bool) -> None:

@@ -1,11 +1,13 @@
-"""Hold many streams open on a server for minutes: nothing lost, nothing mixed, memory stable.
+"""Hold many streams open on ``weft serve`` for minutes: none lost, none mixed, memory stable.
 
-    weft serve embedded --port 8000 &
-    python benchmarks/serve_soak.py --url http://127.0.0.1:8000 --clients 200 --seconds 120 --pid $!
+    python benchmarks/serve_soak.py --clients 200 --seconds 120 \\
+        --output benchmarks/results/serve_soak.json
 
 Every client asks greedily for one of --prompts answers, each of which was asked once alone
-before; a stream that ends early or says anything else counts as wrong. With --pid the
-resident memory of that process and its descendants is read every second.
+before; a stream that ends early or says anything else counts as wrong. The resident memory of
+the server's processes is read every second from the end of the first quarter on (each client
+has been served by then) and counts as stable if the last quarter's median is at most 5 % above
+the second's.
 """
 
 from __future__ import annotations
@@ -13,12 +15,14 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import statistics
 import subprocess
 import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from serve_common import command, machine, weft_server, write
 from weft.bench.serving.http_client import ConnectionPool, Endpoint, parse_url, request_bytes
 from weft.bench.serving.sse import EventParser
 
@@ -106,8 +110,8 @@ def tree_bytes(pid: int) -> int:
     return pages * 4096 + sum(tree_bytes(int(child)) for child in children)
 
 
-async def run(options: argparse.Namespace) -> int:
-    endpoint = parse_url(options.url)
+async def run(options: argparse.Namespace, url: str, pid: int) -> tuple[Soak, list[float]]:
+    endpoint = parse_url(url)
     soak = Soak(
         endpoint=endpoint,
         model=options.model,
@@ -122,35 +126,50 @@ async def run(options: argparse.Namespace) -> int:
     memory = []
     while time.monotonic() < until_s:
         await asyncio.sleep(1)
-        if options.pid:
-            memory.append(tree_bytes(options.pid) / 2**20)
+        memory.append(round(tree_bytes(pid) / 2**20, 1))
     await asyncio.gather(*clients)
     soak.pool.close()
-    print(
-        f"{options.clients} clients, {options.seconds:.0f} s: {soak.done} streams, "
-        f"{soak.tokens / options.seconds:.0f} tokens/s, {len(soak.wrong)} wrong"
-    )
-    for text in soak.wrong[:10]:
-        print(text)
-    if memory:
-        half = len(memory) // 2
-        print(
-            f"memory MiB: at half time {memory[half]:.0f}, at the end {memory[-1]:.0f}, "
-            f"most {max(memory):.0f}"
-        )
-    return 1 if soak.wrong else 0
+    return soak, memory
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--url", required=True)
     parser.add_argument("--model", default="embedded")
     parser.add_argument("--clients", type=int, default=200)
     parser.add_argument("--seconds", type=float, default=120)
-    parser.add_argument("--tokens", type=int, default=32)
+    parser.add_argument("--tokens", type=int, default=16)
     parser.add_argument("--prompts", type=int, default=64)
-    parser.add_argument("--pid", type=int)
-    return asyncio.run(run(parser.parse_args()))
+    parser.add_argument("--tp", type=int, default=1)
+    parser.add_argument("--output", type=Path)
+    options = parser.parse_args()
+    with weft_server(options.model, "--tp", str(options.tp)) as (url, process):
+        soak, memory = asyncio.run(run(options, url, process.pid))
+    quarter = len(memory) // 4
+    early, late = (
+        statistics.median(part) for part in (memory[quarter : 2 * quarter], memory[-quarter:])
+    )
+    stable = late <= 1.05 * early
+    document = {
+        "what": "concurrent streams on weft serve: whole, their own, and the server's memory",
+        "command": command(),
+        **machine("fastapi", "uvicorn", "torch"),
+        "clients": options.clients,
+        "seconds": options.seconds,
+        "streams": soak.done,
+        "tokens_per_s": round(soak.tokens / options.seconds, 1),
+        "wrong": len(soak.wrong),
+        "wrong_examples": soak.wrong[:10],
+        "memory_mib": {
+            "median_of_second_quarter": early,
+            "median_of_last_quarter": late,
+            "most": max(memory),
+            "stable": stable,
+            "every_second": memory,
+        },
+    }
+    write(options.output, document)
+    print(json.dumps(document | {"memory_mib": f"{early} then {late}, stable {stable}"}, indent=1))
+    return 0 if stable and not soak.wrong and soak.done >= options.clients else 1
 
 
 if __name__ == "__main__":

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import socket
+import subprocess
+import sys
 
 import pytest
 
@@ -19,6 +22,12 @@ CONFIG = {
     "max_position_embeddings": 2048,
     "torch_dtype": "float32",
 }
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 @pytest.fixture
@@ -50,6 +59,27 @@ def test_bench_decode_of_a_pipeline(model, tmp_path):
     weights = sum(2 * size for size in (64 * (4 + 2 + 2) * 16, 64 * 64, 3 * 64 * 96, 2 * 64))
     cache = 2 * (8 + 2) * 2 * 16 * 2 * 2
     assert row["step_gb"] * 1e9 == pytest.approx(4 * (weights + 64 + 199 * 64 + cache))
+
+
+def test_bench_decode_over_two_launchers(model, tmp_path):
+    path = tmp_path / "bench.json"
+    words = ["bench", "decode", model, "--tp", "2", "--nnodes", "2", "--case", "2x8"]
+    words += ["--decode", "4", "--repeats", "1", "--master-port", str(free_port())]
+    nodes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "weft", *words, "--node-rank", str(node), "-o", str(path)],
+            stdout=subprocess.DEVNULL,
+        )
+        for node in range(2)
+    ]
+    try:
+        assert [node.wait(timeout=120) for node in nodes] == [0, 0]
+    finally:
+        for node in nodes:
+            node.kill()
+    document = json.loads(path.read_text())
+    assert document["machine"]["nodes"] == 2
+    assert document["rows"][0]["layout"] == "tp2"
 
 
 @pytest.mark.parametrize(

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import re
 import signal
-import subprocess
-import sys
-import threading
-import time
-import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from serve_process import Server, wait_until
 
 PROMPTS = [[5, 6, 7], [9, 8, 7, 6, 5, 4, 3], [100] * 20]
 CONFIG = {
@@ -35,88 +30,6 @@ CONFIG = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
-START_S = 120
-
-
-class Server:
-    """A ``weft serve`` process and its address."""
-
-    def __init__(self, model: Path, *arguments: str) -> None:
-        fixed = ["--device", "cpu", "--port", "0", "--weights", "dummy", "--served-name", "tiny"]
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "weft", "serve", str(model), *fixed, *arguments],
-            stderr=subprocess.PIPE,
-            text=True,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-        )
-        assert self.process.stderr is not None
-        self.url = self.process.stderr.readline().strip()
-        self.lines: list[str] = []
-        self._reader = threading.Thread(target=self._read)
-        self._reader.start()
-        try:
-            wait_until(lambda: self.get("/ready")[0] == 200, START_S)
-        except BaseException:
-            self.end()
-            raise
-
-    def _read(self) -> None:
-        assert self.process.stderr is not None
-        with contextlib.suppress(ValueError):
-            self.lines.extend(self.process.stderr)
-
-    def get(self, path: str, body: Any = None, timeout_s: float = 60) -> tuple[int, Any]:
-        data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(
-            self.url + path, data, {"Content-Type": "application/json"}
-        )
-        try:
-            with urllib.request.urlopen(request, timeout=timeout_s) as response:
-                return response.status, decoded(response.read())
-        except urllib.error.HTTPError as error:
-            with error:
-                return error.code, decoded(error.read())
-
-    def metric(self, name: str) -> float:
-        found = re.search(rf"^{name} (\S+)$", self.get("/metrics")[1], re.MULTILINE)
-        assert found is not None
-        return float(found[1])
-
-    def descendants(self) -> list[int]:
-        found, todo = [], [self.process.pid]
-        while todo:
-            listed = subprocess.run(
-                ["ps", "-o", "pid=", "--ppid", str(todo.pop())],
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-            children = [int(pid) for pid in listed.stdout.split()]
-            found += children
-            todo += children
-        return found
-
-    def end(self) -> int:
-        self.process.terminate()
-        try:
-            self.process.wait(30)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-        self._reader.join(10)
-        self.process.stderr.close()
-        return self.process.wait(10)
-
-
-def decoded(text: bytes) -> Any:
-    return json.loads(text) if text.startswith(b"{") else text.decode()
-
-
-def wait_until(condition: Callable[[], bool], timeout_s: float) -> float:
-    started = time.monotonic()
-    while not condition():
-        assert time.monotonic() - started < timeout_s
-        time.sleep(0.05)
-    return time.monotonic() - started
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +57,7 @@ def completions(server: Server, **fields: Any) -> tuple[int, Any]:
 
 @pytest.mark.parametrize("layout", [[], ["--dp", "2"], ["--pp", "2"]])
 def test_answers_are_the_librarys(model, layout, expected):
-    server = Server(model, *layout)
+    server = Server(model, "--weights", "dummy", *layout)
     try:
         status, answer = completions(server)
         assert status == 200, answer
@@ -172,7 +85,7 @@ def alive(pid: int) -> bool:
 
 @pytest.fixture(scope="class")
 def two_ranks(model: Path) -> Iterator[Server]:
-    server = Server(model, "--tp", "2", "--drain", "2")
+    server = Server(model, "--weights", "dummy", "--tp", "2", "--drain", "2")
     yield server
     server.end()
 

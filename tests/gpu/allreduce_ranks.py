@@ -101,8 +101,8 @@ def random_case(comm: DeviceAllReduce, rng: random.Random, seed: int, most: int)
     out = mine if in_place else torch.full_like(mine, 9.0)
     comm.all_reduce(mine, out, algorithm=algorithm)
     label = f"{count} x {dtype} {algorithm} in_place={in_place} shift={shift} seed={seed}"
-    tcp = comm.topology.transport == "tcp"
-    want = expected(parts, "hierarchical_host" if tcp else algorithm, comm.topology.nodes)
+    between = comm.topology.transport != "peer"
+    want = expected(parts, "hierarchical_direct" if between else algorithm, comm.topology.nodes)
     if not same_bits(out, want):
         wrong = int((out != want).sum())
         return f"{label}: {wrong} wrong"
@@ -227,12 +227,20 @@ def case_wrap(group: dist.ProcessGroup) -> dict:
     return {"problems": problems, "ok": not problems}
 
 
-def case_cycles(group: dist.ProcessGroup, cycles: str, budget_s: str) -> dict:
+def case_cycles(
+    group: dist.ProcessGroup,
+    cycles: str,
+    budget_s: str,
+    nodes: str = "1",
+    transport: str = "peer",
+) -> dict:
     """Create, use, destroy; free memory must come back."""
     tensor = torch.ones(4096, device="cuda", dtype=torch.bfloat16)
     end, done, levels = time.monotonic() + float(budget_s), 0, []
     while done < int(cycles):
-        comm = DeviceAllReduce(group, max_bytes=1 << 20, timeout_s=20)
+        comm = DeviceAllReduce(
+            group, max_bytes=1 << 20, nodes=int(nodes), transport=transport, timeout_s=20
+        )
         tensor.fill_(1.0)
         comm.all_reduce(tensor)
         assert bool((tensor == comm.num_ranks).all())

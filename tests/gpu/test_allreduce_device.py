@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from weft.kernels import nvshmem
+
 torch = pytest.importorskip("torch")
 pytestmark = [
     pytest.mark.gpu,
@@ -19,7 +21,7 @@ pytestmark = [
 
 SCRIPT = Path(__file__).with_name("allreduce_ranks.py")
 SHARED = not torch.cuda.is_available() or torch.cuda.device_count() < 4
-FEW = SHARED  # ranks that share a GPU take turns: fewer cases
+FEW = SHARED or os.environ.get("WEFT_GPU_TESTS") == "quick"  # ranks that share a GPU take turns
 
 
 def free_port() -> int:
@@ -36,6 +38,7 @@ def run_ranks(num_ranks: int, *arguments: str, timeout_s: float = 120) -> list[d
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(free_port()),
         "OMP_NUM_THREADS": "1",
+        "XDG_CONFIG_HOME": os.devnull,  # no fabric file of this machine
     }
     processes = [
         subprocess.Popen(
@@ -89,6 +92,35 @@ def test_nodes_over_tcp_have_the_defined_bits(num_ranks: int, nodes: int) -> Non
     check(run_ranks(num_ranks, "random", count, most, "60", str(nodes), "tcp"))
 
 
+def over_nvshmem(num_ranks: int) -> None:
+    """Skip unless NVSHMEM is there and every rank has a GPU of its own, which it asks for."""
+    reason = nvshmem.problem()
+    if reason is not None:
+        pytest.skip(reason)
+    if torch.cuda.device_count() < num_ranks:
+        pytest.skip("more ranks than GPUs")
+
+
+@pytest.mark.parametrize(("num_ranks", "nodes"), [(2, 2), (4, 2), (4, 4), (3, 3)])
+def test_nodes_over_nvshmem_have_the_defined_bits(num_ranks: int, nodes: int) -> None:
+    over_nvshmem(num_ranks)
+    count = "100" if FEW else "500"
+    check(run_ranks(num_ranks, "random", count, "1000000", "40", str(nodes), "nvshmem"))
+
+
+@pytest.mark.parametrize("num_ranks", [2, 4])
+def test_graph_replays_over_nvshmem(num_ranks: int) -> None:
+    over_nvshmem(num_ranks)
+    replays = "500" if FEW else "5000"
+    check(run_ranks(num_ranks, "graph", replays, "7", "20", "2", "nvshmem"))
+
+
+@pytest.mark.parametrize("num_ranks", [2, 4])
+def test_nvshmem_memory_comes_back(num_ranks: int) -> None:
+    over_nvshmem(num_ranks)
+    check(run_ranks(num_ranks, "cycles", "50", "30", "2", "nvshmem"))
+
+
 def test_graph_replays_over_tcp() -> None:
     check(run_ranks(4, "graph", "50" if FEW else "1000", "7", "20", "2", "tcp"))
 
@@ -122,8 +154,10 @@ def test_a_killed_rank_is_named() -> None:
     check(run_ranks(4, "lost", "2"))
 
 
-@pytest.mark.parametrize("transport", ["peer", "tcp"])
+@pytest.mark.parametrize("transport", ["peer", "nvshmem", "tcp"])
 def test_a_killed_rank_of_another_node_is_named(transport: str) -> None:
+    if transport == "nvshmem":
+        over_nvshmem(4)
     check(run_ranks(4, "lost", "2", "2", transport))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 
 from weft.allreduce import scale
 from weft.bench.allreduce_ranks import DEFAULT_ALGORITHMS, known_algorithms
@@ -88,7 +89,13 @@ def test_fabrics_lists_all_and_shows_sources(capsys):
         (("bench", "allreduce", "--algorithms", "ring,magic"), "'magic' is unknown"),
         (("bench", "allreduce", "--rounds", "1"), "at least 5"),
         (("bench", "allreduce", "-o", "/nowhere/at/all"), "is not a folder"),
+        (("bench", "allreduce", "--device", "tpu"), "--device tpu: choose auto, cpu or cuda"),
+        (("bench", "allreduce", "--device", "cpu", "--mode", "graph"), "'graph' is unknown"),
+        (("bench", "allreduce", "--transports", "nvshmem"), "use --nodes 2"),
+        (("bench", "allreduce", "--nodes", "2", "--transports", "fax"), "'fax' is unknown"),
+        (("bench", "allreduce", "--nodes", "2", "--transports", "tcp"), "for GPUs"),
         (("calibrate", "--seconds", "0"), "must be above 0"),
+        (("calibrate", "--device", "tpu"), "--device tpu"),
         (("calibrate", "-o", "/nowhere/at/all.json"), "is not there"),
     ],
 )
@@ -102,3 +109,12 @@ def test_mistakes_are_one_line_and_nothing_on_stdout(capsys, words, message):
 def test_the_librarys_own_is_always_measured_beside():
     assert known_algorithms("all") == DEFAULT_ALGORITHMS
     assert known_algorithms("ring, one_shot") == ("backend", "ring", "one_shot")
+
+
+@pytest.mark.parametrize("command", [("bench", "allreduce"), ("calibrate",)])
+def test_without_a_gpu_the_measuring_commands_say_so(capsys, command):
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    code, out, err = output(capsys, *command, "--device", "cuda")
+    assert (code, out) == (3, "")
+    assert err == "weft: error: --device cuda: torch sees no GPU here; use --device cpu\n"

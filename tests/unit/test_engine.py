@@ -60,7 +60,8 @@ def test_every_request_that_fits_alone_finishes(
 
 
 def check_step(step, scheduler, pool, max_tokens, max_requests):
-    assert 0 < step.num_tokens <= max_tokens
+    assert 0 < step.num_tokens <= max_tokens + max_requests
+    assert sum(chunk.count for chunk in step.chunks if chunk.count > 1) <= max_tokens
     assert len(step.chunks) <= max_requests
     owned = [block for r in scheduler.running for block in r.blocks]
     assert len(owned) == len(set(owned))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from weft.errors import EnvironmentUnavailable
-from weft.kernels import nvrtc
+from weft.kernels import nvrtc, nvshmem
 
 pytest.importorskip("cuda.bindings", reason="needs cuda-bindings and nvidia-cuda-nvrtc")
 
@@ -88,3 +88,33 @@ def test_a_refused_source_is_one_line(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_no_source_touches_multicast() -> None:
     for path in nvrtc.SOURCES.iterdir():
         assert "multimem" not in path.read_text()
+
+
+@pytest.mark.skipif(nvshmem.problem() is not None, reason=str(nvshmem.problem()))
+@pytest.mark.parametrize("nodes", [2, 4])
+def test_nvshmem_links(nodes: int) -> None:
+    chosen = defines(4, "bf16", nodes)
+    library = nvshmem.DeviceLibrary()
+    cubin = nvrtc.compile_source("hierarchical_nvshmem.cu", chosen, "sm_90", library)
+    for symbol in (b"hierarchical_nvshmem", b"nvshmemi_device_state_d", b"device_lib_version_d"):
+        assert symbol in cubin
+
+
+def test_nvshmem_kernels_compile_without_spills() -> None:
+    flags = ("--relocatable-device-code=true", "--ptxas-options=-v")
+    for nodes in (2, 4):
+        chosen = defines(4, "bf16", nodes)
+        cubin, log = nvrtc.compile_fresh("hierarchical_nvshmem.cu", chosen, "sm_90", *flags)
+        assert cubin.startswith(b"\x7fELF")
+        assert {int(n) for n in re.findall(r"(\d+) bytes spill stores", log)} == {0}
+
+
+def test_a_library_that_cannot_be_linked_is_one_line() -> None:
+    class Nothing:
+        identity = "nothing"
+
+        def link(self, relocatable: bytes, architecture: str) -> bytes:
+            raise EnvironmentUnavailable(f"no linker for {architecture}")
+
+    with pytest.raises(EnvironmentUnavailable, match="no linker for sm_90"):
+        nvrtc.compile_source("hierarchical_nvshmem.cu", defines(2, "bf16", 2), "sm_90", Nothing())

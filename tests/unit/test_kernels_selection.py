@@ -18,6 +18,8 @@ TOPOLOGIES = st.sampled_from(
         Topology(num_ranks=6, nodes=3),
         Topology(num_ranks=4, nodes=2, transport="tcp"),
         Topology(num_ranks=2, nodes=2, transport="tcp"),
+        Topology(num_ranks=4, nodes=2, transport="nvshmem"),
+        Topology(num_ranks=6, nodes=3, transport="nvshmem"),
     ]
 )
 

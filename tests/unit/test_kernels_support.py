@@ -4,13 +4,25 @@ from __future__ import annotations
 
 import ctypes
 import re
+from pathlib import Path
 
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from weft.errors import UserError
-from weft.kernels import communicator, fault, host_link, nvrtc, ops, residual_rms_norm, support
+from weft.kernels import (
+    communicator,
+    endpoint,
+    fault,
+    host_link,
+    nvrtc,
+    nvshmem,
+    ops,
+    residual_rms_norm,
+    support,
+)
+from weft.kernels.selection import Topology
 from weft.kernels.support import Place, verdict
 
 
@@ -40,6 +52,41 @@ def test_all_ranks_take_the_same_decision(
     assert (answer is None) if reason is None else (answer is not None and reason in answer)
 
 
+@pytest.mark.parametrize(
+    ("hosts", "cores", "nodes", "lanes"),
+    [
+        ("aaaa", 64, 2, 4),  # one machine plays two hosts
+        ("aaaa", 16, 2, 1),
+        ("aaaa", 28, 2, 3),
+        ("aabb", 20, 2, 4),
+        ("abcd", 8, 4, 1),
+        ("ab", 2, 2, 1),
+    ],
+)
+def test_lanes_leave_a_core_for_every_process(
+    hosts: str, cores: int, nodes: int, lanes: int
+) -> None:
+    topology = Topology(num_ranks=len(hosts), nodes=nodes, transport="tcp")
+    assert host_link.lanes_for(list(hosts), [cores] * len(hosts), topology) == lanes
+
+
+def test_nvshmem_that_is_not_there_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nvshmem, "PACKAGE", "weft.nothing")
+    assert nvshmem.problem() == "NVSHMEM is not installed (pip install nvidia-nvshmem-cu13)"
+    monkeypatch.setattr(nvshmem, "PACKAGE", "nothing.at.all")
+    assert "not installed" in str(nvshmem.problem())
+
+
+def test_a_partial_nvshmem_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(nvshmem, "_folder", lambda: tmp_path)
+    assert "has no libnvshmem_host.so.3" in str(nvshmem.problem())
+
+
+def test_records_of_nvshmem_have_its_sizes() -> None:
+    assert ctypes.sizeof(nvshmem.UniqueId) == 128
+    assert ctypes.sizeof(nvshmem.InitAttributes) == 144
+
+
 def test_without_a_gpu_the_reason_says_so() -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
@@ -65,10 +112,11 @@ def structure_fields(name: str) -> list[str]:
 @pytest.mark.parametrize(
     ("name", "mirror", "size"),
     [
-        ("Comm", communicator.CommRecord, 96),
+        ("Comm", endpoint.CommRecord, 96),
         ("Fault", fault.FaultRecord, 16),
         ("Rows", residual_rms_norm.RowsRecord, 48),
         ("HostLinkRecord", host_link.HostLinkRecord, 64),
+        ("ShmemRecord", nvshmem.ShmemRecord, 112),
     ],
 )
 def test_records_mirror_the_cuda_sources(
@@ -80,8 +128,8 @@ def test_records_mirror_the_cuda_sources(
 
 def test_header_offsets_mirror_the_cuda_sources() -> None:
     assert structure_fields("Header") == ["poison", "reported", "unused", "entered", "epoch"]
-    assert communicator.ENTERED_OFFSET == 4 * 32
-    assert communicator.EPOCH_OFFSET == 4 * 64
+    assert endpoint.ENTERED_OFFSET == 4 * 32
+    assert endpoint.EPOCH_OFFSET == 4 * 64
 
 
 def test_operators_say_what_they_change() -> None:

@@ -55,7 +55,8 @@ def test_every_request_ends_and_all_is_given_back(load):
         if not (scheduler.has_work or under_way):
             break
         step = scheduler.schedule(tick % num_groups)
-        assert step.num_tokens <= budget
+        assert sum(c.count for c in step.chunks if c.count > 1) <= budget
+        assert step.num_tokens <= budget + at_once
         assert len({c.request.row for c in step.chunks}) == len(step.chunks)
         assert all(c.request.group == tick % num_groups for c in step.chunks)
         if step.chunks:

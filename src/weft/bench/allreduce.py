@@ -11,7 +11,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import torch
 
@@ -23,6 +23,20 @@ SCHEMA: Final = "weft.bench.allreduce/1"
 
 AllReduce = Callable[[torch.Tensor], object]
 """Sums a tensor over the ranks, in place."""
+
+
+class Run(Protocol):
+    """One algorithm at one size and type, ready to be called by all ranks together."""
+
+    def result(self) -> torch.Tensor:
+        """What one call makes of the inputs."""
+
+    def seconds(self) -> float:
+        """How long a call takes on this rank."""
+
+
+Runs = Callable[[torch.Tensor], Mapping[str, Run]]
+"""The runs of every algorithm that can sum such an input; the same names on all ranks."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,28 +67,59 @@ class Measurement:
 
 @dataclass(frozen=True, slots=True)
 class _Cell:
-    """One size and type: this rank's input, a place to sum in, seconds of its calls."""
+    """One size and type: this rank's input, the algorithms on it, seconds of their calls."""
 
     dtype: str
     source: torch.Tensor
-    work: torch.Tensor
+    runs: Mapping[str, Run]
     seconds: dict[str, list[float]]
+
+
+class HostRun:
+    """An algorithm on CPU tensors, timed call by call from a common start."""
+
+    def __init__(
+        self, call: AllReduce, align: Callable[[], object], source: torch.Tensor, work: torch.Tensor
+    ) -> None:
+        """align: brings all ranks to one point; work: room to sum in."""
+        self._call, self._align = call, align
+        self._source, self._work = source, work
+
+    def result(self) -> torch.Tensor:
+        """See Run."""
+        self._work.copy_(self._source)
+        self._call(self._work)
+        return self._work
+
+    def seconds(self) -> float:
+        """See Run."""
+        self._work.copy_(self._source)
+        self._align()
+        start = time.perf_counter()
+        self._call(self._work)
+        return time.perf_counter() - start
+
+
+def host_runs(algorithms: Mapping[str, AllReduce], align: AllReduce) -> Runs:
+    """The runs of in-place all-reduces on CPU tensors; ``align`` is the cheapest of them."""
+    token = torch.zeros(1)
+
+    def runs(source: torch.Tensor) -> dict[str, Run]:
+        work = torch.empty_like(source)
+        return {
+            name: HostRun(call, lambda: align(token), source, work)
+            for name, call in algorithms.items()
+        }
+
+    return runs
 
 
 class Benchmark:
     """Times the all-reduces of one group of ranks; every rank runs it alike."""
 
-    def __init__(
-        self,
-        communicator: Communicator,
-        algorithms: Mapping[str, AllReduce],
-        align: AllReduce,
-        device: torch.device,
-    ) -> None:
-        self._communicator, self._device = communicator, device
-        self._algorithms, self._align = algorithms, align
+    def __init__(self, communicator: Communicator, runs: Runs, device: torch.device) -> None:
+        self._communicator, self._device, self._runs = communicator, device, runs
         self._rank, self._size = communicator.rank, communicator.size
-        self._token = torch.zeros(1, device=device)
 
     def run(self, sizes: Sequence[int], dtypes: Sequence[str], effort: Effort) -> list[Measurement]:
         """Measure every size and type, all of them in every round; equal rows on every rank."""
@@ -95,15 +140,16 @@ class Benchmark:
 
     def _cell(self, size: int, dtype: str) -> _Cell:
         count = max(size // _dtype(dtype).itemsize, 1)
-        source = self._inputs(count, dtype)[self._rank].to(self._device)
-        return _Cell(
-            dtype, source, torch.empty_like(source), {name: [] for name in self._algorithms}
-        )
+        source = self._inputs(count, dtype)[self._rank]
+        runs = self._runs(source)
+        return _Cell(dtype, source, runs, {name: [] for name in runs})
 
     def _round(self, cell: _Cell, turn: int, *, timed: bool) -> None:
-        for name, call in self._in_turn(turn):
-            cell.work.copy_(cell.source)
-            seconds = self._time(call, cell.work)
+        """Each round starts with another algorithm, so that none always follows the same one."""
+        items = list(cell.runs.items())
+        first = turn % len(items)
+        for name, run in items[first:] + items[:first]:
+            seconds = run.seconds()
             if timed:
                 cell.seconds[name].append(seconds)
 
@@ -114,22 +160,6 @@ class Benchmark:
             self._measurement(name, calls, cell.source.numel(), cell.dtype, count)
             for (name, calls), count in zip(slowest.items(), errors, strict=True)
         ]
-
-    def _in_turn(self, turn: int) -> list[tuple[str, AllReduce]]:
-        """Each round starts with another algorithm, so that none always follows the same one."""
-        items = list(self._algorithms.items())
-        first = turn % len(items)
-        return items[first:] + items[:first]
-
-    def _time(self, call: AllReduce, work: torch.Tensor) -> float:
-        self._align(self._token)
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-        start = time.perf_counter()
-        call(work)
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-        return time.perf_counter() - start
 
     def _agree_to_stop(self, late: bool, turn: int, effort: Effort) -> bool:
         """Whether every rank stops here; asked every third round, and not before five."""
@@ -142,19 +172,17 @@ class Benchmark:
         inputs = self._inputs(cell.source.numel(), cell.dtype)
         exact = torch.stack([item.double() for item in inputs]).sum(0)
         tolerance = _tolerance(inputs, cell.dtype)
-        counts = []
-        for call in self._algorithms.values():
-            cell.work.copy_(cell.source)
-            call(cell.work)
-            off = (cell.work.cpu().double() - exact).abs() > tolerance
-            counts.append(int(off.sum()))
-        return counts
+        return [
+            int(((run.result().double() - exact).abs() > tolerance).sum())
+            for run in cell.runs.values()
+        ]
 
     def _inputs(self, count: int, dtype: str) -> list[torch.Tensor]:
         """One random tensor a rank; every rank can make them all."""
-        generator = torch.Generator().manual_seed(count)
+        generator = torch.Generator(self._device).manual_seed(count)
         return [
-            torch.randn(count, generator=generator).to(_dtype(dtype)) for _ in range(self._size)
+            torch.randn(count, generator=generator, device=self._device).to(_dtype(dtype))
+            for _ in range(self._size)
         ]
 
     def _slowest_rank(self, times: dict[str, list[float]]) -> dict[str, list[float]]:

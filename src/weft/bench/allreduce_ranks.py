@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
@@ -11,19 +13,32 @@ import torch
 from weft.allreduce.algorithms import PROGRAMS
 from weft.allreduce.errors import UnknownAlgorithmError
 from weft.allreduce.selection import BACKEND
-from weft.bench.allreduce import AllReduce, Benchmark, Effort, Measurement
+from weft.bench.allreduce import (
+    AllReduce,
+    Benchmark,
+    Effort,
+    Measurement,
+    Runs,
+    check_right,
+    host_runs,
+)
 from weft.comm.all_reduce import ALGORITHMS, AUTO, AllReducer, open_reducer_of
 from weft.comm.communicator import Communicator
-from weft.comm.groups import open_groups
-from weft.errors import EnvironmentUnavailable
+from weft.comm.groups import ProcessGroups, open_groups
+from weft.errors import UserError
 from weft.fabric.fingerprint import fingerprint
+from weft.kernels.selection import BETWEEN_NODES, Topology
 from weft.launch.environment import current_rank, pick_device
 from weft.vocabulary.layout import Layout
 
 
 @dataclass(frozen=True, kw_only=True)
 class BenchPlan:
-    """What to measure: ``nodes`` (virtual on one machine) of ``ranks_per_node``."""
+    """What to measure: ``nodes`` (virtual on one machine) of ``ranks_per_node``.
+
+    device: "cpu" or "cuda". mode: "eager" (call by call) or, on GPUs, "graph".
+    transports: between the nodes, GPUs only.
+    """
 
     nodes: int
     ranks_per_node: int
@@ -33,47 +48,98 @@ class BenchPlan:
     effort: Effort
     device: str
     timeout_s: float
+    mode: str = "eager"
+    transports: tuple[str, ...] = ("peer",)
 
     @property
     def layout(self) -> Layout:
         return Layout(tp=self.nodes * self.ranks_per_node)
 
+    @property
+    def topologies(self) -> tuple[Topology, ...]:
+        """The group, once a transport."""
+        return topologies(self.nodes, self.ranks_per_node, self.transports)
 
-def run_benchmark(plan: BenchPlan) -> tuple[list[Measurement], dict[str, Any]] | None:
-    """Measure on every rank; (rows, machine) on rank 0, None elsewhere."""
+
+Publish = Callable[[list[Measurement], dict[str, Any]], None]
+"""Takes the rows and the machine, on rank 0 while the group is still open."""
+
+
+def run_benchmark(plan: BenchPlan, publish: Publish) -> None:
+    """Measure on every rank; CheckFailed on all of them where any value was wrong."""
     place = current_rank()
+    if "tcp" in plan.transports:
+        pose_as_hosts(place.rank // plan.ranks_per_node)
     device = pick_device(plan.device, place.local_rank)
     with open_groups(
         plan.layout, rank=place.rank, device=device, timeout_s=plan.timeout_s
     ) as groups:
-        benchmark, names = _benchmark(plan, groups.world, device)
-        rows = benchmark.run(plan.sizes, plan.dtypes, plan.effort)
-    if place.rank != 0:
-        return None
-    machine = dict(fingerprint()) | {
+        measure = _measure_on_gpus if device.type == "cuda" else _measure_on_cpu
+        rows, details = measure(plan, groups)
+        if place.rank == 0:
+            publish(rows, _machine(plan) | details)
+        check_right(rows)
+
+
+def _machine(plan: BenchPlan) -> dict[str, Any]:
+    return dict(fingerprint()) | {
         "ranks": plan.layout.world_size,
         "nodes": plan.nodes,
-        "backend": "nccl" if device.type == "cuda" else "gloo",
+        "backend": "nccl" if plan.device == "cuda" else "gloo",
         "torch": torch.__version__,
-        "algorithms": ", ".join(names),
+        "mode": plan.mode,
     }
-    return rows, machine
 
 
-def _benchmark(
-    plan: BenchPlan, world: Communicator, device: torch.device
-) -> tuple[Benchmark, list[str]]:
-    if device.type == "cuda":
-        raise EnvironmentUnavailable(
-            "--device cuda: measured by benchmarks/allreduce_gpu.py; use --device cpu"
-        )
+def pose_as_hosts(node: int) -> None:
+    """Where all ranks share this machine, make NCCL take virtual nodes for hosts with TCP."""
+    if os.environ.get("LOCAL_WORLD_SIZE") == os.environ.get("WORLD_SIZE"):
+        os.environ.update(NCCL_HOSTID=f"node{node}", NCCL_SOCKET_IFNAME="lo")
+
+
+def _measure_on_cpu(
+    plan: BenchPlan, groups: ProcessGroups
+) -> tuple[list[Measurement], dict[str, str]]:
+    runs, names = _host_runs(plan, groups.world)
+    benchmark = Benchmark(groups.world, runs, groups.device)
+    rows = benchmark.run(plan.sizes, plan.dtypes, plan.effort)
+    return rows, {"algorithms": ", ".join(names)}
+
+
+def _host_runs(plan: BenchPlan, world: Communicator) -> tuple[Runs, list[str]]:
     reducer = open_reducer_of(world, num_nodes=plan.nodes)
     chosen: dict[str, AllReduce] = {
         name: partial(reducer.all_reduce, algorithm=name)
         for name in plan.algorithms
         if _worth_running(name, plan)
     }
-    return Benchmark(world, chosen, _alignment(reducer), device), list(chosen)
+    return host_runs(chosen, _alignment(reducer)), list(chosen)
+
+
+def _measure_on_gpus(
+    plan: BenchPlan, groups: ProcessGroups
+) -> tuple[list[Measurement], dict[str, str]]:
+    from weft.bench.device_runs import device_runs
+    from weft.comm.device_all_reduce import torch_transport
+    from weft.kernels.contenders import open_field
+
+    field = open_field(
+        torch_transport(groups.world).group,
+        plan.algorithms,
+        plan.topologies,
+        max_bytes=max(plan.sizes),
+        timeout_s=plan.timeout_s,
+    )
+    benchmark = Benchmark(groups.world, device_runs(field.contenders, plan.mode), groups.device)
+    rows = benchmark.run(plan.sizes, plan.dtypes, plan.effort)
+    field.close()
+    missing = "; ".join(f"{name}: {reason}" for name, reason in field.missing.items())
+    return rows, {
+        "algorithms": ", ".join(contender.name for contender in field.contenders),
+        "unavailable": missing,
+        "transports": ", ".join(plan.transports),
+        "nccl": ".".join(str(part) for part in torch.cuda.nccl.version()),
+    }
 
 
 def _alignment(reducer: AllReducer) -> AllReduce:
@@ -91,11 +157,48 @@ DEFAULT_ALGORITHMS: Final = (BACKEND, AUTO, *PROGRAMS)
 
 
 def known_algorithms(text: str) -> tuple[str, ...]:
-    """The algorithms of a list with commas (``all``: every one), the library's own first."""
-    names = DEFAULT_ALGORITHMS if text == "all" else tuple(part.strip() for part in text.split(","))
+    """The CPU algorithms of a list with commas (``all``: every one), the library's own first."""
+    return _chosen(text, DEFAULT_ALGORITHMS, ALGORITHMS)
+
+
+def known_device_algorithms(
+    text: str, nodes: int, ranks_per_node: int, transports: tuple[str, ...]
+) -> tuple[str, ...]:
+    """The GPU algorithms of a list with commas (``all``: every one), the library's own first."""
+    from weft.kernels.contenders import names_of
+
+    known = names_of(topologies(nodes, ranks_per_node, transports))
+    return _chosen(text, known, known)
+
+
+def _chosen(text: str, everything: tuple[str, ...], known: tuple[str, ...]) -> tuple[str, ...]:
+    names = everything if text == "all" else tuple(part.strip() for part in text.split(","))
     for name in names:
-        if name not in ALGORITHMS:
+        if name not in known:
             raise UnknownAlgorithmError(
-                f"--algorithms {text}: {name!r} is unknown; choose from all, {', '.join(ALGORITHMS)}"
+                f"--algorithms {text}: {name!r} is unknown; choose from all, {', '.join(known)}"
             )
     return tuple(dict.fromkeys((BACKEND, *names)))
+
+
+def known_transports(text: str, nodes: int) -> tuple[str, ...]:
+    """The transports of a list with commas; all but GPU memory need several nodes."""
+    names = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
+    for name in names:
+        if name not in BETWEEN_NODES:
+            raise UserError(
+                f"--transports {text}: {name!r} is unknown; choose from {', '.join(BETWEEN_NODES)}"
+            )
+        if name != "peer" and nodes < 2:
+            raise UserError(f"--transports {text}: {name} links nodes; use --nodes 2 or more")
+    return names
+
+
+def topologies(
+    nodes: int, ranks_per_node: int, transports: tuple[str, ...]
+) -> tuple[Topology, ...]:
+    """The same group over every transport."""
+    return tuple(
+        Topology(num_ranks=nodes * ranks_per_node, nodes=nodes, transport=transport)
+        for transport in transports
+    )

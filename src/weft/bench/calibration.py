@@ -1,10 +1,14 @@
-"""What ``weft calibrate`` does on one rank: measure some groups, fit, check, write."""
+"""What ``weft calibrate`` does on one rank: measure some groups, fit, check, write.
+
+On the CPU: weft's programs on two and four ranks, also as virtual nodes. On GPUs: the kernels
+and the library's own on two, four and all GPUs of this machine, in captured graphs.
+"""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final
 
@@ -13,25 +17,51 @@ import torch
 from weft.allreduce.algorithms import PROGRAMS
 from weft.allreduce.fitting import fit_fabric
 from weft.allreduce.selection import BACKEND
-from weft.bench.allreduce import Benchmark, Effort, Measurement
+from weft.bench.allreduce import Benchmark, Effort, Measurement, check_right, host_runs
 from weft.comm.all_reduce import open_reducer_of
 from weft.comm.communicator import Communicator
+from weft.comm.device_all_reduce import torch_transport
 from weft.comm.groups import open_groups
+from weft.errors import EnvironmentUnavailable
 from weft.fabric.fabric import Fabric, MeasuredTable
 from weft.fabric.fingerprint import describe, fingerprint
-from weft.launch.environment import current_rank
+from weft.kernels.selection import FLAT, MAX_RANKS, Topology
+from weft.launch.environment import current_rank, pick_device
 from weft.vocabulary.layout import Layout
 
-SIZES: Final = tuple(4**power for power in range(5, 12))
-"""1 KiB to 4 MiB, each four times the one before."""
-
-HELD_OUT: Final = tuple(2 * size for size in SIZES[:-1])
-"""Between them; measured to check the predictions, left out of the tables."""
-
-DTYPES: Final = ("float32", "bfloat16")
 NUM_RANKS: Final = 4
+"""Ranks of a calibration of the CPU."""
 
 _FLAT: Final = tuple(name for name in PROGRAMS if not name.startswith("hierarchical"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scale:
+    """What is measured on a device: sizes for the tables, sizes to check them, types, rounds."""
+
+    sizes: tuple[int, ...]
+    held_out: tuple[int, ...]
+    dtypes: tuple[str, ...]
+    rounds: int
+
+
+_CPU_SIZES: Final = tuple(4**power for power in range(5, 12))
+_GPU_SIZES: Final = tuple(2**power for power in range(10, 27))
+SCALES: Final = {
+    "cpu": Scale(
+        sizes=_CPU_SIZES,
+        held_out=tuple(2 * size for size in _CPU_SIZES[:-1]),
+        dtypes=("float32", "bfloat16"),
+        rounds=30,
+    ),
+    "cuda": Scale(
+        sizes=_GPU_SIZES,
+        held_out=tuple(3 * size // 2 for size in _GPU_SIZES[:-1:3]),
+        dtypes=("bfloat16", "float32", "float16"),
+        rounds=15,
+    ),
+}
+"""1 KiB to 4 MiB in steps of four on the CPU, to 64 MiB in steps of two on GPUs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +88,7 @@ class _Group:
         return (BACKEND, *(PROGRAMS if self.nodes > 1 else _FLAT))
 
 
-GROUPS: Final = (
+_CPU_GROUPS: Final = (
     _Group(ranks=2),
     _Group(ranks=2, nodes=2),
     _Group(ranks=NUM_RANKS),
@@ -66,48 +96,105 @@ GROUPS: Final = (
 )
 
 
-def calibrate(name: str, seconds: float, timeout_s: float, *, check: bool) -> Calibration | None:
-    """Measure on every rank for about ``seconds``; the calibration on rank 0, None elsewhere.
+def gpu_groups(num_gpus: int) -> tuple[_Group, ...]:
+    """Two, four, eight and all GPUs of a machine, as far as there are so many."""
+    sizes = {size for size in (2, 4, MAX_RANKS) if size <= num_gpus} | {min(num_gpus, MAX_RANKS)}
+    return tuple(_Group(ranks=size) for size in sorted(sizes))
 
+
+def calibrate(
+    name: str,
+    device: str,
+    seconds: float,
+    timeout_s: float,
+    publish: Callable[[Calibration], None],
+    *,
+    check: bool,
+) -> None:
+    """Measure on every rank for about ``seconds``.
+
+    device: "cpu" or "cuda". publish: takes the calibration, on rank 0 while the group is open.
     check: also measure sizes between the tables' and compare the predictions.
     """
     place = current_rank()
-    sizes = tuple(sorted(SIZES + HELD_OUT)) if check else SIZES
-    effort = Effort(
-        rounds=30, warm_up=1, seconds_a_size=seconds / (len(sizes) * len(DTYPES) * len(GROUPS))
-    )
+    scale = SCALES[device]
+    shapes = gpu_groups(place.world_size) if device == "cuda" else _CPU_GROUPS
+    sizes = tuple(sorted(scale.sizes + scale.held_out)) if check else scale.sizes
+    cells = len(sizes) * len(scale.dtypes) * len(shapes)
+    effort = Effort(rounds=scale.rounds, warm_up=1, seconds_a_size=seconds / cells)
     measured: list[tuple[_Group, list[Measurement]]] = []
-    layout = Layout(tp=2, dp=NUM_RANKS // 2)
-    with open_groups(layout, rank=place.rank, timeout_s=timeout_s) as groups:
-        for group in GROUPS:
-            communicator = groups.world if group.ranks == NUM_RANKS else groups.tp
+    with open_groups(
+        Layout(tp=place.world_size),
+        rank=place.rank,
+        device=pick_device(device, place.local_rank),
+        timeout_s=timeout_s,
+    ) as groups:
+        communicators = {
+            size: groups.leading(size) for size in dict.fromkeys(shape.ranks for shape in shapes)
+        }
+        for shape in shapes:
+            communicator = communicators[shape.ranks]
             rows = []
-            if place.rank < group.ranks:
-                rows = _measure(group, communicator, sizes, effort)
-            measured.append((group, rows))
-            groups.world.all_gather(torch.zeros(1), site="calibrate")
-    return _calibration(name, measured) if place.rank == 0 else None
+            if communicator is not None:
+                measure = _measure_on_gpus if device == "cuda" else _measure_on_cpu
+                rows = measure(shape, communicator, sizes, effort)
+            measured.append((shape, rows))
+            groups.world.all_gather(torch.zeros(1, device=groups.device), site="calibrate")
+        if place.rank == 0:
+            publish(_calibration(name, device, measured))
 
 
-def _measure(
+def _measure_on_cpu(
     group: _Group, communicator: Communicator, sizes: Sequence[int], effort: Effort
 ) -> list[Measurement]:
     reducer = open_reducer_of(communicator, num_nodes=group.nodes, use_fabric=False)
     calls = {name: partial(reducer.all_reduce, algorithm=name) for name in group.algorithms}
     align = partial(reducer.all_reduce, algorithm=BACKEND if reducer.reason else "one_shot")
-    benchmark = Benchmark(communicator, calls, align, torch.device("cpu"))
-    return benchmark.run(sizes, DTYPES, effort)
+    benchmark = Benchmark(communicator, host_runs(calls, align), torch.device("cpu"))
+    return benchmark.run(sizes, SCALES["cpu"].dtypes, effort)
 
 
-def _calibration(name: str, measured: Sequence[tuple[_Group, list[Measurement]]]) -> Calibration:
+def _measure_on_gpus(
+    group: _Group, communicator: Communicator, sizes: Sequence[int], effort: Effort
+) -> list[Measurement]:
+    from weft.bench.device_runs import device_runs
+    from weft.kernels.contenders import open_field
+
+    field = open_field(
+        torch_transport(communicator).group,
+        (BACKEND, *FLAT),
+        (Topology(num_ranks=group.ranks),),
+        max_bytes=max(sizes),
+        timeout_s=30.0,
+        use_fabric=False,
+    )
+    if field.missing:
+        raise EnvironmentUnavailable("; ".join(field.missing.values()))
+    device = torch.device("cuda", torch.cuda.current_device())
+    benchmark = Benchmark(communicator, device_runs(field.contenders, "graph"), device)
+    rows = benchmark.run(sizes, SCALES["cuda"].dtypes, effort)
+    field.close()
+    check_right(rows)
+    return rows
+
+
+def _calibration(
+    name: str, device: str, measured: Sequence[tuple[_Group, list[Measurement]]]
+) -> Calibration:
     identity = fingerprint()
     source = f"weft calibrate, {describe(identity)}, torch {torch.__version__}"
-    tables = [table for group, rows in measured for table in _tables(group, rows, source)]
-    fabric = fit_fabric(
-        name, tables, NUM_RANKS, identity, source, fitted=_fitting_cores(tables, identity["cores"])
-    )
+    kept = SCALES[device].sizes
+    tables = [table for group, rows in measured for table in _tables(group, rows, kept, source)]
+    fitted = tables if device == "cuda" else _fitting_cores(tables, identity["cores"])
+    most = max(group.ranks for group, _ in measured)
+    fabric = fit_fabric(name, tables, most, identity, source, fitted=fitted)
+    fabric = replace(fabric, uses_nccl=device == "cuda")
     errors = [
-        error for group, rows in measured for row in rows for error in _error(fabric, group, row)
+        error
+        for group, rows in measured
+        for row in rows
+        if row.bytes not in kept
+        for error in _error(fabric, group, row)
     ]
     return Calibration(fabric=fabric, errors=errors)
 
@@ -118,10 +205,12 @@ def _fitting_cores(tables: Sequence[MeasuredTable], cores: str) -> list[Measured
     return found or list(tables)
 
 
-def _tables(group: _Group, rows: Sequence[Measurement], source: str) -> list[MeasuredTable]:
+def _tables(
+    group: _Group, rows: Sequence[Measurement], sizes: Sequence[int], source: str
+) -> list[MeasuredTable]:
     kept: dict[tuple[str, str], list[Measurement]] = {}
     for row in rows:
-        if row.bytes in SIZES:
+        if row.bytes in sizes:
             kept.setdefault((row.algorithm, row.dtype), []).append(row)
     return [
         MeasuredTable(
@@ -138,8 +227,8 @@ def _tables(group: _Group, rows: Sequence[Measurement], source: str) -> list[Mea
 
 
 def _error(fabric: Fabric, group: _Group, row: Measurement) -> list[float]:
-    """Relative error of the prediction of a held-out size; nothing for the others."""
+    """Relative error of the prediction of a size that is not in the tables."""
     table = fabric.table(row.algorithm, ranks=group.ranks, nodes=group.nodes, dtype=row.dtype)
-    if row.bytes in SIZES or table is None:
+    if table is None:
         return []
     return [abs(float(table.interpolate(row.bytes)) / row.median_us - 1)]

@@ -165,6 +165,7 @@ def document(results: list[DecodeResult], llm: LLM, copy_gb_s: float) -> dict[st
         "machine": {
             "device": torch.cuda.get_device_name() if on_gpu else "cpu",
             "ranks": llm.groups.layout.world_size,
+            "nodes": llm.groups.layout.nodes,
             "torch": torch.__version__,
             "copy_gb_s": copy_gb_s,
         },

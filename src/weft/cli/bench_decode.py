@@ -30,6 +30,10 @@ def bench_decode(
     pp: options.Pp = 1,
     ep: options.Ep = 1,
     stage_layers: options.StageLayers = None,
+    nnodes: ranks.NumNodes = 1,
+    node_rank: ranks.NodeRank = 0,
+    master_addr: ranks.MasterAddress = "127.0.0.1",
+    master_port: ranks.MasterPort = 29500,
     device: ranks.Device = "auto",
     timeout: ranks.Timeout = 120.0,
     weights: Annotated[str, typer.Option(help="dummy, or auto (the checkpoint's).")] = "dummy",
@@ -46,7 +50,7 @@ def bench_decode(
 
     Example: weft bench decode llama-3.1-8b --tp 4 --case 1x128 --case 32x1024
     """
-    layout = options.make_layout(tp=tp, pp=pp, ep=ep, stage_layers=stage_layers)
+    layout = options.make_layout(tp=tp, pp=pp, ep=ep, nodes=nnodes, stage_layers=stage_layers)
     layout.check_model(load_spec(model))
     if decode < 2:
         raise UserError(f"--decode {decode}: TPOT needs at least 2 tokens")
@@ -71,7 +75,14 @@ def bench_decode(
                 write_text(output, json.dumps(result, indent=1) + "\n")
             _print(result, output_format)
 
-    ranks.on_every_rank(context, layout, work)
+    ranks.on_every_rank(
+        context,
+        layout,
+        work,
+        node_rank=node_rank,
+        master_address=master_addr,
+        master_port=master_port,
+    )
 
 
 def _measure(

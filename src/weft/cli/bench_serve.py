@@ -258,19 +258,26 @@ def _write(path: Path, document: dict[str, Any]) -> None:
         raise UserError(f"{path}: cannot be written: {error}") from None
 
 
-def _print(document: dict[str, Any], output_format: OutputFormat) -> None:
-    from weft.bench.serving.report import communication_rows, figure_rows, goodput_rows, lag_verdict
+def _print(result: dict[str, Any], output_format: OutputFormat) -> None:
+    from weft.report import document
+    from weft.report.serving_section import (
+        communication_rows,
+        figure_rows,
+        goodput_rows,
+        lag_verdict,
+    )
 
-    print_rows(figure_rows(document), output_format, document=document)
+    bench = document(result, "result")
+    print_rows(figure_rows(bench), output_format, document=result)
     if output_format is not OutputFormat.TABLE:
         return
-    good = goodput_rows(document)
+    good = goodput_rows(bench)
     if good:
         print_rows(good, output_format, title="goodput")
-    inside = communication_rows(document)
+    inside = communication_rows(bench)
     if inside:
         print_rows(inside, output_format, title="inside collectives")
-    requests, throughput = document["requests"], document["throughput"]
+    requests, throughput = result["requests"], result["throughput"]
     print(
         f"{requests['completed']} of {requests['offered']} requests completed, "
         f"{requests['failed']} failed; {throughput['requests_per_s']:,.2f} requests/s, "
@@ -278,4 +285,4 @@ def _print(document: dict[str, Any], output_format: OutputFormat) -> None:
     )
     for error, count in requests["errors"].items():
         print(f"failed {count}: {error}")
-    print(lag_verdict(document["client"]))
+    print(lag_verdict(bench.child("client")))

@@ -13,8 +13,10 @@ from weft.cli import calibrate_accelerator, ranks
 from weft.cli.default_group import app_with_default
 from weft.cli.options import Format
 from weft.cli.output import OutputFormat
-from weft.errors import CheckFailed, UserError
+from weft.errors import CheckFailed, EnvironmentUnavailable, UserError
 from weft.fabric.local import default_path
+from weft.kernels.selection import MAX_RANKS
+from weft.launch.environment import device_type
 from weft.vocabulary.layout import Layout
 
 NUM_RANKS = 4
@@ -26,8 +28,11 @@ def calibrate(
     name: Annotated[str, typer.Option(help="The fabric's name.")] = "local",
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="File to write [~/.config/weft/fabric.json]."),
+        typer.Option(
+            "--output", "-o", help="File to write [~/.config/weft/fabric.json, fabric-cuda.json]."
+        ),
     ] = None,
+    device: Annotated[str, typer.Option(help="cpu, or cuda: the GPUs of this machine.")] = "cpu",
     seconds: Annotated[float, typer.Option(help="How long to measure, about.")] = 25.0,
     check: Annotated[
         bool, typer.Option("--check", help="Also measure sizes in between and compare.")
@@ -40,31 +45,45 @@ def calibrate(
     algorithm="auto" and the predictions read the file. With --check it exits with 1 where
     the median error of sizes that are not in the file is above 15 %.
 
-    Example: weft calibrate --check
+    Example: weft calibrate --check; weft calibrate --device cuda
     """
     if seconds <= 0:
         raise UserError(f"--seconds {seconds}: must be above 0")
-    path = default_path() if output is None else output
+    kind = device_type(device)
+    path = default_path(kind) if output is None else output
     if output is not None and not output.parent.is_dir():
         raise UserError(f"--output {output}: the folder {output.parent} is not there; create it")
 
     def work() -> None:
+        from weft.bench.calibration import Calibration
         from weft.bench.calibration import calibrate as measure
         from weft.cli.fabrics import print_fabric
         from weft.fabric.files import save
 
         start = time.monotonic()
-        result = measure(name, seconds, timeout, check=check)
-        if result is None:
-            return
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save(result.fabric, path)
-        print_fabric(result.fabric, output_format)
-        print(f"{path}: measured in {time.monotonic() - start:.0f} s", file=sys.stderr)
-        if check:
-            _report(result.median_error, len(result.errors))
 
-    ranks.on_every_rank(context, Layout(tp=NUM_RANKS), work)
+        def publish(result: Calibration) -> None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save(result.fabric, path)
+            print_fabric(result.fabric, output_format)
+            print(f"{path}: measured in {time.monotonic() - start:.0f} s", file=sys.stderr)
+            if check:
+                _report(result.median_error, len(result.errors))
+
+        measure(name, kind, seconds, timeout, publish, check=check)
+
+    ranks.on_every_rank(context, Layout(tp=_num_ranks(kind)), work)
+
+
+def _num_ranks(device: str) -> int:
+    if device == "cpu":
+        return NUM_RANKS
+    import torch
+
+    num_gpus = min(torch.cuda.device_count(), MAX_RANKS)
+    if num_gpus < 2:
+        raise EnvironmentUnavailable("--device cuda: one GPU has nobody to reduce with")
+    return num_gpus
 
 
 def _report(median_error: float, count: int) -> None:

@@ -6,13 +6,16 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from weft.cli import options
 from weft.cli.output import OutputFormat, print_rows
 from weft.errors import FileFormatError
+
+if TYPE_CHECKING:
+    from weft.prediction.quantity import Quantity
 
 
 def calibrate_accelerator(
@@ -22,6 +25,10 @@ def calibrate_accelerator(
     output: Annotated[
         Path, typer.Option("--output", "-o", help="File to write, for --accelerator.")
     ] = Path("accelerator.json"),
+    beside: Annotated[
+        str | None,
+        typer.Option(help="Print another accelerator's numbers beside: a built-in name or a file."),
+    ] = None,
     output_format: options.Format = OutputFormat.TABLE,
 ) -> None:
     """Measure matrix products, memory, attention, launches and a step's host time.
@@ -29,11 +36,13 @@ def calibrate_accelerator(
     Example: weft calibrate accelerator -o here.json; weft plan llama-3.2-1b --gpus 1
     --accelerator here.json --fabric h200-nvlink
     """
-    from weft.prediction.accelerator import accelerator_to_json
+    from weft.prediction.accelerator import accelerator_to_json, load_accelerator
     from weft.prediction.calibrate_accelerator import calibrate_accelerator as measure
+    from weft.prediction.calibrate_accelerator import doubts
 
     if not output.absolute().parent.is_dir():
         raise FileFormatError(f"--output {output}: the folder is not there; create it")
+    other = {} if beside is None else load_accelerator(beside).quantities()
     start = time.monotonic()
     found = measure(device, lambda part: print(f"measuring {part}", file=sys.stderr))
     document = accelerator_to_json(found)
@@ -41,9 +50,16 @@ def calibrate_accelerator(
         output.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     except OSError as error:
         raise FileFormatError(f"--output {output}: cannot be written: {error}") from None
-    rows: list[dict[str, Any]] = [
-        {"quantity": name, "value": float(f"{item.value:.4g}"), "source": item.source}
-        for name, item in found.quantities().items()
-    ]
+    rows = [_row(name, item, other.get(name)) for name, item in found.quantities().items()]
     print_rows(rows, output_format, title=found.name, document=document)
     print(f"{output}: measured in {time.monotonic() - start:.0f} s", file=sys.stderr)
+    if reason := doubts(found):
+        print(f"measure again: {reason}; is the machine busy?", file=sys.stderr)
+
+
+def _row(name: str, item: Quantity, other: Quantity | None) -> dict[str, Any]:
+    row: dict[str, Any] = {"quantity": name, "value": float(f"{item.value:.4g}")}
+    if other is not None:
+        row["beside"] = other.value
+        row["ratio"] = float(f"{item.value / other.value:.3g}") if other.value else None
+    return row | {"source": item.source}

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 from weft.cli.options import Format
 from weft.cli.output import OutputFormat, print_rows
+from weft.errors import UserError
 
 _PACKAGES = (
     "torch",
@@ -81,6 +82,8 @@ def _all_reduce() -> Iterator[dict[str, str]]:
         yield _row("all-reduce", name, "yes" if available else "no", "torch.distributed backend")
     yield _shared_memory()
     yield _kernels()
+    yield _nvshmem()
+    yield _selection()
 
 
 def _shared_memory() -> dict[str, str]:
@@ -98,3 +101,24 @@ def _kernels() -> dict[str, str]:
     problem = local_problem()
     able = "one-shot, two-shot, hierarchical, fused RMSNorm; 2 to 8 ranks"
     return _row("all-reduce", "weft GPU kernels", "no" if problem else "yes", problem or able)
+
+
+def _nvshmem() -> dict[str, str]:
+    from weft.kernels.support import local_problem
+
+    problem = local_problem(transport="nvshmem")
+    able = "GPU-initiated puts between nodes (hierarchical_nvshmem)"
+    return _row("all-reduce", "weft over NVSHMEM", "no" if problem else "yes", problem or able)
+
+
+def _selection() -> dict[str, str]:
+    from weft.fabric.local import device_fabric
+
+    try:
+        fabric = device_fabric()
+    except UserError as error:
+        return _row("all-reduce", "table of the GPU kernels", "damaged", str(error))
+    if fabric is None:
+        advice = "weft calibrate --device cuda measures this machine"
+        return _row("all-reduce", "table of the GPU kernels", "built in", advice)
+    return _row("all-reduce", "table of the GPU kernels", "calibrated", f"fabric {fabric.name}")

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from weft.cli import options
 from weft.cli.output import OutputFormat, print_json, print_rows, progress
 from weft.planning.objective import Objective
+
+if TYPE_CHECKING:
+    from weft.planning.launch_commands import LaunchCommand
 
 Gpus = Annotated[int, typer.Option(help="GPUs of the whole machine.")]
 GpusPerNode = Annotated[int | None, typer.Option(help="GPUs of one node [the fabric's].")]
@@ -61,7 +64,11 @@ def plan(
     from weft.prediction.machines import machine_named
     from weft.vocabulary.model_source import load_spec
 
-    machine = with_settings(machine_named(engine, accelerator, fabric, weights), settings or [])
+    machine = machine_named(engine, accelerator, fabric, weights)
+    width = machine.fabric.gpus_per_node if gpus_per_node is None else gpus_per_node
+    cluster = Cluster(num_gpus=gpus, gpus_per_node=width)
+    machine = machine_named(engine, accelerator, fabric, weights, nodes=cluster.nodes)
+    machine = with_settings(machine, settings or [])
     question = Question(
         spec=load_spec(model),
         workload=options.make_workload(workload, prompt, decode, batch),
@@ -69,8 +76,6 @@ def plan(
         objective=objective,
         limits=Limits(ttft_ms=ttft, tpot_ms=tpot),
     )
-    width = machine.fabric.gpus_per_node if gpus_per_node is None else gpus_per_node
-    cluster = Cluster(num_gpus=gpus, gpus_per_node=width)
     with progress() as bar:
         task = bar.add_task("layouts", total=None)
         found = make_plan(
@@ -95,7 +100,7 @@ def _row(plan: Any, candidate: Any) -> dict[str, Any]:
         "batch": candidate.concurrency,
         "ttft_ms": _short(candidate.ttft_ms),
         "tpot_ms": _short(candidate.tpot_ms),
-        "e2e_ms": _short(prediction.e2e_ms.value),
+        "e2e_ms": _short(candidate.e2e_ms),
         "tokens_per_s_gpu": _short(candidate.tokens_per_s / plan.cluster.num_gpus),
         "memory_gb": _short((candidate.serving or prediction).memory.total_gb),
         "communication": f"{100 * prediction.communication_share:.0f} %",
@@ -108,11 +113,10 @@ def _short(value: float) -> float:
 
 
 def _print_table(plan: Any, top: int, explanation: Any) -> None:
-    from weft.planning.launch_commands import launch_commands
-
     question, cluster = plan.question, plan.cluster
     title = (
-        f"{question.spec.name} on {cluster.num_gpus} x {question.machine.accelerator.name} "
+        f"{question.spec.name} on {cluster.num_gpus} x {question.machine.accelerator.name}"
+        f"{_nodes(cluster)} "
         f"({question.machine.fabric.name}), {question.machine.profile.name}, "
         f"objective {question.objective.value}; a tie is within {100 * plan.noise:.0f} %"
     )
@@ -123,11 +127,45 @@ def _print_table(plan: Any, top: int, explanation: Any) -> None:
     if explanation is not None:
         _print_explanation(explanation)
     if plan.rejected:
-        reasons = [{"layout": item.name, "reason": item.reason} for item in plan.rejected]
-        print_rows(reasons[:top], OutputFormat.TABLE, title=f"{len(reasons)} layouts rejected")
+        _print_rejected(plan.rejected, top)
     best = plan.best.layout
-    for item in launch_commands(question.spec, best, cluster.gpus_per_node):
+    print(f"Commands for {best.name}" + (" (on every node)" if best.nodes > 1 else ""))
+    for item in _commands(plan):
         print(f"{item.engine}: {item.command}")
+
+
+def _commands(plan: Any) -> list[LaunchCommand]:
+    from weft.planning.launch_commands import launch_commands
+
+    best, question = plan.best, plan.question
+    requests = None if best.serving is None else -(-best.concurrency // best.layout.dp)
+    return launch_commands(
+        question.spec,
+        best.layout,
+        plan.cluster.gpus_per_node,
+        question.machine.weight_dtype,
+        requests,
+    )
+
+
+def _nodes(cluster: Any) -> str:
+    return "" if cluster.nodes == 1 else f" in {cluster.nodes} nodes of {cluster.gpus_per_node}"
+
+
+def _print_rejected(rejected: Any, top: int) -> None:
+    """One row a reason; layouts that share it stand together."""
+    reasons: dict[str, list[str]] = {}
+    for item in rejected:
+        reasons.setdefault(item.reason, []).append(item.name)
+    rows = [{"layout": _some(names), "reason": reason} for reason, names in reasons.items()]
+    more = f" ({top} of {len(rows)} reasons; --top prints more)" if len(rows) > top else ""
+    layouts = f"{len(rejected)} layout" + ("s" if len(rejected) > 1 else "")
+    print_rows(rows[:top], OutputFormat.TABLE, title=f"{layouts} rejected{more}")
+
+
+def _some(names: list[str]) -> str:
+    shown = ", ".join(names[:4])
+    return shown + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
 def _explanation(plan: Any, name: str) -> Any:
@@ -153,12 +191,8 @@ def _print_explanation(explanation: Any) -> None:
 
 
 def _document(plan: Any, explanation: Any) -> dict[str, Any]:
-    from weft.planning.launch_commands import launch_commands
-
-    best, width = plan.best.layout, plan.cluster.gpus_per_node
-    commands = launch_commands(plan.question.spec, best, width)
     document: dict[str, Any] = plan.to_json()
-    document["commands"] = {item.engine: item.command for item in commands}
+    document["commands"] = {item.engine: item.command for item in _commands(plan)}
     if explanation is not None:
         document["explanation"] = explanation.summary
     return document

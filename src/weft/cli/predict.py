@@ -99,6 +99,7 @@ def _print_latency(
     if nodes is None:
         width = machine.fabric.gpus_per_node
         layout = replace(layout, nodes=max(1, -(-layout.world_size // width)))
+    machine = machine_named(*settings, nodes=layout.nodes)
     if rate is None:
         print_prediction(load_spec(model), layout, load, machine, output_format, inputs=inputs)
     else:

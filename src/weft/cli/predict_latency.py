@@ -11,7 +11,7 @@ from weft.errors import WorkloadError
 from weft.prediction.latency import predict_latency
 from weft.prediction.prediction import PARTS, Machine, Prediction, provenance
 from weft.prediction.quantity import Estimate
-from weft.prediction.serving import serve_at_rate
+from weft.prediction.serving import most_requests_per_s, serve_at_rate
 from weft.vocabulary.layout import Layout
 from weft.vocabulary.model_spec import ModelSpec
 from weft.vocabulary.workload import Workload
@@ -118,9 +118,10 @@ def print_serving(
     """Predict the steady state of a server at ``rate`` requests a second and print it."""
     serving = serve_at_rate(spec, layout, workload, machine, rate)
     if serving is None:
+        most = most_requests_per_s(spec, layout, workload, machine)
         raise WorkloadError(
-            f"--rate {rate:g}: {layout.name} cannot keep up with it; lower --rate, add replicas "
-            "(--dp) or see `weft plan --objective goodput`"
+            f"--rate {rate:g}: {layout.name} answers at most {most:.3g} requests a second; lower "
+            "--rate, add replicas (--dp) or see `weft plan --objective goodput`"
         )
     row = {
         "requests_per_s": _round(serving.requests_per_s),

@@ -13,7 +13,7 @@ from weft.errors import UserError
 def report(
     files: Annotated[
         list[Path],
-        typer.Argument(help="JSON of weft predict, trace, import, study, bench allreduce or plan."),
+        typer.Argument(help="JSON of weft predict, trace, import, study, bench or plan."),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The HTML file to write.")] = Path(
         "report.html"

@@ -38,11 +38,11 @@ def scoreboard(
     Example: weft predict scoreboard --leave-one-out
     """
     from weft.prediction import scoreboard as board
-    from weft.prediction.measured import h200_runs, published_runs, runs_from_file
+    from weft.prediction.measured import h200_runs, published_runs, runs_from_file, weft_runs
     from weft.prediction.silicon import find_file, read_rows
 
     own = [] if runs is None else runs_from_file(runs)
-    scores = board.score_runs([*h200_runs(), *published_runs(), *own])
+    scores = board.score_runs([*h200_runs(), *weft_runs(), *published_runs(), *own])
     choices: list[Any] = []
     file = find_file(silicon)
     if file is None and peer:
@@ -83,14 +83,17 @@ def _peer_with_progress(count: int) -> Any:
 def _leave_one_out() -> list[dict[str, Any]]:
     from weft.prediction.fitting import leave_one_out
     from weft.prediction.machines import machine_named
-    from weft.prediction.measured import h200_runs
+    from weft.prediction.measured import h200_runs, weft_runs
 
-    runs = h200_runs()
-    errors = leave_one_out(machine_named("vllm", "h200-sxm"), runs)
-    return [
-        {"name": run.name, "ttft_error": ttft, "tpot_error": tpot}
-        for run, (ttft, tpot) in zip(runs, errors, strict=True)
-    ]
+    rows = []
+    for engine, runs in (("vllm", h200_runs()), ("weft", weft_runs())):
+        fitted = [run for run in runs if run.role == "fitted"]
+        errors = leave_one_out(machine_named(engine, "h200-sxm"), fitted)
+        rows += [
+            {"engine": engine, "name": run.name, "ttft_error": ttft, "tpot_error": tpot}
+            for run, (ttft, tpot) in zip(fitted, errors, strict=True)
+        ]
+    return rows
 
 
 def _print_tables(document: dict[str, Any], scores: Any, with_rows: bool) -> None:
@@ -117,21 +120,25 @@ def _print_tables(document: dict[str, Any], scores: Any, with_rows: bool) -> Non
 
 
 def _print_left_out(rows: list[dict[str, Any]]) -> None:
-    table = [
-        {
-            "left out": row["name"],
-            "ttft": _percent(row["ttft_error"]),
-            "tpot": _percent(row["tpot_error"]),
+    table = []
+    for engine in dict.fromkeys(row["engine"] for row in rows):
+        own = [row for row in rows if row["engine"] == engine]
+        table += [_left_out(row["name"], row) for row in own]
+        means = {
+            key: sum(abs(row[key]) for row in own) / len(own)
+            for key in ("ttft_error", "tpot_error")
         }
-        for row in rows
-    ]
-    means = {
-        key: sum(abs(row[f"{key}_error"]) for row in rows) / len(rows) for key in ("ttft", "tpot")
-    }
-    table.append(
-        {"left out": "mean of absolute errors"} | {k: _percent(v) for k, v in means.items()}
-    )
+        table.append(_left_out("mean of absolute errors", means | {"engine": engine}))
     print_rows(table, OutputFormat.TABLE, title="Leave-one-out errors of the engine's constants")
+
+
+def _left_out(name: str, row: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "engine": row["engine"],
+        "left out": name,
+        "ttft": _percent(row["ttft_error"]),
+        "tpot": _percent(row["tpot_error"]),
+    }
 
 
 def _row(score: Any) -> dict[str, Any]:

@@ -8,18 +8,19 @@ from typing import Annotated
 
 import typer
 
-from weft.cli import options
+from weft.cli import options, ranks
 from weft.cli.output import OutputFormat, print_rows, progress, write_text
 from weft.errors import UserError
+from weft.launch.environment import device_type
 from weft.study.scaling import ALL_REDUCES, ScalingPlan, run_scaling, write_figure
 from weft.vocabulary.layout import Layout
-from weft.vocabulary.workload import Workload
+from weft.vocabulary.workload import Workload, workload_named
 
 WORKLOADS = {
     "prefill-heavy": Workload(prompt_tokens=256, decode_tokens=8, batch=4),
     "decode-heavy": Workload(prompt_tokens=32, decode_tokens=48, batch=4),
 }
-"""Small enough for a CPU; the shares of prefill and decode are those of the named ones."""
+"""Small enough for a CPU; on GPUs the named workloads themselves are run."""
 
 
 def study_scaling(
@@ -31,31 +32,34 @@ def study_scaling(
         WORKLOADS
     ),
     all_reduce: Annotated[
-        str, typer.Option(help="library (gloo's own), weft, or both with a comma.")
+        str, typer.Option(help="library (gloo's or NCCL's own), weft, or both with a comma.")
     ] = ",".join(ALL_REDUCES),
     prompt: options.Prompt = None,
     decode: options.Decode = None,
     batch: options.Batch = None,
+    device: ranks.Device = "auto",
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Folder for scaling.json and scaling.html.")
     ] = Path(),
     output_format: options.Format = OutputFormat.TABLE,
 ) -> None:
-    """Run layouts on this CPU; split each step into compute, communication, wait and idle.
+    """Run layouts here; split each step into compute, communication, wait and idle.
 
     Example: weft study scaling --layouts 1,tp2,pp2 --workloads decode-heavy
     """
     if not output.is_dir():
         raise UserError(f"--output {output}: is not a folder; create it first")
+    on = device_type(device)
     plan = ScalingPlan(
         model=model,
         layouts=tuple(Layout.parse(name.strip()) for name in layouts.split(",")),
-        workloads=_workloads(workloads, prompt, decode, batch),
+        workloads=_workloads(workloads, on, prompt, decode, batch),
+        device=on,
         all_reduces=tuple(name.strip() for name in all_reduce.split(",")),
     )
     plan.check()
     with progress() as bar:
-        task = bar.add_task("scaling", total=len(plan.runs()))
+        task = bar.add_task("scaling", total=len(plan.layouts))
         document = run_scaling(
             plan, lambda name: bar.update(task, advance=1, description=f"scaling: {name} done")
         )
@@ -65,13 +69,13 @@ def study_scaling(
 
 
 def _workloads(
-    names: str, prompt: int | None, decode: int | None, batch: int | None
+    names: str, device: str, prompt: int | None, decode: int | None, batch: int | None
 ) -> dict[str, Workload]:
     chosen = {}
     for name in (part.strip() for part in names.split(",")):
         if name not in WORKLOADS:
             raise UserError(f"--workloads {name}: unknown; choose from {', '.join(WORKLOADS)}")
-        base = WORKLOADS[name]
+        base = WORKLOADS[name] if device == "cpu" else workload_named(name)
         chosen[name] = Workload(
             prompt_tokens=base.prompt_tokens if prompt is None else prompt,
             decode_tokens=base.decode_tokens if decode is None else decode,

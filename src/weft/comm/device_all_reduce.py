@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from weft.comm.communicator import Communicator
 from weft.comm.groups import ProcessGroups
 from weft.comm.transport import TorchTransport
 from weft.errors import EnvironmentUnavailable, UserError
@@ -27,7 +28,7 @@ class DeviceTransport(TorchTransport):
         self.device_all_reduce = device_all_reduce
 
     def all_reduce(self, tensor: torch.Tensor, site: str) -> torch.Tensor:
-        if self.device_all_reduce.uses_kernel(tensor.nbytes):
+        if self.device_all_reduce.uses_kernel(tensor.nbytes, tensor.dtype):
             return self.device_all_reduce.all_reduce(tensor.contiguous())
         return super().all_reduce(tensor, site)
 
@@ -63,8 +64,12 @@ def use_device_all_reduce(groups: ProcessGroups, choice: str) -> DeviceAllReduce
 
     plain = groups.tp.transport
     assert isinstance(plain, TorchTransport)
+    nodes = len({groups.layout.node_of(rank) for rank in groups.tp.ranks})
+    transport = "peer" if nodes == 1 else "tcp"
     try:
-        device_all_reduce = DeviceAllReduce(plain.group, device=groups.device)
+        device_all_reduce = DeviceAllReduce(
+            plain.group, device=groups.device, nodes=nodes, transport=transport
+        )
     except EnvironmentUnavailable as error:
         if choice == "weft":
             raise
@@ -82,3 +87,9 @@ def _use_programs(groups: ProcessGroups) -> None:
         return
     assert isinstance(plain, TorchTransport)
     groups.tp.transport = AlgorithmTransport(plain.group, groups.tp.ranks, plain.missing_ranks)
+
+
+def torch_transport(communicator: Communicator) -> TorchTransport:
+    """torch.distributed under a communicator that nothing was put in front of."""
+    assert isinstance(communicator.transport, TorchTransport)
+    return communicator.transport

@@ -75,6 +75,18 @@ class ProcessGroups:
             transport=_NO_PEERS if len(ranks) == 1 else self._transport(ranks),
         )
 
+    def leading(self, size: int) -> Communicator | None:
+        """A communicator of the run's first ``size`` ranks; None on the others. All call it."""
+        if size == self.layout.world_size:
+            return self.world
+        ranks = tuple(range(size))
+        group = dist.new_group(list(ranks))
+        if self.rank >= size:
+            return None
+        self._process_groups.setdefault(ranks, group)
+        transport = self._transport(ranks)
+        return Communicator(kind="world", ranks=ranks, rank=self.rank, transport=transport)
+
     def _transport(self, ranks: tuple[int, ...]) -> Transport:
         if ranks not in self._process_groups:
             self._process_groups[ranks] = (

@@ -32,7 +32,8 @@ def num_cache_blocks(
     torch.cuda.empty_cache()
     free, total = torch.cuda.mem_get_info(groups.device)
     room = int(config.memory_share * total) - (total - free) - _RESERVE_BYTES
-    room -= activation_bytes(runner, groups.layout.tp, config.max_batch_tokens)
+    most_rows = config.max_batch_tokens + config.max_batch_requests
+    room -= activation_bytes(runner, groups.layout.tp, most_rows)
     blocks = room // (runner.cache_bytes_per_position * block_size)
     fewest: int = min(groups.host_gather(blocks))
     if fewest < 2:

@@ -18,6 +18,7 @@ from weft.engine.block_pool import BlockPool
 from weft.engine.cache_size import num_cache_blocks
 from weft.engine.flight import Flight, Launched
 from weft.engine.graphs import BUCKETS
+from weft.engine.logprobs import book_logprobs
 from weft.engine.request import Request, SamplingParams
 from weft.engine.runner import StageRunner
 from weft.engine.scheduler import Scheduler
@@ -78,6 +79,7 @@ class Engine:
             )
         self.spec, self.groups, self.config = spec, groups, config
         conventions = engine_named(config.conventions)
+        self._plain_transport = groups.tp.transport
         self.device_all_reduce = use_device_all_reduce(groups, config.all_reduce)
         self.runner = StageRunner(spec, groups, conventions)
         self.runner.load(source.directory if config.weights == "auto" else None, config.seed)
@@ -129,6 +131,7 @@ class Engine:
         self.runner.drop_graphs()
         if self.device_all_reduce is not None:
             self.device_all_reduce.close()
+        self.groups.tp.transport = self._plain_transport
 
     @property
     def has_work(self) -> bool:
@@ -166,7 +169,9 @@ class Engine:
         ids = launched.read_ids()
         if self.device_all_reduce is not None:
             self.device_all_reduce.check()
-        return self.scheduler.finish(launched.inputs.sampling, ids)
+        sampling = launched.inputs.sampling
+        book_logprobs(sampling, launched.read_logprobs())
+        return self.scheduler.finish(sampling, ids)
 
     def _check_prompt(self, prompt: Sequence[int], sampling: SamplingParams) -> None:
         if not prompt:

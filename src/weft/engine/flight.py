@@ -29,17 +29,17 @@ class Launched:
     step: ScheduledStep
     inputs: StepInputs
     _ids: torch.Tensor | None = None
+    _logprobs: torch.Tensor | None = None
     _ready: torch.cuda.Event | None = None
 
-    def keep_ids(self, ids: torch.Tensor) -> None:
-        """Start to bring the sampled ids [N] to the host."""
-        if ids.device.type != "cuda":
-            self._ids = ids
-            return
-        self._ids = torch.empty(ids.shape, dtype=ids.dtype, pin_memory=True)
-        self._ids.copy_(ids, non_blocking=True)
-        self._ready = torch.cuda.Event()
-        self._ready.record()
+    def keep(self, ids: torch.Tensor, logprobs: torch.Tensor | None) -> None:
+        """Start to bring the sampled ids [N], and log-probabilities if any, to the host."""
+        self._ids = _to_host(ids)
+        if logprobs is not None:
+            self._logprobs = _to_host(logprobs)
+        if ids.device.type == "cuda":
+            self._ready = torch.cuda.Event()
+            self._ready.record()
 
     def read_ids(self) -> list[int]:
         """The ids, once the step has left the pipeline; waits for the device."""
@@ -48,6 +48,17 @@ class Launched:
         assert self._ids is not None
         ids: list[int] = self._ids.tolist()
         return ids
+
+    def read_logprobs(self) -> list[list[float]]:
+        """The rows of ``LogprobReader.read``, after ``read_ids``."""
+        return [] if self._logprobs is None else self._logprobs.tolist()
+
+
+def _to_host(tensor: torch.Tensor) -> torch.Tensor:
+    if tensor.device.type != "cuda":
+        return tensor
+    copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    return copy.copy_(tensor, non_blocking=True)
 
 
 class Flight:
@@ -72,7 +83,8 @@ class Flight:
             if leaving is not None:
                 logits = output if isinstance(output, torch.Tensor) else None
                 with _phase(recorder, leaving):
-                    leaving.keep_ids(self._runner.sample(logits, leaving.inputs))
+                    ids = self._runner.sample(logits, leaving.inputs)
+                    leaving.keep(ids, self._runner.logprobs(logits, ids, leaving.inputs))
             if isinstance(output, Boundary):
                 self._runner.send(output)
         return leaving

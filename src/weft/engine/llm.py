@@ -141,6 +141,7 @@ class LLM:
             token_ids=tuple(request.output),
             text=None if self.tokenizer is None else self.tokenizer.decode(visible),
             finish_reason=request.finish_reason,
+            logprobs=tuple(request.logprobs),
         )
 
     def _collect(self, done: dict[int, Completion]) -> list[Completion]:

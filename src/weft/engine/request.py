@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Final, Literal
 
 from weft.errors import WorkloadError
 
 FinishReason = Literal["stop", "length", "abort"]
+MOST_LOGPROBS: Final = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,6 +18,7 @@ class SamplingParams:
     temperature 0 is greedy. top_k 0 and top_p 1 keep the whole vocabulary. With a
     ``seed`` a request's tokens depend on nothing but its prompt, the weights and
     these parameters; without one the engine's seed and the request's number decide.
+    logprobs: log-probabilities of each sampled token and of this many likeliest ones.
     """
 
     max_tokens: int = 128
@@ -26,6 +28,7 @@ class SamplingParams:
     seed: int | None = None
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
+    logprobs: int | None = None
 
     def __post_init__(self) -> None:
         if self.max_tokens < 1:
@@ -36,10 +39,23 @@ class SamplingParams:
             raise WorkloadError(f"--top-k {self.top_k}: must be 0 (off) or positive")
         if not 0 < self.top_p <= 1:
             raise WorkloadError(f"--top-p {self.top_p}: must be above 0 and at most 1")
+        if self.logprobs is not None and not 0 <= self.logprobs <= MOST_LOGPROBS:
+            raise WorkloadError(f"logprobs {self.logprobs}: must be 0 to {MOST_LOGPROBS}")
 
     @property
     def is_greedy(self) -> bool:
         return self.temperature == 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenLogprobs:
+    """One sampled token: its own log-probability and (id, log-probability) of the likeliest.
+
+    Of the softmax of the model's raw logits: before temperature, top-k and top-p.
+    """
+
+    logprob: float
+    top: tuple[tuple[int, float], ...]
 
 
 @dataclass(kw_only=True)
@@ -56,6 +72,7 @@ class Request:
     sampling: SamplingParams
     stop_ids: frozenset[int]
     output: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
     num_computed: int = 0
     num_pending: int = 0
     group: int = 0
@@ -93,9 +110,13 @@ class Request:
 
 @dataclass(frozen=True, kw_only=True)
 class Completion:
-    """A finished request. ``token_ids`` has the stop token where one ended it."""
+    """A finished request. ``token_ids`` has the stop token where one ended it.
+
+    ``logprobs`` has one entry a token where the request asked for them.
+    """
 
     prompt_token_ids: tuple[int, ...]
     token_ids: tuple[int, ...]
     text: str | None
     finish_reason: FinishReason
+    logprobs: tuple[TokenLogprobs, ...] = ()

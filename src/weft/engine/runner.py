@@ -11,6 +11,7 @@ import torch
 from weft.comm.groups import ProcessGroups
 from weft.engine.batch import BatchBuilder, PlainBatches, RequestTables, to_device
 from weft.engine.graphs import DecodeBuffers, DecodeGraphs, Outputs
+from weft.engine.logprobs import LogprobReader
 from weft.engine.pipeline import StageLink
 from weft.engine.sampling import Sampler
 from weft.engine.step_inputs import StepInputs
@@ -53,6 +54,7 @@ class StageRunner:
         self._num_heads = spec.num_heads // groups.tp.size
         self._link = StageLink(groups, conventions, spec.hidden_size)
         self._sampler = Sampler(groups, conventions, spec.vocab_size)
+        self._logprobs = LogprobReader(groups, conventions, spec.vocab_size)
         self._num_received = 0 if self.stage.is_first else conventions.boundary_tensors
         self._fused: FusedBatches | None = None
         self._graphs: DecodeGraphs | None = None
@@ -191,6 +193,13 @@ class StageRunner:
             (rows,) = to_device(self.device, inputs.sampling_rows)
             self.tables.last_ids.index_copy_(0, rows, ids)
         return ids
+
+    @torch.inference_mode()
+    def logprobs(
+        self, logits: torch.Tensor | None, ids: torch.Tensor, inputs: StepInputs
+    ) -> torch.Tensor | None:
+        """What ``LogprobReader.read`` says of the sampled ``ids``; None where nobody asks."""
+        return self._logprobs.read(logits, ids, inputs.sampling)
 
     def run(self, inputs: StepInputs) -> torch.Tensor:
         """A whole step with nothing else under way: the ids [N]."""

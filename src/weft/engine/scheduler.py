@@ -70,7 +70,11 @@ class Scheduler:
         max_batch_requests: int,
         num_groups: int = 1,
     ) -> None:
-        """Limits are those of one step; there are ``num_groups`` times as many running requests."""
+        """Limits are those of one step; there are ``num_groups`` times as many running requests.
+
+        max_batch_tokens: rows of prompts; running requests have one row each beside them, so
+        that they do not cut prompts of a length that the kernels like.
+        """
         self.pool, self.num_groups = pool, num_groups
         self._max_tokens, self._max_requests = max_batch_tokens, max_batch_requests
         self._rows = deque(range(max_batch_requests * num_groups))
@@ -100,7 +104,11 @@ class Scheduler:
         budget = self._max_tokens
         chunks: list[Chunk] = []
         for request in self._running_of(group):
-            if budget and request in self.running and request.num_left:
+            if request not in self.running or not request.num_left:
+                continue
+            if request.length - request.num_computed == 1:
+                self._take(request, 1, chunks)
+            elif budget:
                 budget -= self._take(request, budget, chunks)
         for request in [request for request in self.waiting if request.group == group]:
             if not budget or len(self._running_of(group)) >= self._max_requests:

@@ -69,6 +69,10 @@ class HubTokenizer:
     def decode(self, token_ids: Sequence[int]) -> str:
         return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=True))
 
+    def piece(self, token_id: int) -> str:
+        """The token as the vocabulary writes it; empty for ids outside of it."""
+        return str(self._tokenizer.convert_ids_to_tokens(token_id) or "")
+
 
 def find_tokenizer(directory: Path | None) -> Tokenizer | None:
     """The model's own tokenizer; bytes for models without a directory; None if it has no files."""

@@ -18,10 +18,10 @@ class ForeignFabricWarning(UserWarning):
     """A fabric file that was measured on another machine."""
 
 
-def default_path() -> Path:
-    """Where ``weft calibrate`` writes unless told otherwise."""
+def default_path(device: str = "cpu") -> Path:
+    """Where ``weft calibrate`` writes unless told otherwise; device: "cpu" or "cuda"."""
     base = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
-    return Path(base) / "weft" / "fabric.json"
+    return Path(base) / "weft" / ("fabric.json" if device == "cpu" else f"fabric-{device}.json")
 
 
 def local_fabric() -> Fabric | None:
@@ -34,6 +34,21 @@ def local_fabric() -> Fabric | None:
         return checked(load(named))
     path = default_path()
     return checked(load(path)) if path.is_file() else None
+
+
+def device_fabric() -> Fabric | None:
+    """The fabric that ``algorithm="auto"`` reads on GPUs, if it was measured on these GPUs.
+
+    None where nothing was calibrated, and for a fabric of CPUs or of another machine: weft's
+    own table is then the better guess. Raises FileFormatError as local_fabric() does.
+    """
+    named = os.environ.get(VARIABLE)
+    path = default_path("cuda")
+    if not named and not path.is_file():
+        return None
+    fabric = load(named or path)
+    same = fabric.fingerprint is not None and dict(fabric.fingerprint) == fingerprint()
+    return fabric if fabric.uses_nccl and same else None
 
 
 def checked(fabric: Fabric) -> Fabric:

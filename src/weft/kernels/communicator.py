@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import itertools
-from collections.abc import Callable
-from functools import cache
 from types import TracebackType
 from typing import Any, Self
 from weakref import WeakValueDictionary
@@ -18,37 +16,17 @@ import torch
 import torch.distributed as dist
 
 from weft.errors import EnvironmentUnavailable, UserError
-from weft.kernels import nvrtc, selection
-from weft.kernels.driver import Kernel, Module
-from weft.kernels.fault import Fault
-from weft.kernels.host_link import HostLink
-from weft.kernels.peer_memory import PeerMemory
+from weft.kernels import modules, selection
+from weft.kernels.calibrated import agreed_selections
+from weft.kernels.driver import Kernel
+from weft.kernels.endpoint import CommRecord, Endpoint
+from weft.kernels.modules import ELEMENTS
+from weft.kernels.ordering import StreamOrder
 from weft.kernels.selection import Topology, Variant
 from weft.kernels.support import supported
 
-FLAT_SOURCE = "all_reduce.cu"
-HIERARCHICAL_SOURCE = "hierarchical.cu"
-ELEMENTS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 DEFAULT_MAX_BYTES = 64 << 20
 DEFAULT_TIMEOUT_S = 30.0
-
-# Layout of ``struct Header`` in comm.cuh.
-HEADER_BYTES = 4096
-ENTERED_OFFSET = 128
-EPOCH_OFFSET = 256
-
-
-class CommRecord(ctypes.Structure):
-    """``struct Comm`` of comm.cuh."""
-
-    _fields_ = (
-        ("peer", ctypes.c_uint64 * 8),
-        ("fault", ctypes.c_uint64),
-        ("mailbox_bytes", ctypes.c_uint64),
-        ("timeout_ns", ctypes.c_uint64),
-        ("rank", ctypes.c_uint32),
-        ("unused", ctypes.c_uint32),
-    )
 
 
 class DeviceAllReduce:
@@ -68,6 +46,7 @@ class DeviceAllReduce:
         timeout_s: float = DEFAULT_TIMEOUT_S,
         device: torch.device | None = None,
         overlap: bool = True,
+        use_fabric: bool = True,
     ) -> None:
         """Collective over ``group`` (default: the world).
 
@@ -75,9 +54,10 @@ class DeviceAllReduce:
         about four times as much GPU memory.
         nodes: into how many equal nodes, in rank order, the group is divided.
         transport: between nodes: "peer" (GPU memory; the nodes are virtual or share an NVLink
-        domain) or "tcp" (pinned host memory and proxy processes).
+        domain), "nvshmem" (GPU-initiated puts) or "tcp" (pinned host memory and proxies).
         timeout_s: how long a kernel waits for a rank before LostRankError.
         overlap: let a call's launch overtake the end of the kernel before it.
+        use_fabric: let "auto" read this machine's fabric file (else weft's own table).
         Raises EnvironmentUnavailable, on every rank, where the kernels cannot be used.
         """
         self.group = group if group is not None else _world()
@@ -88,34 +68,25 @@ class DeviceAllReduce:
         self._overlap = overlap
         self._kernels: dict[tuple[str, torch.dtype, int], Kernel] = {}
         self._plans: dict[tuple[int, torch.dtype, str], Plan | None] = {}
-        self._host_link: HostLink | None = None
-        self._last_stream: torch.cuda.Stream | None = None
-        self._last_handle = -1
-        self._memory: PeerMemory | None = None
+        self._uses: dict[tuple[int, torch.dtype], bool] = {}
+        self._order = StreamOrder(self.device)
+        self._open = False
         reason = supported(self.group, self.device, nodes=nodes, transport=transport)
         if reason is not None:
             raise EnvironmentUnavailable(f"weft's GPU all-reduce: {reason}")
         self.topology = Topology(num_ranks=self.num_ranks, nodes=nodes, transport=transport)
         torch.zeros(1, device=self.device)  # the primary context exists and is current
-        self._set_up(max_bytes)
+        self._measured = agreed_selections(self.group, self.topology) if use_fabric else {}
+        self._end = Endpoint(self.group, self.topology, max_bytes, timeout_s)
+        self._open = True
         self.handle = next(_handles)
-        _open[self.handle] = self
+        _communicators[self.handle] = self
         dist.barrier(self.group)  # nobody pushes before everybody has cleared
 
-    def _set_up(self, max_bytes: int) -> None:
-        self.mailbox_bytes = selection.capacity(self.topology, max_bytes)
-        size = HEADER_BYTES + 2 * self.mailbox_bytes
-        node = self.rank // self.topology.ranks_per_node
-        first = node * self.topology.ranks_per_node
-        over_tcp = self.topology.transport == "tcp"
-        reachable = range(first, first + self.topology.ranks_per_node) if over_tcp else None
-        self._memory = PeerMemory(self.group, size, reachable)
-        self._memory.fill(0, HEADER_BYTES, 0)
-        self._memory.fill(HEADER_BYTES, 2 * self.mailbox_bytes, 0xFF)
-        self._fault = Fault()
-        self._comm = self._record()
-        if over_tcp:
-            self._host_link = HostLink(self.group, self.topology, max_bytes)
+    @property
+    def mailbox_bytes(self) -> int:
+        """Size of one of the two mailboxes."""
+        return self._end.mailbox_bytes
 
     # ---- calls -------------------------------------------------------------------------------
 
@@ -138,7 +109,7 @@ class DeviceAllReduce:
             return self._backend(tensor, out)
         source, target, count = plan.kernel.arguments[-3:]
         source.value, target.value, count.value = tensor.data_ptr(), out.data_ptr(), key[0]
-        plan.kernel.launch(plan.blocks, plan.threads, self._enter())
+        plan.kernel.launch(plan.blocks, plan.threads, self.enter())
         return out
 
     def all_reduce_residual_rms_norm(
@@ -161,10 +132,12 @@ class DeviceAllReduce:
         residual_rms_norm.run(self, tensor, residual, weight, epsilon, out)
         return out
 
-    def uses_kernel(self, num_bytes: int) -> bool:
+    def uses_kernel(self, num_bytes: int, dtype: torch.dtype = torch.bfloat16) -> bool:
         """Whether "auto" reduces a message of this size itself (else the backend does)."""
-        chosen = selection.choose(self.topology, num_bytes, "auto", self.mailbox_bytes)
-        return chosen is not None
+        key = (num_bytes, dtype)
+        if key not in self._uses:
+            self._uses[key] = self._choose(num_bytes, dtype, "auto") is not None
+        return self._uses[key]
 
     # ---- faults and the end ----------------------------------------------------------------------
 
@@ -173,25 +146,15 @@ class DeviceAllReduce:
 
         Call it after a synchronisation and before using results of captured graphs.
         """
-        self._fault.raise_if_set(self.rank, self.timeout_s)
+        self._end.fault.raise_if_set(self.rank, self.timeout_s)
 
     def close(self) -> None:
         """Release the memory. Collective, unless a rank is lost; the second call does nothing."""
-        if self._memory is None:
+        if not self._open:
             return
-        memory, self._memory = self._memory, None
-        _open.pop(self.handle, None)
-        torch.cuda.synchronize(self.device)
-        lost = bool(self._fault.record.raised)
-        if not lost:
-            dist.barrier(self.group)  # nobody's last words are under way any more
-        memory.unmap()
-        if not lost:
-            dist.barrier(self.group)
-        memory.free()
-        self._fault.free()
-        if self._host_link is not None:
-            self._host_link.close()
+        self._open = False
+        _communicators.pop(self.handle, None)
+        self._end.close(self.device)
         self._kernels.clear()
         self._plans.clear()
 
@@ -215,24 +178,28 @@ class DeviceAllReduce:
         """A kernel of this communicator with its arguments, made once."""
         key = (name, dtype, cluster)
         if key not in self._kernels:
-            function = self.module(source, dtype).function(name)
+            index = self.device.index
+            assert index is not None
+            shape = (self.num_ranks, self.topology.nodes)
+            module = modules.module_for(source, *shape, dtype, index)
+            if source == modules.NVSHMEM_SOURCE:
+                self._end.prepare(module)
+            function = module.function(name)
             self._kernels[key] = Kernel(function, arguments, overlap=self._overlap, cluster=cluster)
         return self._kernels[key]
 
     @property
     def comm(self) -> CommRecord:
         """The first argument of every kernel that talks to other ranks."""
-        return self._comm
-
-    def module(self, source: str, dtype: torch.dtype) -> Module:
-        """The compiled source for this group size, element type and GPU."""
-        assert self.device.index is not None
-        nodes = self.topology.nodes if source == HIERARCHICAL_SOURCE else 0
-        return load_module(source, self.num_ranks, nodes, dtype, self.device.index)
+        return self._end.record
 
     def enter(self) -> int:
         """Check for faults and order this call after the one before; the stream to launch on."""
-        return self._enter()
+        if not self._open:
+            raise UserError("this communicator is closed; create a new one")
+        if self._end.fault.record.raised:
+            self.check()
+        return self._order.enter()
 
     def _check(self, tensor: torch.Tensor, out: torch.Tensor) -> None:
         require(tensor, self.device)
@@ -246,25 +213,23 @@ class DeviceAllReduce:
 
     def _plan(self, tensor: torch.Tensor, algorithm: str) -> Plan | None:
         num_bytes = tensor.numel() * tensor.element_size()
-        variant = selection.choose(self.topology, num_bytes, algorithm, self.mailbox_bytes)
+        variant = self._choose(num_bytes, tensor.dtype, algorithm)
         plan = None if variant is None else self.plan_of(variant, tensor.dtype, num_bytes)
         self._plans[tensor.numel(), tensor.dtype, algorithm] = plan
         return plan
 
+    def _choose(self, num_bytes: int, dtype: torch.dtype, algorithm: str) -> Variant | None:
+        found = self._measured.get(dtype)
+        pick = None if found is None else found.pick
+        return selection.choose(self.topology, num_bytes, algorithm, self.mailbox_bytes, pick)
+
     def plan_of(self, variant: Variant, dtype: torch.dtype, num_bytes: int) -> Plan:
         """A ready launch of ``variant`` for a message of ``num_bytes``."""
         name = variant.algorithm
-        flat = name in selection.FLAT
-        arguments: list[Any] = [self._comm]
-        if not flat:
-            arguments.append(self._link_record())
+        arguments: list[Any] = self._end.arguments(name)
         arguments += [ctypes.c_uint64(), ctypes.c_uint64(), ctypes.c_uint64()]
-        source = FLAT_SOURCE if flat else HIERARCHICAL_SOURCE
-        kernel = self.kernel(source, name, dtype, arguments)
+        kernel = self.kernel(modules.source_of(name), name, dtype, arguments)
         return Plan(kernel, variant.blocks(num_bytes, self.topology.sharing(name)), variant.threads)
-
-    def _link_record(self) -> ctypes.Structure | ctypes.c_uint64:
-        return self._host_link.record if self._host_link else ctypes.c_uint64()
 
     def use_variant(self, variant: Variant, dtype: torch.dtype, num_elements: int) -> None:
         """Make "auto" use ``variant`` for this size (how the tuner tries variants)."""
@@ -277,45 +242,9 @@ class DeviceAllReduce:
         dist.all_reduce(out, group=self.group)
         return out
 
-    def _enter(self) -> int:
-        if self._memory is None:
-            raise UserError("this communicator is closed; create a new one")
-        if self._fault.record.raised:
-            self.check()
-        stream = torch.cuda.current_stream(self.device)
-        handle = stream.cuda_stream
-        if handle != self._last_handle:
-            self._order(stream)
-            self._last_stream, self._last_handle = stream, handle
-        return handle
-
-    def _order(self, stream: torch.cuda.Stream) -> None:
-        """Make ``stream`` wait for the last call, where both belong to the same timeline."""
-        last = self._last_stream
-        if last is None or capturing(last) != capturing(stream):
-            return
-        stream.wait_stream(last)
-
-    def _record(self) -> CommRecord:
-        assert self._memory is not None
-        addresses = self._memory.addresses
-        record = CommRecord(
-            fault=self._fault.device_address,
-            mailbox_bytes=self.mailbox_bytes,
-            timeout_ns=int(self.timeout_s * 1e9),
-            rank=self.rank,
-        )
-        for step in range(self.num_ranks):
-            record.peer[step] = addresses[(self.rank + step) % self.num_ranks]
-        return record
-
     def _set_epoch(self, epoch: int) -> None:
         """Pretend that ``epoch`` calls (mod 2^32) have been made; on all ranks alike (tests)."""
-        assert self._memory is not None
-        word = (epoch % 2**32).to_bytes(4, "little")
-        self._memory.write(EPOCH_OFFSET, word * selection.MAX_BLOCKS)
-        self._memory.write(ENTERED_OFFSET, word * 32)
-        dist.barrier(self.group)
+        self._end.set_epoch(epoch)
 
 
 class Plan:
@@ -340,22 +269,10 @@ def require(tensor: torch.Tensor, device: torch.device) -> None:
 
 def find(handle: int) -> DeviceAllReduce:
     """The open communicator of a handle (what the torch operators carry)."""
-    communicator = _open.get(handle)
+    communicator = _communicators.get(handle)
     if communicator is None:
         raise UserError(f"all-reduce communicator {handle} is closed or was never opened")
     return communicator
-
-
-@cache
-def load_module(
-    source: str, num_ranks: int, nodes: int, dtype: torch.dtype, device_index: int
-) -> Module:
-    """Compile (or find) and load a source; the device must be current. nodes: 0 if unused."""
-    major, minor = torch.cuda.get_device_capability(device_index)
-    defines = {"WEFT_WORLD": num_ranks, "WEFT_ELEMENT": ELEMENTS[dtype]}
-    if nodes:
-        defines["WEFT_NODES"] = nodes
-    return Module(nvrtc.compile_source(source, defines, f"sm_{major}{minor}"))
 
 
 def _world() -> dist.ProcessGroup:
@@ -365,24 +282,5 @@ def _world() -> dist.ProcessGroup:
     return group
 
 
-def _stream_capture_id() -> Callable[[int], int]:
-    from weft.kernels.driver import driver
-
-    module = driver()
-
-    def identify(stream: int) -> int:
-        status, capture, identifier, *_ = module.cuStreamGetCaptureInfo(stream)
-        active = module.CUstreamCaptureStatus.CU_STREAM_CAPTURE_STATUS_ACTIVE
-        return int(identifier) if int(status) == 0 and capture == active else 0
-
-    return identify
-
-
-def capturing(stream: torch.cuda.Stream) -> int:
-    """The identity of the graph that ``stream`` is captured into, 0 if none."""
-    return _capture_id()(stream.cuda_stream)
-
-
-_capture_id = cache(_stream_capture_id)
 _handles = itertools.count(1)
-_open: WeakValueDictionary[int, DeviceAllReduce] = WeakValueDictionary()
+_communicators: WeakValueDictionary[int, DeviceAllReduce] = WeakValueDictionary()

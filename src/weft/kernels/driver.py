@@ -93,6 +93,11 @@ class Module:
         self._driver = driver()
         self._module = checked(self._driver.cuModuleLoadData(cubin), "loading a weft kernel")
 
+    @property
+    def handle(self) -> int:
+        """The CUmodule, as a number for C libraries."""
+        return int(self._module)
+
     def function(self, name: str) -> Any:
         """The kernel called ``name``; EnvironmentUnavailable where the module has none."""
         found = self._driver.cuModuleGetFunction(self._module, name.encode())

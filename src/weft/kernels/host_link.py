@@ -20,6 +20,7 @@ import socket
 import struct
 import subprocess
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import torch.distributed as dist
@@ -30,7 +31,7 @@ from weft.kernels.selection import Topology, num_vectors
 from weft.kernels.support import host_identity
 
 CONNECT_S = 60.0
-LANES = 2  # pairs of proxies, and TCP connections, between two ranks
+MAX_LANES = 4  # pairs of proxies, and TCP connections, between two ranks
 GREETING = struct.Struct("<16sII")  # token, node, lane
 
 
@@ -55,7 +56,6 @@ class HostLink:
 
     def __init__(self, group: dist.ProcessGroup, topology: Topology, max_bytes: int) -> None:
         """Collective: connects the ranks of the same place on all nodes."""
-        self._lanes = LANES
         rank = dist.get_rank(group)
         node, place = divmod(rank, topology.ranks_per_node)
         part_bytes = -(-num_vectors(max_bytes) // topology.ranks_per_node) * 16
@@ -92,14 +92,15 @@ class HostLink:
         listener = socket.create_server(("", 0), backlog=64)
         listener.settimeout(CONNECT_S)
         token = secrets.token_bytes(16)
-        mine = (host_identity(), _address(), listener.getsockname()[1], token)
+        mine = (host_identity(), _address(), listener.getsockname()[1], token, num_cores())
         ranks: list[Any] = [None] * topology.num_ranks
         dist.all_gather_object(ranks, mine, group=group)
+        self._lanes = lanes_for([rank[0] for rank in ranks], [rank[4] for rank in ranks], topology)
         others = [n for n in range(topology.nodes) if n != node]
         outgoing: dict[tuple[int, int], socket.socket] = {}
         incoming: dict[tuple[int, int], socket.socket] = {}
         for other, lane in itertools.product(others, range(self._lanes)):
-            host, address, port, key = ranks[other * topology.ranks_per_node + place]
+            host, address, port, key, _ = ranks[other * topology.ranks_per_node + place]
             address = "127.0.0.1" if host == mine[0] else address
             link = socket.create_connection((address, port), timeout=CONNECT_S)
             link.sendall(GREETING.pack(key, node, lane))
@@ -149,8 +150,9 @@ class HostLink:
         """Whether all proxies still run."""
         return all(process.poll() is None for process in self._processes)
 
-    def close(self) -> None:
-        """Stop the proxies and release the pinned memory."""
+    def close(self, *, lost: bool) -> None:
+        """Stop the proxies and release the pinned memory, also where a rank is lost."""
+        del lost
         self._map[self.layout.stop] = 1
         for process in self._processes:
             try:
@@ -162,6 +164,23 @@ class HostLink:
             self._driver.cuMemHostUnregister(self._host)
             self._host = 0
             os.close(self._file)
+
+
+def lanes_for(hosts: Sequence[str], cores: Sequence[int], topology: Topology) -> int:
+    """Lanes between two ranks: as many as leave a core for each proxy and rank, 1 to MAX_LANES.
+
+    hosts, cores: of every rank; the answer is the same on all of them.
+    """
+    most = MAX_LANES
+    for host, available in zip(hosts, cores, strict=True):
+        ranks = hosts.count(host)
+        most = min(most, (available - ranks) // (2 * ranks * (topology.nodes - 1)))
+    return max(1, most)
+
+
+def num_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0))
 
 
 def _address() -> str:

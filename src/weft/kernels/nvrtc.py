@@ -14,23 +14,41 @@ import tempfile
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from weft.errors import EnvironmentUnavailable
 
 SOURCES = Path(__file__).parent / "cuda"
 
 
-def compile_source(name: str, defines: Mapping[str, int], architecture: str) -> bytes:
+class Library(Protocol):
+    """Compiled device code that a source calls."""
+
+    @property
+    def identity(self) -> str:
+        """What tells this library and its linker from any other."""
+
+    def link(self, relocatable: bytes, architecture: str) -> bytes:
+        """The complete cubin."""
+
+
+def compile_source(
+    name: str, defines: Mapping[str, int], architecture: str, library: Library | None = None
+) -> bytes:
     """The cubin of ``SOURCES/name`` for ``architecture`` ("sm_90"), from the cache or fresh.
 
-    Raises EnvironmentUnavailable where NVRTC is missing or refuses the source.
+    library: what it is linked against. Raises EnvironmentUnavailable where NVRTC is missing or
+    refuses the source, or the linker does.
     """
-    options = _options(defines, architecture)
+    linked_with = [] if library is None else [library.identity]
+    options = [*_options(defines, architecture), *linked_with]
     path = cache_directory() / f"{_key(name, options)}.cubin"
     if path.is_file():
         return path.read_bytes()
-    cubin, _ = compile_fresh(name, defines, architecture)
+    relocatable = () if library is None else ("--relocatable-device-code=true",)
+    cubin, _ = compile_fresh(name, defines, architecture, *relocatable)
+    if library is not None:
+        cubin = library.link(cubin, architecture)
     _keep(path, cubin)
     return cubin
 

@@ -14,6 +14,7 @@ import torch.distributed as dist
 
 from weft.errors import EnvironmentUnavailable
 from weft.kernels.driver import checked, driver
+from weft.kernels.vote import agree
 
 
 class PeerMemory:
@@ -101,10 +102,8 @@ class PeerMemory:
         return self._own if rank == self.rank else self._opened.get(rank, 0)
 
     def _agree(self, value: Any, problem: str | None) -> list[Any]:
-        answers: list[Any] = [None] * dist.get_world_size(self._group)
-        dist.all_gather_object(answers, (value, problem), group=self._group)
-        problems = [f"rank {r}: {p}" for r, (_, p) in enumerate(answers) if p is not None]
-        if problems:
+        try:
+            return agree(self._group, value, problem)
+        except EnvironmentUnavailable:
             self.free()
-            raise EnvironmentUnavailable("; ".join(problems))
-        return [answer for answer, _ in answers]
+            raise

@@ -1,25 +1,37 @@
 """Which kernel, with which launch shape, for a message: decided once a size, not in a call.
 
-The tables were measured (see docs/kernels.md); a message above the last row goes to the
-backend's own all-reduce, which is faster there.
+The built-in table (launch_shapes.json) was measured, see docs/kernels.md; a message above its
+last row goes to the backend's own all-reduce, which is faster there. Where this machine was
+calibrated, the algorithm comes from its fabric file (weft.kernels.calibrated) and the table
+gives the launch shape.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Final
 
 from weft.errors import UserError
 
-FLAT = ("one_shot", "two_shot")
-HIERARCHICAL = ("hierarchical_direct", "hierarchical_doubling")
-HOST = "hierarchical_host"
-BACKEND = "backend"
-VECTOR_BYTES = 16
-MAX_BLOCKS = 512  # kMaxBlocks of comm.cuh
+FLAT: Final = ("one_shot", "two_shot")
+HIERARCHICAL: Final = ("hierarchical_direct", "hierarchical_doubling")
+HOST: Final = "hierarchical_host"
+NVSHMEM: Final = "hierarchical_nvshmem"
+BETWEEN_NODES: Final = {"peer": HIERARCHICAL, "nvshmem": (NVSHMEM,), "tcp": (HOST,)}
+"""The algorithms of every transport between nodes."""
 
-KIB = 1024
-MIB = 1024 * KIB
+BACKEND: Final = "backend"
+AUTO: Final = "auto"
+VECTOR_BYTES: Final = 16
+MAX_BLOCKS: Final = 512  # kMaxBlocks of comm.cuh
+MAX_RANKS: Final = 8
+
+Pick = Callable[[int], str]
+"""The fastest measured algorithm for a number of bytes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,40 +59,6 @@ class Rule:
     variant: Variant
 
 
-def _rule(max_bytes: int, algorithm: str, threads: int) -> Rule:
-    blocks = 400 if threads == 1024 else 264
-    variant = Variant(algorithm=algorithm, threads=threads, max_blocks=blocks)
-    return Rule(max_bytes=max_bytes, variant=variant)
-
-
-RULES_2 = (
-    _rule(128 * KIB, "one_shot", 128),
-    _rule(1 * MIB, "one_shot", 256),
-    _rule(2 * MIB, "one_shot", 512),
-    _rule(64 * MIB, "one_shot", 1024),
-)
-RULES_4 = (
-    _rule(256 * KIB, "one_shot", 128),
-    _rule(512 * KIB, "two_shot", 128),
-    _rule(1 * MIB, "two_shot", 64),
-    _rule(4 * MIB, "two_shot", 256),
-    _rule(8 * MIB, "two_shot", 512),
-    _rule(64 * MIB, "two_shot", 1024),
-)
-RULES_8 = (
-    _rule(64 * KIB, "one_shot", 128),
-    _rule(2 * MIB, "two_shot", 128),
-    _rule(16 * MIB, "two_shot", 512),
-)
-RULES_HIERARCHICAL = (
-    _rule(1 * MIB, "hierarchical_direct", 128),
-    _rule(64 * MIB, "hierarchical_direct", 512),
-    _rule(1 * MIB, "hierarchical_doubling", 128),
-    _rule(64 * MIB, "hierarchical_doubling", 512),
-)
-RULES_HOST = (_rule(8 * MIB, HOST, 512),)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Topology:
     """How the ranks of a communicator are spread: ``nodes`` equal nodes, linked by a transport."""
@@ -97,9 +75,19 @@ class Topology:
     @property
     def algorithms(self) -> tuple[str, ...]:
         """What can be asked for by name."""
-        if self.transport != "peer":
-            return (HOST,)
-        return FLAT if self.nodes == 1 else (*FLAT, *HIERARCHICAL)
+        flat = FLAT if self.transport == "peer" else ()
+        return flat if self.transport == "peer" and self.nodes == 1 else (*flat, *self._between)
+
+    @property
+    def _between(self) -> tuple[str, ...]:
+        return BETWEEN_NODES[self.transport]
+
+    def reachable(self, rank: int) -> range | None:
+        """Whose GPU memory ``rank`` maps: all ranks' (None), or those of its node."""
+        if self.transport == "peer":
+            return None
+        first = rank // self.ranks_per_node * self.ranks_per_node
+        return range(first, first + self.ranks_per_node)
 
     def sharing(self, algorithm: str) -> int:
         """Between how many ranks an algorithm splits a message."""
@@ -119,44 +107,40 @@ class Topology:
 
     def rules(self) -> Sequence[Rule]:
         """Every rule that can apply; "auto" reads the first of them, see choose()."""
-        if self.transport != "peer":
-            return RULES_HOST
-        flat = rules(self.num_ranks)
-        return flat if self.nodes == 1 else (*flat, *RULES_HIERARCHICAL)
-
-
-def rules(num_ranks: int) -> tuple[Rule, ...]:
-    """The flat table of a group size; sizes that were not measured use the next larger one."""
-    if num_ranks <= 2:
-        return RULES_2
-    return RULES_4 if num_ranks <= 4 else RULES_8
+        table = _table()
+        known = [int(size) for size in table["flat"]]
+        size = next((size for size in known if self.num_ranks <= size), known[-1])
+        rules = (*table["flat"][str(size)], *table["between_nodes"][self.transport])
+        return tuple(rule for rule in rules if rule.variant.algorithm in self.algorithms)
 
 
 def choose(
-    topology: Topology, num_bytes: int, algorithm: str, capacity_bytes: int
+    topology: Topology,
+    num_bytes: int,
+    algorithm: str,
+    capacity_bytes: int,
+    measured: Pick | None = None,
 ) -> Variant | None:
     """The variant for a message, or None for the backend's own all-reduce.
 
     ``algorithm`` is "auto", "backend" or one of the topology's; ``capacity_bytes`` is the size
-    of one mailbox. UserError names an unknown algorithm or a message that does not fit.
+    of one mailbox; ``measured`` decides for "auto" in place of the built-in table. UserError
+    names an unknown algorithm or a message that does not fit.
     """
     if algorithm == BACKEND:
         return None
-    if algorithm == "auto":
-        return _automatic(topology, num_bytes, capacity_bytes)
+    if algorithm == AUTO:
+        return _automatic(topology, num_bytes, capacity_bytes, measured)
     if algorithm not in topology.algorithms:
-        known = ", ".join(("auto", BACKEND, *topology.algorithms))
+        known = ", ".join((AUTO, BACKEND, *topology.algorithms))
         raise UserError(f"unknown all-reduce algorithm {algorithm!r}; known here: {known}")
-    same = [rule for rule in topology.rules() if rule.variant.algorithm == algorithm]
-    default = same[-1].variant if same else Variant(algorithm=algorithm, threads=256)
-    variant = next((rule.variant for rule in same if num_bytes <= rule.max_bytes), default)
     if topology.needs(algorithm, num_bytes) > capacity_bytes:
         raise UserError(
             f"a message of {num_bytes} bytes does not fit {algorithm} with "
             f"{topology.num_ranks} ranks: {capacity_bytes} bytes of mailbox; raise max_bytes of "
             "the communicator"
         )
-    return variant
+    return _shaped(topology, num_bytes, algorithm)
 
 
 def capacity(topology: Topology, max_bytes: int) -> int:
@@ -177,8 +161,36 @@ def num_vectors(num_bytes: int) -> int:
     return -(-num_bytes // VECTOR_BYTES)
 
 
-def _automatic(topology: Topology, num_bytes: int, capacity_bytes: int) -> Variant | None:
-    variant = next((r.variant for r in topology.rules() if num_bytes <= r.max_bytes), None)
+def _automatic(
+    topology: Topology, num_bytes: int, capacity_bytes: int, measured: Pick | None = None
+) -> Variant | None:
+    if measured is None:
+        variant = next((r.variant for r in topology.rules() if num_bytes <= r.max_bytes), None)
+    else:
+        name = measured(num_bytes)
+        variant = None if name == BACKEND else _shaped(topology, num_bytes, name)
     if variant is None or topology.needs(variant.algorithm, num_bytes) > capacity_bytes:
         return None
     return variant
+
+
+def _shaped(topology: Topology, num_bytes: int, algorithm: str) -> Variant:
+    """The launch shape of a named algorithm."""
+    same = [rule for rule in topology.rules() if rule.variant.algorithm == algorithm]
+    default = same[-1].variant if same else Variant(algorithm=algorithm, threads=256)
+    return next((rule.variant for rule in same if num_bytes <= rule.max_bytes), default)
+
+
+@cache
+def _table() -> dict[str, dict[str, tuple[Rule, ...]]]:
+    """{"flat": {largest group: rules}, "between_nodes": {transport: rules}}."""
+    document = json.loads(Path(__file__).with_name("launch_shapes.json").read_text("utf-8"))
+    return {
+        part: {name: tuple(map(_rule, rules)) for name, rules in document[part].items()}
+        for part in ("flat", "between_nodes")
+    }
+
+
+def _rule(row: dict[str, Any]) -> Rule:
+    shape = {key: value for key, value in row.items() if key != "max_bytes"}
+    return Rule(max_bytes=row["max_bytes"], variant=Variant(**shape))

@@ -10,11 +10,11 @@ import torch
 import torch.distributed as dist
 
 from weft.errors import EnvironmentUnavailable
-from weft.kernels import nvrtc
+from weft.kernels import nvrtc, nvshmem
 from weft.kernels.driver import driver
+from weft.kernels.selection import BETWEEN_NODES, MAX_RANKS
 
-MAX_RANKS = 8
-TRANSPORTS = ("peer", "tcp")
+TRANSPORTS = tuple(BETWEEN_NODES)
 MIN_CAPABILITY = (9, 0)  # clusters and dependent launches
 
 
@@ -28,7 +28,7 @@ class Place:
     problem: str | None
 
 
-def local_problem(device: torch.device | None = None) -> str | None:
+def local_problem(device: torch.device | None = None, transport: str = "peer") -> str | None:
     """Why this process cannot use the kernels, or None. Starts no process group."""
     if not torch.cuda.is_available():
         return "no CUDA device"
@@ -40,7 +40,7 @@ def local_problem(device: torch.device | None = None) -> str | None:
         nvrtc.version()
     except EnvironmentUnavailable as error:
         return str(error)
-    return None
+    return nvshmem.problem() if transport == "nvshmem" else None
 
 
 def supported(
@@ -55,7 +55,7 @@ def supported(
     nodes, transport: as for DeviceAllReduce.
     """
     places: list[Place | None] = [None] * dist.get_world_size(group)
-    dist.all_gather_object(places, _place(device), group=group)
+    dist.all_gather_object(places, _place(device, transport), group=group)
     return verdict([place for place in places if place is not None], nodes, transport)
 
 
@@ -70,7 +70,7 @@ def verdict(places: list[Place], nodes: int = 1, transport: str = "peer") -> str
             return problem
     if len({place.capability for place in places}) > 1:
         return "the ranks have GPUs of different kinds"
-    return _host_problem(places, nodes if transport == "tcp" else 1) or _peer_problem(places)
+    return _host_problem(places, 1 if transport == "peer" else nodes) or _peer_problem(places)
 
 
 def _group_problem(num_ranks: int, nodes: int, transport: str) -> str | None:
@@ -104,8 +104,8 @@ def _peer_problem(places: list[Place]) -> str | None:
     return None
 
 
-def _place(device: torch.device | None) -> Place:
-    problem = local_problem(device)
+def _place(device: torch.device | None, transport: str) -> Place:
+    problem = local_problem(device, transport)
     if not torch.cuda.is_available():
         return Place(host=host_identity(), device_uuid="", capability=(0, 0), problem=problem)
     index = torch.cuda.current_device() if device is None else device.index

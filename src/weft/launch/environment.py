@@ -43,16 +43,24 @@ def current_rank() -> RankPlace:
     return RankPlace()
 
 
-def pick_device(name: str, local_rank: int) -> torch.device:
-    """``auto`` (a GPU where there is one), ``cpu`` or ``cuda``."""
+def device_type(name: str) -> str:
+    """``cpu`` or ``cuda`` for ``auto`` (a GPU where there is one), ``cpu`` or ``cuda``."""
     import torch
 
     if name not in ("auto", "cpu", "cuda"):
         raise UserError(f"--device {name}: choose auto, cpu or cuda")
-    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
-        return torch.device("cpu")
-    if not torch.cuda.is_available():
+    has_gpu = torch.cuda.is_available()
+    if name == "cuda" and not has_gpu:
         raise EnvironmentUnavailable("--device cuda: torch sees no GPU here; use --device cpu")
+    return "cuda" if has_gpu and name != "cpu" else "cpu"
+
+
+def pick_device(name: str, local_rank: int) -> torch.device:
+    """This rank's device: the CPU, or the GPU of its number, made current."""
+    import torch
+
+    if device_type(name) == "cpu":
+        return torch.device("cpu")
     if local_rank >= torch.cuda.device_count():
         raise EnvironmentUnavailable(
             f"local rank {local_rank} has no GPU: this node has {torch.cuda.device_count()}"

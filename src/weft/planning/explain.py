@@ -89,6 +89,8 @@ def _summary(plan: Plan, candidate: Candidate, differences: tuple[Difference, ..
 
 def _detail(candidate: Candidate, difference: Difference) -> str:
     text = f"{difference.here_ms:.3g} ms against {difference.best_ms:.3g} ms"
+    if difference.part == "waiting":
+        return f"{text} (bubbles, hops, and launches that the device does not hide)"
     if difference.part != "communication":
         return text
     phase: PhaseTime = getattr(candidate.prediction, difference.phase)

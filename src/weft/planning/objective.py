@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from weft.errors import WorkloadError
@@ -29,6 +29,18 @@ class Objective(StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Refusal:
+    """Why a layout is no answer; ``excess`` as in :class:`weft.planning.space.Rejection`."""
+
+    reason: str
+    excess: float = 0.0
+
+
+def _ms(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Limits:
     """Upper limits in ms; None is no limit."""
 
@@ -40,14 +52,15 @@ class Limits:
             if value is not None and not value > 0:
                 raise WorkloadError(f"{option} {value}: must be above 0 ms")
 
-    def broken_by(self, ttft_ms: float, tpot_ms: float) -> str | None:
+    def broken_by(self, ttft_ms: float, tpot_ms: float) -> Refusal | None:
         """The first limit that the times exceed, with the numbers."""
         for name, value, limit in (
             ("TTFT", ttft_ms, self.ttft_ms),
             ("TPOT", tpot_ms, self.tpot_ms),
         ):
             if limit is not None and value > limit:
-                return f"{name} {value:.3g} ms is above the limit of {limit:.3g} ms"
+                reason = f"{name} {_ms(value)} ms is above the limit of {_ms(limit)} ms"
+                return Refusal(reason=reason, excess=value / limit)
         return None
 
 
@@ -74,6 +87,13 @@ class Candidate:
         return self.serving.tpot_ms.value if self.serving else self.prediction.tpot_ms.value
 
     @property
+    def e2e_ms(self) -> float:
+        """Of one request in a server, of the whole batch otherwise."""
+        if self.serving is None:
+            return self.prediction.e2e_ms.value
+        return self.ttft_ms + self.prediction.workload.num_decode_steps * self.tpot_ms
+
+    @property
     def tokens_per_s(self) -> float:
         return self.serving.tokens_per_s if self.serving else self.prediction.tokens_per_s.value
 
@@ -88,16 +108,16 @@ class Question:
     objective: Objective = Objective.LATENCY
     limits: Limits = Limits()
 
-    def answer(self, layout: Layout) -> list[Candidate] | str:
+    def answer(self, layout: Layout) -> list[Candidate] | Refusal:
         """The layout's candidates (one a concurrency), best first, or why it has none."""
         prediction = predict_latency(self.spec, layout, self.workload, self.machine)
         if not prediction.memory.fits:
-            return prediction.memory.shortage
+            return Refusal(reason=prediction.memory.shortage)
         if self.objective is Objective.LATENCY:
             return self._latency(layout, prediction)
         return self._serving(layout, prediction)
 
-    def _latency(self, layout: Layout, prediction: Prediction) -> list[Candidate] | str:
+    def _latency(self, layout: Layout, prediction: Prediction) -> list[Candidate] | Refusal:
         times = prediction.ttft_ms.value, prediction.tpot_ms.value
         broken = self.limits.broken_by(*times)
         if broken:
@@ -112,9 +132,9 @@ class Question:
             )
         ]
 
-    def _serving(self, layout: Layout, prediction: Prediction) -> list[Candidate] | str:
+    def _serving(self, layout: Layout, prediction: Prediction) -> list[Candidate] | Refusal:
         found: list[Candidate] = []
-        broken = ""
+        broken = Refusal(reason="")
         for concurrency in self._concurrencies(layout, prediction):
             load = Workload(
                 prompt_tokens=self.workload.prompt_tokens,
@@ -124,10 +144,12 @@ class Question:
             try:
                 serving = serve_at_concurrency(self.spec, layout, load, self.machine)
             except WorkloadError as error:
-                return str(error)
-            reason = self.limits.broken_by(serving.ttft_ms.value, serving.tpot_ms.value)
-            if reason:
-                broken = f"{reason} with {concurrency} requests at once"
+                return Refusal(reason=str(error))
+            refusal = self.limits.broken_by(serving.ttft_ms.value, serving.tpot_ms.value)
+            if refusal:
+                requests = f"{concurrency} request" + ("s" if concurrency > 1 else "")
+                text = f"{refusal.reason} with {requests} at once"
+                broken = replace(refusal, reason=text)
                 break
             found.append(self._candidate(layout, prediction, serving, concurrency))
         return sorted(found, key=lambda item: item.score) or broken

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from weft.errors import LayoutError
-from weft.planning.objective import Candidate, Objective, Question
+from weft.planning.objective import Candidate, Objective, Question, Refusal
 from weft.planning.space import Cluster, Rejection, layouts
 from weft.prediction.prediction import PARTS
 from weft.prediction.quantity import Z_90
@@ -127,14 +127,16 @@ def make_plan(
 
     ``progress`` is told how many layouts of how many are done. Raises LayoutError where nothing can run, naming the nearest reason.
     """
-    usable, rejected = layouts(question.spec, cluster)
+    has_sp = question.machine.profile.sequence_parallel
+    usable, rejected = layouts(question.spec, cluster, sequence_parallel=has_sp)
     ranked: list[Candidate] = []
     points: list[Candidate] = []
     for done, layout in enumerate(usable):
         progress(done, len(usable))
         answer = question.answer(layout)
-        if isinstance(answer, str):
-            rejected.append(Rejection(name=layout.name, reason=answer))
+        if isinstance(answer, Refusal):
+            rejection = Rejection(name=layout.name, reason=answer.reason, excess=answer.excess)
+            rejected.append(rejection)
         else:
             ranked.append(answer[0])
             points += answer
@@ -155,10 +157,11 @@ def _order(candidate: Candidate) -> tuple[float, int, int]:
 
 
 def _nothing_fits(question: Question, cluster: Cluster, rejected: list[Rejection]) -> str:
-    closest = rejected[-1] if rejected else Rejection(name="-", reason="no layout")
-    limits = [item for item in rejected if "limit" in item.reason]
+    short = [item for item in rejected if item.reason.startswith("needs")]
+    closest = (short or rejected)[-1]
+    limits = [item for item in rejected if item.excess]
     if limits:
-        closest = limits[0]
+        closest = min(limits, key=lambda item: item.excess)
     fix = "relax --ttft or --tpot" if limits else "use more --gpus or a larger --accelerator"
     if question.objective is Objective.LATENCY and not limits:
         fix += " or a smaller --batch"

@@ -4,18 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Final
 
 from weft.errors import LayoutError
 from weft.vocabulary.layout import Layout, valid_tp
 from weft.vocabulary.model_spec import ModelSpec
 
+_NO_SEQUENCE_PARALLELISM: Final = (
+    "the engine has no sequence parallelism (--engine weft plans with it)"
+)
+_EXPERTS_OVER_REPLICAS: Final = (
+    "experts spread over replicas make their steps wait for each other, which is not predicted"
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Rejection:
-    """A layout that cannot be used, and why (with the numbers)."""
+    """A layout that cannot be used, and why (with the numbers).
+
+    excess: how many times the broken limit on latency it is; 0 for other reasons.
+    """
 
     name: str
     reason: str
+    excess: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +54,13 @@ class Cluster:
         return -(-self.num_gpus // self.gpus_per_node)
 
 
-def layouts(spec: ModelSpec, cluster: Cluster) -> tuple[list[Layout], list[Rejection]]:
-    """Every tp x pp x sp x ep x dp that uses all GPUs, and the products that cannot run."""
+def layouts(
+    spec: ModelSpec, cluster: Cluster, *, sequence_parallel: bool = True
+) -> tuple[list[Layout], list[Rejection]]:
+    """Every tp x pp x sp x ep x dp that uses all GPUs, and the products that cannot run.
+
+    sequence_parallel: whether the engine has it; if not, its layouts are rejected.
+    """
     usable: list[Layout] = []
     rejected: list[Rejection] = []
     for tp, pp in _degrees(cluster.num_gpus):
@@ -51,11 +68,24 @@ def layouts(spec: ModelSpec, cluster: Cluster) -> tuple[list[Layout], list[Rejec
             dp = cluster.num_gpus // (tp * pp)
             layout = Layout(tp=tp, pp=pp, dp=dp, sp=sp, ep=ep, nodes=cluster.nodes)
             reason = _impossible(spec, layout, cluster)
-            if reason is None:
+            if reason is None and sp > 1 and not sequence_parallel:
+                rejected.append(Rejection(name=layout.name, reason=_NO_SEQUENCE_PARALLELISM))
+            elif reason is None:
                 usable.append(layout)
             elif (sp, ep) == (1, 1):
                 rejected.append(Rejection(name=layout.name, reason=reason))
+        rejected += _experts_over_replicas(spec, cluster, tp, pp)
     return usable, rejected
+
+
+def _experts_over_replicas(
+    spec: ModelSpec, cluster: Cluster, tp: int, pp: int
+) -> Iterator[Rejection]:
+    dp = cluster.num_gpus // (tp * pp)
+    ep = tp * dp
+    if spec.is_moe and dp > 1 and spec.num_experts % ep == 0:
+        name = Layout(tp=tp, pp=pp, dp=dp, ep=ep).name
+        yield Rejection(name=name, reason=_EXPERTS_OVER_REPLICAS)
 
 
 def _degrees(num_gpus: int) -> Iterator[tuple[int, int]]:

@@ -56,6 +56,9 @@ class Sizes:
     attention_head_dim: int
 
 
+# Of a prefill's time, what is never taken for its fixed part (a busy machine would).
+_LEAST_SHARE: Final = 0.3
+
 GPU_SIZES: Final = Sizes(
     streams=((4096, 4096), (6144, 4096), (4096, 14336), (28672, 4096), (28672, 8192)),
     matmul=(8192, 14336, 4096),
@@ -134,6 +137,16 @@ def fit_accelerator(timer: Timer, sizes: Sizes, progress: Progress = lambda _: N
     )
 
 
+def doubts(found: Accelerator) -> str | None:
+    """Why a measurement should be repeated, where its numbers contradict each other."""
+    attention, products = found.attention_tflops.value, found.matmul_tflops.value
+    if attention > 2 * products:
+        return f"attention at {attention:.3g} TFLOP/s is above matrix products at {products:.3g}"
+    if found.launch_us.value > found.host_step_us.value:
+        return f"a launch of {found.launch_us.value:.3g} µs is longer than a step's host time"
+    return None
+
+
 def _streams(timer: Timer, sizes: Sizes) -> tuple[float, float]:
     """(GB/s, call µs) from products with one row."""
     b = timer.element_bytes
@@ -172,7 +185,7 @@ def _prefill(timer: Timer, sizes: Sizes, call_us: float) -> tuple[float, float]:
     width = sizes.attention_heads * sizes.attention_head_dim
     operations = 2 * lengths**2 * width
     times = np.asarray([timer.prefill_attention_us(int(length)) for length in lengths])
-    seconds_per_operation = np.maximum(times - call_us, 0.05 * times) / operations
+    seconds_per_operation = np.maximum(times - call_us, _LEAST_SHARE * times) / operations
     matrix = np.stack([np.ones(len(lengths)), 1 / lengths], axis=1)
     weights = 1 / seconds_per_operation
     top, slope = np.linalg.lstsq(

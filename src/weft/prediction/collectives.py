@@ -17,12 +17,18 @@ from weft.prediction.engine_profile import AllReduceRule
 from weft.vocabulary.layout import Layout
 from weft.vocabulary.schedule import Collective
 
+WEFT_FUSED: Final = "weft_fused"
+"""weft's kernels as its engine calls them, with residual and norm: priced where measured."""
+
 VLLM_CUSTOM_LIMIT_BYTES: Final = 8 << 20
 VLLM_CUSTOM_RANKS: Final = (2, 4, 6, 8)
 
-# What NCCL reaches of the copy bandwidth on the 8-64 MiB messages of a prefill that also
-# computes; fitted to the TP=2 TTFT rows of the H200 measurements (data/measurements).
-LARGE_MESSAGE_EFFICIENCY: Final = 0.62
+# What NCCL reaches of the copy bandwidth from 32 to 64 MiB on 2 and on 4 H200
+# (benchmarks/results/allreduce_h200x4.json), and what is left of it in a prefill that also
+# computes: fitted to the TP=2 TTFT rows of the H200 measurements (data/measurements).
+_LARGE_EFFICIENCY_OF_PAIR: Final = 0.78
+_LARGE_EFFICIENCY: Final = 0.88
+_LARGE_IN_PREFILL: Final = 0.80
 
 # Barrier-and-pull all-reduce of vLLM: fixed time and time a rank of its one-phase and its
 # two-phase form, and part of the copy bandwidth. 2 and 4 ranks: fabric h200-nvlink; the
@@ -114,8 +120,25 @@ class Pricing:
         time = _linear_us(op, size, group, self.fabric)
         return Price(time_us=time, deviation_us=_FORM_SPREAD * time, algorithm="linear")
 
+    def _candidates(self, size: int, group: Group) -> tuple[str, ...]:
+        """Algorithms that the engine may choose from; it takes the fastest of them."""
+        if self.rule == "nccl":
+            return ("nccl",)
+        if self.rule == "vllm":
+            custom = (
+                group.nodes == 1
+                and group.ranks in VLLM_CUSTOM_RANKS
+                and size <= VLLM_CUSTOM_LIMIT_BYTES
+            )
+            return ("vllm_custom",) if custom else ("nccl",)
+        if self.fabric.table(WEFT_FUSED, ranks=group.ranks, nodes=group.nodes) is not None:
+            own: tuple[str, ...] = (WEFT_FUSED, "nccl")
+        else:
+            own = (*WEFT_ALGORITHMS, "nccl")
+        return (*own, "vllm_custom") if self.rule == "fastest" and group.nodes == 1 else own
+
     def _all_reduce(self, size: int, group: Group) -> Price:
-        names = _candidates(self.rule, size, group)
+        names = self._candidates(size, group)
         times = {name: _all_reduce_us(name, size, group, self.fabric) for name in names}
         name = min(times, key=times.__getitem__)
         return Price(
@@ -125,32 +148,9 @@ class Pricing:
         )
 
 
-def _candidates(rule: AllReduceRule, size: int, group: Group) -> tuple[str, ...]:
-    """Algorithms that the engine may choose from; it takes the fastest of them."""
-    if rule == "nccl":
-        return ("nccl",)
-    if rule == "vllm":
-        custom = (
-            group.nodes == 1
-            and group.ranks in VLLM_CUSTOM_RANKS
-            and size <= VLLM_CUSTOM_LIMIT_BYTES
-        )
-        return ("vllm_custom",) if custom else ("nccl",)
-    if rule == "weft":
-        return (*WEFT_ALGORITHMS, "nccl")
-    return (
-        (*WEFT_ALGORITHMS, "nccl", "vllm_custom")
-        if group.nodes == 1
-        else (
-            *WEFT_ALGORITHMS,
-            "nccl",
-        )
-    )
-
-
 def _all_reduce_us(name: str, size: int, group: Group, fabric: Fabric) -> float:
     table = fabric.table(name, ranks=group.ranks, nodes=group.nodes)
-    if table is not None and size <= table.bytes[-1]:
+    if table is not None and (size <= table.bytes[-1] or name == WEFT_FUSED):
         return float(table.interpolate(size))
     if table is not None:
         last = table.bytes[-1]
@@ -166,7 +166,8 @@ def _all_reduce_us(name: str, size: int, group: Group, fabric: Fabric) -> float:
 
 def _streaming_us(size: int, group: Group, fabric: Fabric) -> float:
     """Ring traffic of ``size`` bytes at the sustained bandwidth of the slowest link."""
-    bandwidth = fabric.intra.bandwidth_gb_s * LARGE_MESSAGE_EFFICIENCY
+    efficiency = _LARGE_EFFICIENCY_OF_PAIR if group.ranks == 2 else _LARGE_EFFICIENCY
+    bandwidth = fabric.intra.bandwidth_gb_s * efficiency * _LARGE_IN_PREFILL
     if group.nodes > 1:
         bandwidth = min(bandwidth, fabric.node_bandwidth_gb_s(group.gpus_per_node))
     return 2 * (group.ranks - 1) / group.ranks * size * 1e-3 / bandwidth

@@ -29,17 +29,29 @@ class EngineProfile:
     max_batched_tokens: tokens of one step at most; longer prefills are split.
     memory_fraction: part of the device memory that the engine takes.
     request_us: host time of a request before its first step and after its first token.
-    server_us: host time of a request through an HTTP server, beside request_us.
+    server_us: host time of a request through an HTTP server, beside request_us;
+    server_step_us, server_sequence_us: time that a step, and each of its sequences, takes
+    more in a server than in a batch (answers streamed, sampling by the client's wishes).
     arrival_us: between two requests of one batch becoming visible to the scheduler.
     schedule_us: host time between two steps put in flight (pipeline start only).
     ranks_us: extra host time of a prefill with more than one rank (dispatch to workers).
     decode_graph: decode steps are one captured graph (else they are launched by layer too).
+    sequence_parallel: whether the engine has it.
+    early_launch: a pipeline stage launches while the stages before it still work (the host
+    does not wait for what it receives).
     layer_launches: kernels that the host launches a layer outside a whole-step graph.
     step_us: device-visible time of a step outside the layers (metadata, sampling).
     sequence_us: the same for every sequence of the step.
     hop_us: fixed time of one pipeline hop beside the fabric's own latency.
+    stage_us: time that a step's exchange with the other stages occupies each stage.
+    layer_kernels: elementwise kernels a layer; fused_kernels: those of them that the
+    engine does inside its all-reduce (with tensor parallelism).
+    row_call_share, kernel_call_share: fixed time of a matrix product of one row, and of
+    attention and elementwise kernels, over the accelerator's. cache_rate_share,
+    matmul_rate_share: rate of decode attention and of large products over the accelerator's.
     reserved_gb: device memory for context, graphs and communication buffers.
-    tpot_spread, ttft_spread: relative standard deviation of the time model's own error.
+    tpot_spread, ttft_spread: relative standard deviation of the time model's own error for
+    one batch; server_tpot_spread, server_ttft_spread: the same for a server under load.
     """
 
     name: str
@@ -48,8 +60,14 @@ class EngineProfile:
     max_batched_tokens: int
     memory_fraction: float
     decode_graph: bool
+    early_launch: bool
+    sequence_parallel: bool
+    layer_kernels: int
+    fused_kernels: int
     request_us: Quantity
     server_us: Quantity
+    server_step_us: Quantity
+    server_sequence_us: Quantity
     arrival_us: Quantity
     schedule_us: Quantity
     ranks_us: Quantity
@@ -57,9 +75,16 @@ class EngineProfile:
     step_us: Quantity
     sequence_us: Quantity
     hop_us: Quantity
+    stage_us: Quantity
+    row_call_share: Quantity
+    kernel_call_share: Quantity
+    cache_rate_share: Quantity
+    matmul_rate_share: Quantity
     reserved_gb: Quantity
     tpot_spread: Quantity
     ttft_spread: Quantity
+    server_tpot_spread: Quantity
+    server_ttft_spread: Quantity
 
     def quantities(self) -> dict[str, Quantity]:
         """Every fitted number by name, for reports of provenance."""

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from weft.prediction.latency import predict_latency
+from weft.prediction.machines import machine_of_run
 from weft.prediction.measured import MeasuredRun
 from weft.prediction.prediction import Machine
 from weft.prediction.quantity import Quantity
@@ -37,7 +38,9 @@ class Prior:
     spread: float
 
 
-PRIORS: Final = (
+Priors = tuple[Prior, ...]
+
+VLLM_PRIORS: Final[Priors] = (
     Prior(owner="profile", field="request_us", guess=5000, spread=0.7),
     Prior(owner="profile", field="ranks_us", guess=1000, spread=0.7),
     Prior(owner="profile", field="step_us", guess=250, spread=0.7),
@@ -48,18 +51,32 @@ PRIORS: Final = (
 )
 """Guesses that do not come from the runs: traces, data sheets, orders of magnitude."""
 
+WEFT_PRIORS: Final[Priors] = (
+    Prior(owner="profile", field="request_us", guess=1000, spread=0.7),
+    Prior(owner="profile", field="layer_launches", guess=30, spread=0.4),
+    Prior(owner="profile", field="step_us", guess=60, spread=0.7),
+    Prior(owner="profile", field="sequence_us", guess=3, spread=0.7),
+    Prior(owner="profile", field="kernel_call_share", guess=0.6, spread=0.3),
+    Prior(owner="profile", field="cache_rate_share", guess=0.85, spread=0.15),
+    Prior(owner="profile", field="matmul_rate_share", guess=1.0, spread=0.1),
+)
+"""Guesses from single kernels and from counting launches; the device is vLLM's."""
+
+PRIORS: Final[dict[str, Priors]] = {"vllm": VLLM_PRIORS, "weft": WEFT_PRIORS}
+
 
 def fit(machine: Machine, runs: Sequence[MeasuredRun], iterations: int = 4) -> Machine:
-    """The machine with every constant of ``PRIORS`` fitted to ``runs``."""
-    logs = np.log([prior.guess for prior in PRIORS])
+    """The machine with every constant of its engine's ``PRIORS`` fitted to ``runs``."""
+    priors = PRIORS[machine.profile.name]
+    logs = np.log([prior.guess for prior in priors])
     centre = logs.copy()
-    widths = np.asarray([prior.spread for prior in PRIORS])
+    widths = np.asarray([prior.spread for prior in priors])
     for _ in range(iterations):
         residuals = _residuals(machine, logs, runs)
         jacobian = np.stack(
             [
                 (_residuals(machine, logs + _STEP * unit, runs) - residuals) / _STEP
-                for unit in np.eye(len(PRIORS))
+                for unit in np.eye(len(priors))
             ],
             axis=1,
         )
@@ -99,13 +116,14 @@ def _residuals(
 
 
 def _predicted(machine: Machine, run: MeasuredRun) -> tuple[float, float]:
-    prediction = predict_latency(load_spec(run.model), run.layout, run.workload, machine)
+    own = machine_of_run(run, machine)
+    prediction = predict_latency(load_spec(run.model), run.layout, run.workload, own)
     return prediction.ttft_ms.value, prediction.tpot_ms.value
 
 
 def _with_constants(machine: Machine, logs: NDArray[np.float64]) -> Machine:
     changes: dict[str, dict[str, Any]] = {"profile": {}, "accelerator": {}}
-    for prior, value in zip(PRIORS, np.exp(logs), strict=True):
+    for prior, value in zip(PRIORS[machine.profile.name], np.exp(logs), strict=True):
         old: Quantity = getattr(getattr(machine, prior.owner), prior.field)
         changes[prior.owner][prior.field] = replace(old, value=float(value))
     return replace(

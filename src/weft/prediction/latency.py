@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from weft.errors import LayoutError, WorkloadError
 from weft.prediction.memory import Memory, memory_of
 from weft.prediction.operators import Step
 from weft.prediction.pipeline import Fill, decode_period, fill
@@ -37,10 +38,27 @@ def predict_latency(
     """Predict one batch of ``workload`` on each replica of ``layout``.
 
     The batch is split over the dp replicas. The prediction is made whether or not it
-    fits; ``memory.fits`` says so. Raises LayoutError and WorkloadError as the schedule does.
+    fits; ``memory.fits`` says so. Raises LayoutError and WorkloadError as the schedule does,
+    and those of :func:`check_question`.
     """
-    layout.check_model(spec)
+    check_question(spec, layout, workload)
     return _Predictor(spec, layout, workload, machine).prediction()
+
+
+def check_question(spec: ModelSpec, layout: Layout, workload: Workload) -> None:
+    """Raise LayoutError or WorkloadError for what cannot run or cannot be predicted."""
+    layout.check_model(spec)
+    if layout.tp % layout.ep:
+        raise LayoutError(
+            f"--ep {layout.ep}: times of experts that are spread over replicas are not predicted "
+            f"(their steps wait for each other); --ep must divide --tp {layout.tp}"
+        )
+    longest = workload.prompt_tokens + workload.decode_tokens
+    if longest > spec.max_position:
+        raise WorkloadError(
+            f"--prompt {workload.prompt_tokens}: with --decode {workload.decode_tokens} it is "
+            f"{longest} tokens, but {spec.name} has {spec.max_position} positions"
+        )
 
 
 class _Predictor:
@@ -91,6 +109,7 @@ class _Predictor:
             arrival_us=profile.arrival_us.value if self.layout.pp > 1 else 0.0,
             schedule_us=profile.schedule_us.value if self.layout.pp > 1 else 0.0,
             stage_times=self._prefill_stages,
+            early_launch=profile.early_launch,
         )
 
     def _prefill_stages(self, requests: float) -> list[StageTime]:
@@ -127,31 +146,34 @@ class _Predictor:
         return _phase(host_us + start.first_tokens_us, busiest, with_hops=False)
 
     def _tpot_deviation_ms(self, phase: PhaseTime) -> float:
-        device = self.machine.accelerator
-        model = self.profile.tpot_spread.value * phase.total_ms
+        device, profile = self.machine.accelerator, self.profile
+        model = profile.tpot_spread.value * phase.total_ms
         return root_sum_square(
             (
                 model,
                 phase.matmul_ms * device.stream_gb_s.spread,
                 phase.attention_ms * device.cache_gb_s.spread,
+                phase.attention_ms * profile.cache_rate_share.spread,
                 phase.elementwise_ms * device.elementwise_call_us.spread,
-                phase.fixed_ms * self.profile.step_us.spread,
-                phase.waiting_ms * self.profile.hop_us.spread * 0.2,
+                phase.elementwise_ms * profile.kernel_call_share.spread,
+                phase.fixed_ms * profile.step_us.spread,
+                phase.waiting_ms * profile.hop_us.spread * 0.2,
                 _communication_deviation_ms(phase),
             )
         )
 
     def _ttft_deviation_ms(self, phase: PhaseTime, host_us: float) -> float:
-        device = self.machine.accelerator
-        model = self.profile.ttft_spread.value * phase.total_ms
+        device, profile = self.machine.accelerator, self.profile
+        model = profile.ttft_spread.value * phase.total_ms
         return root_sum_square(
             (
                 model,
                 phase.matmul_ms * device.matmul_tflops.spread,
+                phase.matmul_ms * profile.matmul_rate_share.spread,
                 phase.attention_ms * device.attention_tflops.spread,
                 phase.elementwise_ms * device.copy_gb_s.spread,
-                host_us * 1e-3 * self.profile.request_us.spread,
-                phase.waiting_ms * self.profile.arrival_us.spread * 0.2,
+                host_us * 1e-3 * profile.request_us.spread,
+                phase.waiting_ms * profile.arrival_us.spread * 0.2,
                 _communication_deviation_ms(phase),
             )
         )

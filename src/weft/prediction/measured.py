@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from weft.errors import FileFormatError
+from weft.fabric.fabric import MeasuredTable
+from weft.prediction.engine_profile import AllReduceRule
 from weft.vocabulary.layout import Layout
 from weft.vocabulary.workload import Workload
 
@@ -21,7 +23,8 @@ class MeasuredRun:
     """One measured batch: what ran, and its TTFT and TPOT in ms (None = not given).
 
     role: fitted (the engine profile was fitted to it), tuned (a constant was chosen with
-    it), test (never used) or compared (known to contradict itself; shown, never used).
+    it), test (never used) or compared (shown, never used: contradicts itself, or is another
+    engine's). all_reduce: the rule that this run had instead of its engine's own.
     """
 
     source: str
@@ -35,19 +38,22 @@ class MeasuredRun:
     workload: Workload
     ttft_ms: float | None
     tpot_ms: float | None
+    all_reduce: AllReduceRule | None = None
 
     @property
     def name(self) -> str:
         load = self.workload
-        return (
-            f"{self.model} {self.layout.name} {load.prompt_tokens}/{load.decode_tokens} "
-            f"x{load.batch}"
-        )
+        layout = self.layout.name
+        if self.layout.stage_layers:
+            layout += f" ({'+'.join(map(str, self.layout.stage_layers))} layers)"
+        if self.all_reduce:
+            layout += f" {self.all_reduce}"
+        return f"{self.model} {layout} {load.prompt_tokens}/{load.decode_tokens} x{load.batch}"
 
 
 @cache
 def measurements(name: str) -> dict[str, Any]:
-    """A file of measurements of the package (``h200x4``, ``published_h100x8``), as it is."""
+    """A file of measurements of the package (``h200x4``, ``weft_h200x4``, ...), as it is."""
     file = resources.files("weft.prediction") / "data" / "measurements" / f"{name}.json"
     document: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     return document
@@ -74,6 +80,57 @@ def h200_runs() -> list[MeasuredRun]:
         )
         for row in data["rows"]
     ]
+
+
+def weft_runs() -> list[MeasuredRun]:
+    """Runs of weft on 4 H200: the ``weft`` profile is fitted to TP1 and TP2 of the 8B model.
+
+    The others (TP4, PP2, 70B, NCCL instead of weft's all-reduce) are unseen by the fit.
+    """
+    data = measurements("weft_h200x4")
+    return [
+        MeasuredRun(
+            source="weft h200x4",
+            method=data["method"],
+            role=row["role"],
+            engine=data["engine"],
+            accelerator=data["accelerator"],
+            fabric=data["fabric"],
+            model=row["model"],
+            layout=replace(Layout.parse(row["layout"]), stage_layers=_stage_layers(row)),
+            workload=Workload(
+                prompt_tokens=row["prompt"], decode_tokens=data["decode_tokens"], batch=row["batch"]
+            ),
+            ttft_ms=row["ttft_ms"],
+            tpot_ms=row["tpot_ms"],
+            all_reduce=row.get("all_reduce"),
+        )
+        for row in data["rows"]
+    ]
+
+
+def _stage_layers(row: dict[str, Any]) -> tuple[int, ...] | None:
+    return tuple(row["stage_layers"]) if "stage_layers" in row else None
+
+
+@cache
+def weft_tables(fabric: str) -> tuple[MeasuredTable, ...]:
+    """All-reduces of weft's own as measured on a built-in fabric; none on the others."""
+    data = measurements("weft_h200x4")
+    if fabric != data["fabric"]:
+        return ()
+    own = data["all_reduce"]
+    return tuple(
+        MeasuredTable(
+            algorithm=own["algorithm"],
+            ranks=table["ranks"],
+            dtype="bfloat16",
+            bytes=tuple(table["bytes"]),
+            latency_us=tuple(table["latency_us"]),
+            source=own["method"],
+        )
+        for table in own["tables"]
+    )
 
 
 def runs_from_file(path: Path) -> list[MeasuredRun]:

@@ -9,16 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from weft.prediction.accelerator import Accelerator
+from weft.prediction.engine_device import EngineDevice
 from weft.vocabulary.dtypes import element_bytes
 from weft.vocabulary.model_spec import ModelSpec
 
 Part = Literal["matmul", "attention", "elementwise"]
 
 _RIDGE_NORM: Final = 3.0
-# Kernels a layer beside matrix products and attention: two norms with residual, rotary
-# embedding, cache write, activation (counted in a vLLM 0.25.1 trace on H200).
-_ELEMENTWISE_KERNELS: Final = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,53 +99,53 @@ class Shard:
 
 
 def matmul_us(
-    rows: float, n: float, k: float, shard_bytes: tuple[int, int], accelerator: Accelerator
+    rows: float, n: float, k: float, shard_bytes: tuple[int, int], device: EngineDevice
 ) -> float:
     """Time of [rows, k] x [k, n]; ``shard_bytes`` are the bytes of a weight and of an activation."""
     weight_bytes, activation_bytes = shard_bytes
     traffic = n * k * weight_bytes + rows * (n + k) * activation_bytes
-    return _roofline_us(traffic, 2 * rows * n * k, weight_bytes, accelerator)
+    operations = 2 * rows * n * k
+    return device.call_us(rows) + _roofline_us(traffic, operations, weight_bytes, device)
 
 
 def _roofline_us(
-    traffic: float, operations: float, weight_bytes: int, accelerator: Accelerator
+    traffic: float, operations: float, weight_bytes: int, device: EngineDevice
 ) -> float:
-    rate = accelerator.matmul_tflops.value
-    if weight_bytes == 1 and accelerator.matmul8_tflops.value:
-        rate = accelerator.matmul8_tflops.value
-    memory = traffic * 1e-3 / accelerator.stream_gb_s.value
+    rate = device.matmul_tflops
+    if weight_bytes == 1 and device.matmul8_tflops:
+        rate = device.matmul8_tflops
+    memory = traffic * 1e-3 / device.stream_gb_s
     compute = operations * 1e-6 / rate
-    smooth = float((memory**_RIDGE_NORM + compute**_RIDGE_NORM) ** (1 / _RIDGE_NORM))
-    return accelerator.matmul_call_us.value + smooth
+    return float((memory**_RIDGE_NORM + compute**_RIDGE_NORM) ** (1 / _RIDGE_NORM))
 
 
-def layer_times(shard: Shard, step: Step, accelerator: Accelerator) -> PartTimes:
+def layer_times(shard: Shard, step: Step, device: EngineDevice) -> PartTimes:
     """One transformer layer of ``step`` on one rank."""
     spec, rows = shard.spec, step.rows
     sizes = (shard.weight_bytes, shard.activation_bytes)
     qkv = shard.query_size + 2 * shard.kv_size
-    products = matmul_us(rows, qkv, spec.hidden_size, sizes, accelerator)
-    products += matmul_us(rows, spec.hidden_size, shard.query_size, sizes, accelerator)
-    products += _feed_forward_us(shard, rows, accelerator)
+    products = matmul_us(rows, qkv, spec.hidden_size, sizes, device)
+    products += matmul_us(rows, spec.hidden_size, shard.query_size, sizes, device)
+    products += _feed_forward_us(shard, rows, device)
     return PartTimes(
         matmul_us=products,
-        attention_us=_attention_us(shard, step, accelerator),
-        elementwise_us=_elementwise_us(shard, rows, accelerator),
+        attention_us=_attention_us(shard, step, device),
+        elementwise_us=_elementwise_us(shard, rows, device),
     )
 
 
-def _feed_forward_us(shard: Shard, rows: float, accelerator: Accelerator) -> float:
+def _feed_forward_us(shard: Shard, rows: float, device: EngineDevice) -> float:
     spec = shard.spec
     sizes = (shard.weight_bytes, shard.activation_bytes)
     if not spec.is_moe:
         width = spec.intermediate_size / shard.tp
-        up = matmul_us(rows, 2 * width, spec.hidden_size, sizes, accelerator)
-        return up + matmul_us(rows, spec.hidden_size, width, sizes, accelerator)
-    router = matmul_us(rows, spec.num_experts, spec.hidden_size, (2, 2), accelerator)
-    return router + _experts_us(shard, rows, accelerator)
+        up = matmul_us(rows, 2 * width, spec.hidden_size, sizes, device)
+        return up + matmul_us(rows, spec.hidden_size, width, sizes, device)
+    router = matmul_us(rows, spec.num_experts, spec.hidden_size, (2, 2), device)
+    return router + _experts_us(shard, rows, device)
 
 
-def _experts_us(shard: Shard, rows: float, accelerator: Accelerator) -> float:
+def _experts_us(shard: Shard, rows: float, device: EngineDevice) -> float:
     """Two grouped products over the experts that at least one token chose (uniform routing).
 
     Without expert parallelism every rank holds a slice of all experts, with it 1/ep of them;
@@ -166,35 +163,36 @@ def _experts_us(shard: Shard, rows: float, accelerator: Accelerator) -> float:
         pairs = rows * spec.experts_per_token
         activations = pairs * (spec.hidden_size + spec.expert_intermediate_size * share)
     times = [
-        _roofline_us(
+        device.matmul_call_us
+        + _roofline_us(
             count * weights * shard.weight_bytes + activations * shard.activation_bytes,
             count * operations,
             shard.weight_bytes,
-            accelerator,
+            device,
         )
         for count in (2, 1)
     ]
     return sum(times)
 
 
-def _attention_us(shard: Shard, step: Step, accelerator: Accelerator) -> float:
+def _attention_us(shard: Shard, step: Step, device: EngineDevice) -> float:
     """Decode reads the cache; prefill computes, the faster the longer its context is."""
     window = shard.spec.sliding_window
-    total = accelerator.attention_call_us.value
+    total = device.attention_call_us
     if step.decode_sequences:
         context = min(step.decode_context, window or step.decode_context)
         traffic = step.decode_sequences * context * shard.cache_bytes_per_token_layer
-        total += traffic * 1e-3 / accelerator.cache_gb_s.value
+        total += traffic * 1e-3 / device.cache_gb_s
     if step.prefill_tokens:
         context = min(step.prefill_context, window or step.prefill_context)
         operations = 4 * step.prefill_tokens * context * shard.query_size
-        ramp = accelerator.attention_ramp_tokens.value
-        rate = accelerator.attention_tflops.value * 2 * context / (2 * context + ramp)
+        ramp = device.attention_ramp_tokens
+        rate = device.attention_tflops * 2 * context / (2 * context + ramp)
         total += operations * 1e-6 / rate
     return total
 
 
-def _elementwise_us(shard: Shard, rows: float, accelerator: Accelerator) -> float:
+def _elementwise_us(shard: Shard, rows: float, device: EngineDevice) -> float:
     """Bytes read and written by norms, rotary embedding, cache write and activation."""
     spec, b = shard.spec, shard.activation_bytes
     norms = 2 * 4 * spec.hidden_size / shard.sp
@@ -205,27 +203,27 @@ def _elementwise_us(shard: Shard, rows: float, accelerator: Accelerator) -> floa
         width = spec.experts_per_token * spec.expert_intermediate_size / shard.tp
     activation = 3 * width
     quantize = 0.0
-    kernels = _ELEMENTWISE_KERNELS + spec.qk_norm
+    kernels = device.layer_kernels + spec.qk_norm
     if shard.weight_bytes == 1:
         quantize = 1.5 * (2 * spec.hidden_size + shard.query_size + width)
         kernels += 4
     traffic = rows * (norms + rotary + cache + activation + quantize) * b
-    fixed = kernels * accelerator.elementwise_call_us.value
-    return fixed + traffic * 1e-3 / accelerator.copy_gb_s.value
+    fixed = kernels * device.elementwise_call_us
+    return fixed + traffic * 1e-3 / device.copy_gb_s
 
 
-def embedding_times(shard: Shard, step: Step, accelerator: Accelerator) -> PartTimes:
+def embedding_times(shard: Shard, step: Step, device: EngineDevice) -> PartTimes:
     """Look up and write the token rows (first stage)."""
     traffic = 2 * step.rows * shard.spec.hidden_size * shard.activation_bytes
-    fixed = accelerator.elementwise_call_us.value
-    return PartTimes(elementwise_us=fixed + traffic * 1e-3 / accelerator.copy_gb_s.value)
+    fixed = device.elementwise_call_us
+    return PartTimes(elementwise_us=fixed + traffic * 1e-3 / device.copy_gb_s)
 
 
-def head_times(shard: Shard, step: Step, accelerator: Accelerator) -> PartTimes:
+def head_times(shard: Shard, step: Step, device: EngineDevice) -> PartTimes:
     """Final norm and logits of the sequences that sample (last stage)."""
     sizes = (shard.activation_bytes, shard.activation_bytes)
     shape = (shard.spec.vocab_size / shard.tp, shard.spec.hidden_size)
     return PartTimes(
-        matmul_us=matmul_us(step.sequences, *shape, sizes, accelerator),
-        elementwise_us=accelerator.elementwise_call_us.value,
+        matmul_us=matmul_us(step.sequences, *shape, sizes, device),
+        elementwise_us=device.elementwise_call_us,
     )

@@ -32,11 +32,13 @@ def fill(
     arrival_us: float,
     schedule_us: float,
     stage_times: StageTimes,
+    early_launch: bool = False,
 ) -> Fill:
     """Send ``num_requests`` prompts through the stages, at most ``limit`` a step.
 
     ``limit`` below 1 splits each prompt in several steps. ``stage_times(requests)``
     gives the stages' times of a step with that many (perhaps fractional) prompts.
+    ``early_launch``: a stage launches its kernels while the stages before it still work.
     """
     free = [0.0] * num_stages
     in_flight: list[float] = []
@@ -51,7 +53,7 @@ def fill(
             clock = max(clock, started * arrival_us)
             visible = min(1.0, left)
         chunk = min(visible, limit, left)
-        heappush(in_flight, _pass(stage_times(chunk), free, clock))
+        heappush(in_flight, _pass(stage_times(chunk), free, clock, early_launch))
         chunks.append(chunk)
         left -= chunk
         clock += schedule_us
@@ -64,11 +66,12 @@ def _visible(num_requests: int, clock: float, arrival_us: float) -> float:
     return min(num_requests, int(clock / arrival_us) + 1)
 
 
-def _pass(times: Sequence[StageTime], free: list[float], start: float) -> float:
+def _pass(times: Sequence[StageTime], free: list[float], start: float, early_launch: bool) -> float:
     """Move one micro-batch through the stages; ``free`` is when each stage is idle again."""
     clock = start
     for index, stage in enumerate(times):
-        clock = max(clock, free[index]) + stage.busy_us
+        launch = max(start if early_launch else clock, free[index]) + stage.host_us
+        clock = max(max(clock, free[index]) + stage.device_us, launch)
         free[index] = clock
         clock += stage.hop_us
     return clock

@@ -6,11 +6,11 @@ import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from weft.prediction import silicon
 from weft.prediction.latency import predict_latency
-from weft.prediction.machines import machine_named
+from weft.prediction.machines import machine_of_run
 from weft.prediction.measured import MeasuredRun, Role
 from weft.prediction.quantity import Estimate
 from weft.prediction.silicon import SiliconRow
@@ -19,6 +19,7 @@ from weft.vocabulary.model_source import load_spec
 TTFT: Final = "TTFT (ms)"
 TPOT: Final = "TPOT (ms)"
 
+_Key = tuple[str, "Role | Literal['all']", str]
 Chooser = Callable[[Sequence[SiliconRow], float], SiliconRow | None]
 Peer = Callable[[SiliconRow], tuple[float, float] | None]
 
@@ -59,7 +60,7 @@ class Summary:
     """Errors of one group of scores. ``inside``: share within the 90 % interval."""
 
     source: str
-    role: Role
+    role: Role | Literal["all"]
     quantity: str
     count: int
     mean_error: float
@@ -89,14 +90,15 @@ def score_runs(runs: Sequence[MeasuredRun]) -> list[Score]:
     """Scores of measured batches, each on the machine that it names."""
     scores: list[Score] = []
     for run in runs:
-        machine = machine_named(run.engine, run.accelerator, run.fabric)
+        machine = machine_of_run(run)
         prediction = predict_latency(load_spec(run.model), run.layout, run.workload, machine)
+        source = run.source + (f", {run.all_reduce}" if run.all_reduce else "")
         for quantity, measured, estimate in (
             (TTFT, run.ttft_ms, prediction.ttft_ms),
             (TPOT, run.tpot_ms, prediction.tpot_ms),
         ):
             if measured is not None:
-                scores.append(_score(run.source, run.role, run.name, quantity, measured, estimate))
+                scores.append(_score(source, run.role, run.name, quantity, measured, estimate))
     return scores
 
 
@@ -116,7 +118,10 @@ def _score(
 
 
 def score_silicon(rows: Sequence[SiliconRow], peer: Peer | None = None) -> list[Score]:
-    """Scores of serving rows; rows that are predicted not to fit are left out."""
+    """Scores of serving rows; rows that are predicted not to fit are left out.
+
+    Rows whose clients the cache does not hold (by the prediction) are a source of their own.
+    """
     machine_of = silicon.machines()
     scores: list[Score] = []
     for row in rows:
@@ -124,11 +129,14 @@ def score_silicon(rows: Sequence[SiliconRow], peer: Peer | None = None) -> list[
         if serving is None:
             continue
         theirs = (peer(row) if peer else None) or (None, None)
+        is_full = serving.running < serving.concurrency
+        source = f"silicon {row.model}" + (", sglang" if row.backend == "sglang" else "")
+        source += ", cache full" if is_full else ""
         for quantity, measured, estimate, other in (
             (TTFT, row.ttft_ms, serving.ttft_ms, theirs[0]),
             (TPOT, row.tpot_ms, serving.tpot_ms, theirs[1]),
         ):
-            plain = _score(f"silicon {row.model}", row.role, row.name, quantity, measured, estimate)
+            plain = _score(source, row.role, row.name, quantity, measured, estimate)
             scores.append(
                 Score(**(asdict(plain) | {"peer": other, "is_possible": row.is_possible}))
             )
@@ -136,15 +144,21 @@ def score_silicon(rows: Sequence[SiliconRow], peer: Peer | None = None) -> list[
 
 
 def summaries(scores: Sequence[Score]) -> list[Summary]:
-    """One summary a (source, role, quantity); impossible rows are a group of their own."""
-    groups: dict[tuple[str, Role, str], list[Score]] = defaultdict(list)
+    """One summary a (source, role, quantity), then all rows together.
+
+    Impossible rows are a group of their own; ``compared`` rows are not among all.
+    """
+    groups: dict[_Key, list[Score]] = defaultdict(list)
     for score in scores:
         source = score.source if score.is_possible else f"{score.source}, impossible"
         groups[source, score.role, score.quantity].append(score)
+    for score in scores:
+        if score.role != "compared":
+            groups["all but compared", "all", score.quantity].append(score)
     return [_summary(key, group) for key, group in groups.items()]
 
 
-def _summary(key: tuple[str, Role, str], group: Sequence[Score]) -> Summary:
+def _summary(key: _Key, group: Sequence[Score]) -> Summary:
     errors = [score.error for score in group]
     peers = [score.peer_error for score in group if score.peer_error is not None]
     return Summary(
@@ -170,7 +184,7 @@ def decisions(rows: Sequence[SiliconRow], limits_ms: Sequence[float]) -> list[De
     machine_of = silicon.machines()
     questions = [
         (same, limit)
-        for same in _by_question(row for row in rows if row.is_possible)
+        for same in _by_question(row for row in rows if row.role != "compared")
         for limit in limits_ms
         if len({row.tp for row in same}) > 1 and any(row.tpot_ms <= limit for row in same)
     ]

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from weft.errors import WorkloadError
-from weft.prediction.latency import step_timer
+from weft.prediction.latency import check_question, step_timer
 from weft.prediction.memory import Memory, memory_of
 from weft.prediction.operators import Step
 from weft.prediction.pipeline import decode_period
@@ -25,8 +25,6 @@ from weft.vocabulary.model_spec import ModelSpec
 from weft.vocabulary.workload import Workload
 
 _FULLEST: Final = 0.95
-# How much less certain a loaded server is than one batch (H100 serving rows).
-_LOAD_SPREAD: Final = 3.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +67,7 @@ def serve_at_concurrency(
 
     Raises WorkloadError where the cache does not hold one request.
     """
-    layout.check_model(spec)
+    check_question(spec, layout, workload)
     return _Server(spec, layout, workload, machine).steady_state(workload.batch / layout.dp)
 
 
@@ -79,7 +77,7 @@ def serve_at_rate(
     """Open arrivals of ``rate`` requests a second; None where the layout cannot keep up."""
     if rate <= 0:
         raise WorkloadError(f"--rate {rate}: must be above 0 requests a second")
-    layout.check_model(spec)
+    check_question(spec, layout, workload)
     server = _Server(spec, layout, workload, machine)
     low, high = 0.0, server.most_running
     if server.steady_state(high).requests_per_s < rate:
@@ -91,6 +89,15 @@ def serve_at_rate(
         else:
             high = middle
     return server.steady_state(high)
+
+
+def most_requests_per_s(
+    spec: ModelSpec, layout: Layout, workload: Workload, machine: Machine
+) -> float:
+    """Requests a second that the layout answers with its cache full."""
+    check_question(spec, layout, workload)
+    server = _Server(spec, layout, workload, machine)
+    return server.steady_state(server.most_running).requests_per_s
 
 
 class _Server:
@@ -138,8 +145,9 @@ class _Server:
         decode_us = self._decode_us(running)
         added_us, own_us = self._prefill_us(running, decode_us)
         host_us = self.machine.profile.request_us.value + self.machine.profile.server_us.value
-        tpot_us = decode_us + others / tokens * added_us
-        first_us = host_us + own_us + decode_us / 2 * others / running
+        step_us = decode_us + self._server_us(running)
+        tpot_us = step_us + others / tokens * added_us
+        first_us = host_us + own_us + step_us / 2 * others / running
         rate = running / (first_us + tpot_us * max(tokens - 1, 1))
         share = min(rate * added_us, _FULLEST)
         queue_us = max(concurrency - running, 0.0) / rate
@@ -159,10 +167,10 @@ class _Server:
         )
 
     def _ttft(self, time_us: float) -> Estimate:
-        return _around(time_us, _LOAD_SPREAD * self.machine.profile.ttft_spread.value)
+        return _around(time_us, self.machine.profile.server_ttft_spread.value)
 
     def _tpot(self, time_us: float) -> Estimate:
-        return _around(time_us, _LOAD_SPREAD * self.machine.profile.tpot_spread.value)
+        return _around(time_us, self.machine.profile.server_tpot_spread.value)
 
     def _preempted_share(self) -> float:
         """Part of the waiting that falls after the first token; more, the more a request grows.
@@ -175,6 +183,11 @@ class _Server:
 
     def _decode_us(self, running: float) -> float:
         return decode_period(running, self.layout.pp, self._decode_stages).time_us
+
+    def _server_us(self, running: float) -> float:
+        """What a step and its answers take more in a server."""
+        profile = self.machine.profile
+        return profile.server_step_us.value + running * profile.server_sequence_us.value
 
     def _decode_stages(self, sequences: float) -> list[StageTime]:
         return self.timer.stages(Step(decode_sequences=sequences, decode_context=self.mean_context))

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 from weft.closed_form.schedule import Step as ScheduleStep
 from weft.closed_form.schedule import rows_of_steps
 from weft.prediction.accelerator import Accelerator
 from weft.prediction.collectives import Price, Pricing
+from weft.prediction.engine_device import EngineDevice, engine_device
 from weft.prediction.engine_profile import EngineProfile
 from weft.prediction.operators import (
     PartTimes,
@@ -52,8 +53,8 @@ class StageKind:
 class StageTime:
     """One step on one stage, in µs.
 
-    hop_us: the way to the next stage (``sends`` and host). busy_us: what the stage is
-    occupied for: the device's work, or the host launching it.
+    hop_us: the way to the next stage (``sends`` and host). device_us: the device's work;
+    host_us: the host's, beside it.
     """
 
     parts: PartTimes
@@ -61,7 +62,13 @@ class StageTime:
     sends: tuple[CollectiveTime, ...]
     hop_us: float
     fixed_us: float
-    busy_us: float
+    device_us: float
+    host_us: float
+
+    @property
+    def busy_us(self) -> float:
+        """What the stage is occupied for: the device's work, or the host launching it."""
+        return max(self.device_us, self.host_us)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,14 +97,19 @@ class StepTimer:
             weight_dtype=self.weight_dtype,
         )
 
+    @cached_property
+    def device(self) -> EngineDevice:
+        all_reduces = self.layout.tp > 1 and self.layout.sp == 1
+        return engine_device(self.accelerator, self.profile, all_reduces=all_reduces)
+
     def stages(self, step: Step) -> list[StageTime]:
-        """The step on every stage. A step with prefill is launched layer by layer."""
+        """The step on every stage; prefill and sequence parallelism are launched layer by layer."""
         if step not in self._known:
             self._known[step] = self._stages(step)
         return self._known[step]
 
     def _stages(self, step: Step) -> list[StageTime]:
-        layer = layer_times(self.shard, step, self.accelerator)
+        layer = layer_times(self.shard, step, self.device)
         rows = self._collectives(step)
         kinds = stage_kinds(self.layout, self.spec.num_layers)
         times = {kind: self._stage(step, layer, rows[kind], kind) for kind in set(kinds)}
@@ -110,11 +122,14 @@ class StepTimer:
         parts = PartTimes().plus(layer, kind.num_layers)
         fixed = 0.0
         if kind.is_first:
-            parts = parts.plus(embedding_times(self.shard, step, self.accelerator))
+            parts = parts.plus(embedding_times(self.shard, step, self.device))
         if kind.is_last:
-            parts = parts.plus(head_times(self.shard, step, self.accelerator))
+            parts = parts.plus(head_times(self.shard, step, self.device))
             fixed = profile.step_us.value + step.sequences * profile.sequence_us.value
-        launched = step.prefill_tokens > 0 or not profile.decode_graph
+        if self.layout.pp > 1:
+            fixed += profile.stage_us.value
+        graph = profile.decode_graph and self.layout.sp == 1
+        launched = step.prefill_tokens > 0 or not graph
         host = self.accelerator.host_step_us.value
         if launched:
             launches = kind.num_layers * profile.layer_launches.value
@@ -128,7 +143,8 @@ class StepTimer:
             sends=sends,
             hop_us=0.0 if kind.is_last else hop,
             fixed_us=fixed,
-            busy_us=max(device, host),
+            device_us=device,
+            host_us=host,
         )
 
     def _collectives(self, step: Step) -> dict[StageKind, list[CollectiveTime]]:

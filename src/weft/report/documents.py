@@ -27,6 +27,14 @@ from weft.report.schedule_section import (
     schedule_verdict,
     sections_of_schedule,
 )
+from weft.report.serving_section import (
+    sections_of_serving,
+    sections_of_slo,
+    serving_summary,
+    serving_title,
+    serving_verdict,
+    slo_summary,
+)
 from weft.report.study_section import sections_of_study, study_summary, study_verdict
 
 
@@ -66,6 +74,17 @@ _KINDS: Final = {
         title=lambda _: "Predicted and measured",
         summary=scoreboard_summary,
         sections=sections_of_scoreboard,
+    ),
+    "weft.bench.serve/1": _Kind(
+        title=serving_title,
+        summary=serving_summary,
+        sections=sections_of_serving,
+        verdict=serving_verdict,
+    ),
+    "weft.study.slo/1": _Kind(
+        title=lambda study: f"Service levels of {study.child('model').text()}",
+        summary=slo_summary,
+        sections=sections_of_slo,
     ),
 }
 

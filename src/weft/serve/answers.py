@@ -12,7 +12,9 @@ from typing import Any
 from weft.serve.engine_client import EngineLostError
 from weft.serve.errors import error_body
 from weft.serve.generation import Generation, Piece
+from weft.serve.logprobs import chat_logprobs, completion_logprobs
 from weft.serve.protocol import StreamOptions
+from weft.serve.token_text import TokenTexts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +25,8 @@ class AnswerKind:
     model: str
     token_ids: bool = False
     """Whether choices carry their tokens beside their text."""
+    logprobs_of: TokenTexts | None = None
+    """How tokens are shown in log-probabilities, where these are wanted."""
     id: str = field(default_factory=lambda: secrets.token_hex(12))
     created: int = field(default_factory=lambda: int(time.time()))
 
@@ -44,9 +48,15 @@ class AnswerKind:
         return self._choice(piece, {"message": message} if self.chat else {"text": piece.text})
 
     def _choice(self, piece: Piece, content: dict[str, Any]) -> dict[str, Any]:
-        choice = {"index": piece.index, **content, "logprobs": None}
+        choice = {"index": piece.index, **content, "logprobs": self._logprobs(piece)}
         choice["finish_reason"] = piece.finish_reason
         return choice | ({"token_ids": piece.token_ids} if self.token_ids else {})
+
+    def _logprobs(self, piece: Piece) -> dict[str, Any] | None:
+        if self.logprobs_of is None or not piece.shown:
+            return None
+        form = chat_logprobs if self.chat else completion_logprobs
+        return form(piece.shown, self.logprobs_of)
 
 
 def usage(generation: Generation) -> dict[str, int]:
@@ -77,6 +87,7 @@ def joined(index: int, pieces: Sequence[Piece]) -> Piece:
         num_tokens=pieces[-1].num_tokens if pieces else 0,
         finish_reason=(pieces[-1].finish_reason if pieces else None) or "stop",
         token_ids=tuple(token for piece in pieces for token in piece.token_ids),
+        shown=tuple(token for piece in pieces for token in piece.shown),
     )
 
 

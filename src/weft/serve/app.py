@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 
 from weft import __version__
 from weft.engine.tokenizer import Tokenizer
@@ -18,11 +18,12 @@ from weft.errors import WorkloadError
 from weft.serve.answers import AnswerKind, event_stream, whole_answer
 from weft.serve.chat import ChatTemplate
 from weft.serve.engine_client import EngineClient
-from weft.serve.errors import ApiError, install_error_handlers
+from weft.serve.errors import DESCRIBED, ApiError, install_error_handlers
 from weft.serve.generation import Generation, start_generation
 from weft.serve.metrics import Metrics
 from weft.serve.middleware import Guard
 from weft.serve.protocol import ChatBody, CompletionBody, GenerationBody, StreamOptions
+from weft.serve.token_text import TokenTexts
 
 _PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -44,6 +45,7 @@ class _Service:
     template: ChatTemplate
     settings: ServerSettings
     metrics: Metrics
+    texts: TokenTexts
 
     async def complete(self, request: Request, body: CompletionBody) -> Response:
         self.check_model(body.model)
@@ -72,7 +74,10 @@ class _Service:
             self.engine, self.tokenizer, self.metrics, body, prompts, wanted
         )
         kind = AnswerKind(
-            chat=chat, model=self.settings.model_name, token_ids=body.return_token_ids
+            chat=chat,
+            model=self.settings.model_name,
+            token_ids=body.return_token_ids,
+            logprobs_of=None if body.num_logprobs is None else self.texts,
         )
         watch = asyncio.create_task(_abort_on_disconnect(request, generation))
         if body.stream:
@@ -156,10 +161,15 @@ def create_app(
         yield
         await engine.close()
 
-    app = FastAPI(title="weft", version=__version__, lifespan=lifespan)
+    app = FastAPI(title="weft", version=__version__, lifespan=lifespan, responses=DESCRIBED)
     metrics = Metrics(engine)
     service = _Service(
-        engine=engine, tokenizer=tokenizer, template=template, settings=settings, metrics=metrics
+        engine=engine,
+        tokenizer=tokenizer,
+        template=template,
+        settings=settings,
+        metrics=metrics,
+        texts=TokenTexts(tokenizer=tokenizer),
     )
     app.add_middleware(
         Guard,
@@ -174,11 +184,13 @@ def create_app(
 
 
 def _add_generation_routes(app: FastAPI, service: _Service) -> None:
-    @app.post("/v1/completions", response_model=None)
+    streams: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}}}
+
+    @app.post("/v1/completions", response_model=None, responses=streams)
     async def completions(request: Request, body: CompletionBody) -> Response:
         return await service.complete(request, body)
 
-    @app.post("/v1/chat/completions", response_model=None)
+    @app.post("/v1/chat/completions", response_model=None, responses=streams)
     async def chat_completions(request: Request, body: ChatBody) -> Response:
         return await service.chat(request, body)
 
@@ -205,16 +217,18 @@ def _add_other_routes(app: FastAPI, service: _Service) -> None:
         service.check_model(name)
         return card()
 
-    @app.get("/health")
+    not_ready: dict[int | str, dict[str, Any]] = {503: {"description": "Not ready, and why"}}
+
+    @app.get("/health", responses=not_ready)
     async def health() -> Response:
         """Whether the HTTP process and its engine can still answer requests, or will soon."""
         return _readiness(service.engine)
 
-    @app.get("/ready")
+    @app.get("/ready", responses=not_ready)
     async def ready() -> Response:
         return _readiness(service.engine)
 
-    @app.get("/metrics")
+    @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
         return Response(service.metrics.text(), media_type=_PROMETHEUS)
 

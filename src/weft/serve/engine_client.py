@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from weft.engine.request import FinishReason, SamplingParams
+from weft.engine.request import FinishReason, SamplingParams, TokenLogprobs
 from weft.errors import EnvironmentUnavailable, WeftError
 
 
@@ -31,7 +31,10 @@ class EngineLimits:
 
 @dataclass(frozen=True, kw_only=True)
 class EngineStats:
-    """The engine now. ``communication_share`` is of step time, of the last sampled steps."""
+    """The engine now.
+
+    ``communication_share`` is of step time, of the last steps that were timed (None before).
+    """
 
     running: int = 0
     waiting: int = 0
@@ -46,6 +49,7 @@ class TokenEvent:
 
     token_id: int
     finish_reason: FinishReason | None = None
+    logprobs: TokenLogprobs | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,11 +6,12 @@ For tests of the HTTP layer and for measuring what that layer costs by itself.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from weft.engine.request import FinishReason, SamplingParams
+from weft.engine.request import FinishReason, SamplingParams, TokenLogprobs
 from weft.serve.engine_client import (
     EngineLimits,
     EngineLostError,
@@ -111,4 +112,14 @@ class FakeEngine:
             reason: FinishReason | None = "stop" if stopped else "length" if full else None
             if reason:
                 del self._requests[number]
-            self._open.put(number, TokenEvent(token_id=token, finish_reason=reason))
+            logprobs = self._logprobs(token, request.sampling.logprobs)
+            event = TokenEvent(token_id=token, finish_reason=reason, logprobs=logprobs)
+            self._open.put(number, event)
+
+    def _logprobs(self, token: int, num_top: int | None) -> TokenLogprobs | None:
+        """The token itself and the ids after it, each half as likely as the one before."""
+        if num_top is None:
+            return None
+        ids = [(token + step) % self.limits.vocab_size for step in range(num_top)]
+        top = tuple((one, -math.log(2) * (place + 1)) for place, one in enumerate(ids))
+        return TokenLogprobs(logprob=-math.log(2), top=top)

@@ -12,6 +12,7 @@ from weft.engine.request import SamplingParams
 from weft.engine.tokenizer import Tokenizer
 from weft.serve.engine_client import EngineClient, TokenEvent, TokenStream
 from weft.serve.errors import ApiError
+from weft.serve.logprobs import ShownToken
 from weft.serve.metrics import Metrics
 from weft.serve.protocol import GenerationBody
 from weft.serve.text import GrowingText, StopStrings
@@ -30,6 +31,8 @@ class Piece:
     finish_reason: Finish | None = None
     token_ids: tuple[int, ...] = ()
     """The tokens of this step, a stop token included."""
+    shown: tuple[ShownToken, ...] = ()
+    """The tokens of the text with their log-probabilities, where they are wanted."""
 
 
 @dataclass(kw_only=True)
@@ -56,6 +59,7 @@ class Choice:
         if self.stops.hit:
             self.stream.abort()
             reason = "stop"
+        shown = self._shown(events[: len(ids)])
         finish: Finish | None = None if reason is None else "stop" if reason == "stop" else "length"
         return Piece(
             index=self.index,
@@ -63,6 +67,15 @@ class Choice:
             num_tokens=self.num_tokens,
             finish_reason=finish,
             token_ids=token_ids,
+            shown=shown,
+        )
+
+    def _shown(self, events: Sequence[TokenEvent]) -> tuple[ShownToken, ...]:
+        offsets = self.text.offsets[len(self.text.offsets) - len(events) :]
+        return tuple(
+            ShownToken(token_id=event.token_id, logprobs=event.logprobs, text_offset=offset)
+            for event, offset in zip(events, offsets, strict=True)
+            if event.logprobs is not None
         )
 
 
@@ -225,4 +238,5 @@ def _sampling(body: GenerationBody, max_tokens: int, copy: int) -> SamplingParam
         seed=None if body.seed is None else body.seed + copy,
         stop_token_ids=tuple(body.stop_token_ids or ()),
         ignore_eos=body.ignore_eos,
+        logprobs=body.num_logprobs,
     )

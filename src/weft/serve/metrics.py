@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import time
+from collections.abc import Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
 
 from weft.serve.engine_client import EngineClient
 
@@ -14,8 +16,25 @@ _PER_TOKEN_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.
 _WHOLE_S = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 120, 300)
 
 
-def _number(value: float | None) -> float:
-    return math.nan if value is None else float(value)
+class _CommunicationShare(Collector):
+    """A gauge that has no sample while nothing is measured."""
+
+    def __init__(self, engine: EngineClient) -> None:
+        self._engine = engine
+
+    def describe(self) -> Iterator[GaugeMetricFamily]:
+        yield GaugeMetricFamily(
+            "weft_engine_communication_share",
+            "Share of step time in collectives: on the CPU every 64th step is timed, on CUDA "
+            "only the steps of a profile (/start_profile); absent until one was",
+        )
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        share = self._engine.stats.communication_share
+        for family in self.describe():
+            if share is not None:
+                family.add_metric([], share)
+            yield family
 
 
 class Metrics:
@@ -54,11 +73,11 @@ class Metrics:
             ("waiting", "Requests in the queue"),
             ("steps", "Engine steps so far"),
             ("cache_use", "Share of the key-value cache in use"),
-            ("communication_share", "Share of step time in collectives, sampled"),
         ):
             self._gauge(name, help_text).set_function(
-                lambda name=name: _number(getattr(engine.stats, name))  # type: ignore[misc]
+                lambda name=name: float(getattr(engine.stats, name))  # type: ignore[misc]
             )
+        registry.register(_CommunicationShare(engine))
 
     def _gauge(self, name: str, help_text: str) -> Gauge:
         return Gauge(f"weft_engine_{name}", help_text, registry=self.registry)

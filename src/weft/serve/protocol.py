@@ -6,9 +6,11 @@ are accepted with the value that asks for nothing, and named in the error otherw
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from weft.engine.request import MOST_LOGPROBS
 
 MOST_CHOICES = 128
 MOST_STOPS = 16
@@ -37,8 +39,6 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "suffix": (None, ""),
     "tool_choice": (None, "none"),
     "tools": (None, []),
-    "logprobs": (None, False),
-    "top_logprobs": (None, 0),
     "audio": (None,),
     "modalities": (None, ["text"]),
     "prediction": (None,),
@@ -75,6 +75,7 @@ class GenerationBody(BaseModel):
     """What both requests share."""
 
     model_config = ConfigDict(extra="forbid")
+    neutral: ClassVar[dict[str, tuple[Any, ...]]] = _NEUTRAL
 
     model: Text
     max_tokens: Annotated[int, Field(ge=1)] | None = None
@@ -95,10 +96,10 @@ class GenerationBody(BaseModel):
     def _drop_neutral_fields(cls, value: Any) -> Any:
         if not isinstance(value, dict):
             return value
-        for name, neutral in _NEUTRAL.items():
+        for name, neutral in cls.neutral.items():
             if name in value and not any(_same(value[name], one) for one in neutral):
                 raise ValueError(f"{name} is not supported by this server; leave it out")
-        return {key: one for key, one in value.items() if key not in _NEUTRAL.keys() | _IGNORED}
+        return {key: one for key, one in value.items() if key not in cls.neutral.keys() | _IGNORED}
 
     @model_validator(mode="after")
     def _options_need_a_stream(self) -> Self:
@@ -118,9 +119,16 @@ class GenerationBody(BaseModel):
     def num_choices(self) -> int:
         return self.n or 1
 
+    @property
+    def num_logprobs(self) -> int | None:
+        """Likeliest tokens to name beside each sampled one; None: no log-probabilities."""
+        return None
+
 
 class CompletionBody(GenerationBody):
     """``POST /v1/completions``."""
+
+    neutral: ClassVar[dict[str, tuple[Any, ...]]] = _NEUTRAL | {"top_logprobs": (None, 0)}
 
     prompt: (
         Text
@@ -128,6 +136,11 @@ class CompletionBody(GenerationBody):
         | Annotated[list[Text], Field(min_length=1, max_length=MOST_CHOICES)]
         | Annotated[list[TokenIds], Field(min_length=1, max_length=MOST_CHOICES)]
     )
+    logprobs: Annotated[int, Field(ge=0, le=5, strict=True)] | None = None
+
+    @property
+    def num_logprobs(self) -> int | None:
+        return self.logprobs
 
 
 class TextPart(BaseModel):
@@ -162,6 +175,18 @@ class ChatBody(GenerationBody):
 
     messages: Annotated[list[Message], Field(min_length=1)]
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    logprobs: Annotated[bool, Field(strict=True)] | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS, strict=True)] | None = None
+
+    @model_validator(mode="after")
+    def _top_needs_logprobs(self) -> Self:
+        if self.top_logprobs and not self.logprobs:
+            raise ValueError("top_logprobs is only allowed when logprobs is true")
+        return self
+
+    @property
+    def num_logprobs(self) -> int | None:
+        return (self.top_logprobs or 0) if self.logprobs else None
 
 
 def _same(value: Any, neutral: Any) -> bool:

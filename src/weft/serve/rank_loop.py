@@ -17,7 +17,7 @@ from weft.engine.engine import Engine
 from weft.engine.request import Request
 from weft.errors import EnvironmentUnavailable, UserError
 from weft.serve.engine_client import EngineLimits, EngineStats, StepTimes
-from weft.serve.step_profile import StepProfile
+from weft.serve.step_profile import StepProfile, share_of
 from weft.serve.wire import (
     Abort,
     Command,
@@ -153,6 +153,7 @@ class _Loop:
             self._profile = StepProfile(self._engine, self._groups)
         elif not start and self._profile is not None:
             self._profiled, self._profile = self._profile.end(), None
+            self._share = share_of(self._profiled) or self._share
 
     def _step(self) -> list[Request]:
         self._steps += 1
@@ -162,7 +163,7 @@ class _Loop:
         return self._sampled_step()
 
     def _sampled_step(self) -> list[Request]:
-        """One step with every collective timed (on CUDA only launches could be)."""
+        """One step with every collective timed (on CUDA a graph has no calls to time)."""
         started_s = time.perf_counter()
         with self._groups.recording() as recorder:
             advanced = self._engine.step()
@@ -183,5 +184,12 @@ class _Loop:
             communication_share=self._share,
         )
         tokens = tuple((one.number, one.output[-1], one.finish_reason) for one in advanced)
+        logprobs = {one.number: one.logprobs[-1] for one in advanced if one.logprobs}
         profile, self._profiled = self._profiled, None
-        return StepDone(tokens=tokens, rejected=tuple(rejected), stats=stats, profile=profile)
+        return StepDone(
+            tokens=tokens,
+            rejected=tuple(rejected),
+            stats=stats,
+            logprobs=logprobs,
+            profile=profile,
+        )

@@ -231,7 +231,9 @@ class RemoteEngine:
         if done.profile is not None and replica.profile and not replica.profile.done():
             replica.profile.set_result(done.profile)
         for number, token, reason in done.tokens:
-            self._streams.put(number, TokenEvent(token_id=token, finish_reason=reason))
+            logprobs = done.logprobs.get(number)
+            event = TokenEvent(token_id=token, finish_reason=reason, logprobs=logprobs)
+            self._streams.put(number, event)
             if reason is not None:
                 self._forget(number)
         for rejected in done.rejected:

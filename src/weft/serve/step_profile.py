@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
 
 from weft.comm.groups import ProcessGroups
 from weft.comm.recorder import Recorder
@@ -13,12 +17,20 @@ from weft.serve.engine_client import StepTimes
 
 
 class StepProfile:
-    """Records from its making until ``end``. Steps run eagerly meanwhile."""
+    """Records from its making until ``end``. Steps run eagerly meanwhile.
+
+    On CUDA the device is waited for before and after each collective: a call returns at its
+    launch, and would be timed without its work.
+    """
 
     def __init__(self, engine: Engine, groups: ProcessGroups) -> None:
         self._engine = engine
         self._stack = ExitStack()
+        if groups.device.type == "cuda":
+            self._stack.enter_context(fenced(groups, torch.cuda.synchronize))
         self._recorder = self._stack.enter_context(groups.recording())
+        if groups.device.type == "cuda":
+            self._stack.enter_context(fenced(groups, torch.cuda.synchronize))
         engine.recorder = self._recorder
 
     def end(self) -> tuple[StepTimes, ...]:
@@ -26,6 +38,44 @@ class StepProfile:
         self._engine.recorder = None
         self._stack.close()
         return steps_of(self._recorder)
+
+
+@contextmanager
+def fenced(groups: ProcessGroups, wait: Callable[[], None]) -> Iterator[None]:
+    """``wait`` before and after every call of every group while the context is open."""
+    plain = [one.transport for one in groups.communicators]
+    for one in groups.communicators:
+        one.transport = _Fenced(one.transport, wait)
+    try:
+        yield
+    finally:
+        for one, transport in zip(groups.communicators, plain, strict=True):
+            one.transport = transport
+
+
+class _Fenced:
+    """A transport whose calls are done when they return."""
+
+    def __init__(self, inner: Any, wait: Callable[[], None]) -> None:
+        self._inner, self._wait = inner, wait
+
+    def __getattr__(self, name: str) -> Any:
+        call = getattr(self._inner, name)
+
+        def waited(*arguments: Any) -> Any:
+            self._wait()
+            result = call(*arguments)
+            self._wait()
+            return result
+
+        return waited
+
+
+def share_of(steps: Sequence[StepTimes]) -> float | None:
+    """Share of the steps' time inside collectives; None without steps."""
+    spent_s = sum(step.end_s - step.start_s for step in steps)
+    inside_s = sum(seconds for step in steps for seconds in step.in_calls_s.values())
+    return inside_s / spent_s if spent_s > 0 else None
 
 
 def steps_of(recorder: Recorder) -> tuple[StepTimes, ...]:

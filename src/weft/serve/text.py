@@ -37,6 +37,9 @@ class GrowingText:
         self._tokens: list[int] = []
         self._context = 0
         self._given = 0
+        self._length = 0
+        self.offsets: list[int] = []
+        """For each token the characters that were complete before it."""
 
     def add(self, tokens: Sequence[int], *, last: bool = False) -> str:
         """The characters that these tokens complete; all that is left if ``last``."""
@@ -45,6 +48,7 @@ class GrowingText:
 
     def _add_one(self, token: int) -> str:
         self._tokens.append(token)
+        self.offsets.append(self._length)
         num_pending = len(self._tokens) - self._given
         return self._give(hold_partial=num_pending < _LONGEST_CHARACTER_TOKENS)
 
@@ -54,6 +58,7 @@ class GrowingText:
         if hold_partial and after.endswith(_REPLACEMENT):
             return ""
         self._context, self._given = self._given, len(self._tokens)
+        self._length += len(after) - len(before)
         return after[len(before) :]
 
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
-from weft.engine.request import FinishReason, SamplingParams
+from weft.engine.request import FinishReason, SamplingParams, TokenLogprobs
 from weft.serve.engine_client import EngineLimits, EngineStats, StepTimes
 
 MEETING_VARIABLE: Final = "WEFT_SERVE_MEETING"
@@ -68,11 +68,15 @@ class Rejected:
 
 @dataclass(frozen=True, kw_only=True)
 class StepDone:
-    """One step's tokens (number, token id, finish reason); none: a sign of life."""
+    """One step's tokens (number, token id, finish reason); none: a sign of life.
+
+    ``logprobs`` of the requests that want them, by number.
+    """
 
     tokens: tuple[tuple[int, int, FinishReason | None], ...]
     rejected: tuple[Rejected, ...]
     stats: EngineStats
+    logprobs: dict[int, TokenLogprobs] = field(default_factory=dict)
     profile: tuple[StepTimes, ...] | None = None
 
 

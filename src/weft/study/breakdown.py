@@ -83,7 +83,7 @@ def breakdown(records: Sequence[RankRecord], layout: Layout) -> dict[Phase, Phas
 def waiting_s(records: Sequence[RankRecord], layout: Layout) -> dict[int, list[float]]:
     """Seconds that each call of each rank waited for others."""
     waits = {record.rank: [0.0] * len(record.calls) for record in records}
-    for calls in _together(records, layout):
+    for calls in meetings(records, layout):
         latest = max(call.start_s for _, _, call in calls)
         for rank, index, call in calls:
             if call.op != "send":
@@ -91,11 +91,11 @@ def waiting_s(records: Sequence[RankRecord], layout: Layout) -> dict[int, list[f
     return waits
 
 
-def _together(
+def meetings(
     records: Sequence[RankRecord], layout: Layout
 ) -> Iterable[list[tuple[int, int, TimedCall]]]:
     """Calls that belong together: of one collective, or a send and its receive."""
-    meetings: dict[tuple[object, ...], list[tuple[int, int, TimedCall]]] = defaultdict(list)
+    found: dict[tuple[object, ...], list[tuple[int, int, TimedCall]]] = defaultdict(list)
     for record in records:
         seen: dict[tuple[object, ...], int] = defaultdict(int)
         for index, call in enumerate(record.calls):
@@ -108,8 +108,8 @@ def _together(
                 key = (call.op, call.group, members)
             number = seen[key]
             seen[key] += 1
-            meetings[*key, number].append((record.rank, index, call))
-    return meetings.values()
+            found[*key, number].append((record.rank, index, call))
+    return found.values()
 
 
 def _add(

@@ -21,10 +21,10 @@ ALL_REDUCES: Final = ("library", "weft")
 
 @dataclass(frozen=True, kw_only=True)
 class ScalingPlan:
-    """What to run on this machine's CPU, with dummy weights.
+    """What to run on this machine, with dummy weights.
 
-    workloads: by name; all_reduces: ``library`` (gloo's own) and ``weft`` (our programs),
-    the latter only for layouts with tensor parallelism.
+    workloads: by name; all_reduces: ``library`` (gloo's or NCCL's own) and ``weft``, the
+    latter only for layouts with tensor parallelism; device: ``cpu`` or ``cuda``.
     """
 
     model: str
@@ -32,6 +32,7 @@ class ScalingPlan:
     workloads: dict[str, Workload]
     all_reduces: tuple[str, ...] = ALL_REDUCES
     engine: str = "weft"
+    device: str = "cpu"
 
     def check(self) -> None:
         """Raise UserError before anything is started."""
@@ -42,15 +43,9 @@ class ScalingPlan:
             for workload in self.workloads.values():
                 closed_form(load_spec(self.model), layout, workload, self.engine)
 
-    def runs(self) -> list[tuple[Layout, str, str]]:
-        """(layout, workload, all-reduce) of every run."""
-        return [
-            (layout, name, all_reduce)
-            for name in self.workloads
-            for layout in self.layouts
-            for all_reduce in self.all_reduces
-            if layout.tp > 1 or all_reduce == self.all_reduces[0]
-        ]
+    def all_reduces_of(self, layout: Layout) -> list[str]:
+        """What is compared on a layout: one where nothing is reduced."""
+        return list(self.all_reduces if layout.tp > 1 else self.all_reduces[:1])
 
 
 def run_scaling(plan: ScalingPlan, on_progress: Callable[[str], None]) -> dict[str, Any]:
@@ -58,34 +53,36 @@ def run_scaling(plan: ScalingPlan, on_progress: Callable[[str], None]) -> dict[s
 
     Its rows have one phase each: milliseconds a step of compute, communication, wait and
     idle (mean over the ranks), and the speed-up of the whole request over the first layout
-    with that workload.
+    with that workload. ``on_progress`` is called after each layout.
     """
     plan.check()
     rows: list[dict[str, Any]] = []
     first_ms: dict[str, float] = {}
-    for layout, name, all_reduce in plan.runs():
-        result = _run(plan, layout, plan.workloads[name], all_reduce)
-        first_ms.setdefault(name, result["e2e_ms"])
-        common = {
-            "workload": name,
-            "layout": layout.name,
-            "ranks": layout.world_size,
-            "all_reduce": all_reduce if layout.tp > 1 else "-",
-        }
-        speedup = {"speedup": first_ms[name] / result["e2e_ms"]}
-        rows += [common | phase | speedup for phase in result["phases"]]
-        on_progress(f"{layout.name} {name} {all_reduce}")
+    for layout in plan.layouts:
+        for result in _run(plan, layout):
+            name = result["workload"]
+            first_ms.setdefault(name, result["e2e_ms"])
+            common = {
+                "workload": name,
+                "layout": layout.name,
+                "ranks": layout.world_size,
+                "all_reduce": result["all_reduce"] if layout.tp > 1 else "-",
+                "e2e_ms": result["e2e_ms"],
+                "speedup": first_ms[name] / result["e2e_ms"],
+            }
+            rows += [common | phase for phase in result["phases"]]
+        on_progress(layout.name)
     return {
         "schema": SCHEMA,
         "model": plan.model,
         "engine": plan.engine,
-        "device": "cpu",
+        "device": plan.device,
         "workloads": {name: asdict(workload) for name, workload in plan.workloads.items()},
         "rows": rows,
     }
 
 
-def _run(plan: ScalingPlan, layout: Layout, workload: Workload, all_reduce: str) -> dict[str, Any]:
+def _run(plan: ScalingPlan, layout: Layout) -> list[dict[str, Any]]:
     from weft.launch.elastic import Launch, run_ranks
 
     with tempfile.TemporaryDirectory(prefix="weft-scaling-") as folder:
@@ -93,16 +90,17 @@ def _run(plan: ScalingPlan, layout: Layout, workload: Workload, all_reduce: str)
         content = {
             "model": plan.model,
             "layout": asdict(layout),
-            "workload": asdict(workload),
+            "workloads": {name: asdict(workload) for name, workload in plan.workloads.items()},
             "engine": plan.engine,
-            "all_reduce": "nccl" if all_reduce == "library" else all_reduce,
+            "device": plan.device,
+            "all_reduces": plan.all_reduces_of(layout),
             "output": str(output),
         }
         job.write_text(json.dumps(content), encoding="utf-8")
         worker = ["-m", "weft.study.scaling_worker", str(job)]
         run_ranks(worker, Launch(ranks_per_node=layout.world_size))
-        result: dict[str, Any] = json.loads(output.read_text(encoding="utf-8"))
-        return result
+        results: list[dict[str, Any]] = json.loads(output.read_text(encoding="utf-8"))
+        return results
 
 
 def write_figure(document: dict[str, Any], path: Path) -> None:

@@ -13,7 +13,6 @@ from typing import Any, Final
 
 from weft import __version__
 from weft.closed_form.schedule import closed_form
-from weft.report.rows import compared_rows
 from weft.study.published import ENGINE, PUBLISHED, WORKLOAD, PublishedEntry
 from weft.vocabulary.layout import Layout
 from weft.vocabulary.model_source import load_spec
@@ -66,6 +65,7 @@ def run_study(plan: StudyPlan, on_progress: Callable[[str], None]) -> dict[str, 
 
 
 def _study_layout(plan: StudyPlan, layout: Layout) -> dict[str, Any]:
+    from weft.report.rows import compared_rows
     from weft.tracing.dry_run import dry_run
 
     spec = load_spec(plan.model)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from weft.errors import EnvironmentUnavailable, FileFormatError
+from weft.errors import EnvironmentUnavailable, FileFormatError, UserError
 from weft.prediction.accelerator import (
     BUILTIN_ACCELERATORS,
     Accelerator,
@@ -25,6 +25,7 @@ from weft.prediction.calibrate_accelerator import (
     GPU_SIZES,
     Sizes,
     calibrate_accelerator,
+    doubts,
     fit_accelerator,
 )
 from weft.prediction.device_timer import DeviceTimer
@@ -182,6 +183,15 @@ def test_times_that_no_line_explains_still_make_a_positive_device() -> None:
     assert accelerator_from_json(accelerator_to_json(found)) == found
 
 
+def test_numbers_that_contradict_each_other_are_doubted() -> None:
+    device = load_accelerator("h200-sxm")
+    assert doubts(device) is None
+    fast = replace(device.attention_tflops, value=2000.0)
+    assert "attention at 2e+03" in str(doubts(replace(device, attention_tflops=fast)))
+    slow = replace(device.launch_us, value=900.0)
+    assert "a launch of 900" in str(doubts(replace(device, launch_us=slow)))
+
+
 def test_calibration_of_this_cpu_makes_a_usable_file(monkeypatch: pytest.MonkeyPatch) -> None:
     small = Sizes(
         streams=((64, 64), (128, 128), (256, 256)),
@@ -203,6 +213,9 @@ def test_calibration_of_this_cpu_makes_a_usable_file(monkeypatch: pytest.MonkeyP
 def test_a_missing_device_says_what_to_do() -> None:
     with pytest.raises(EnvironmentUnavailable, match="use --device cpu"):
         DeviceTimer("cuda:7")
+    for name in ("banana", "meta", "cuda:x"):
+        with pytest.raises(UserError, match="write cpu, cuda or cuda:1"):
+            DeviceTimer(name)
 
 
 PREDICTOR = "import weft.prediction.latency, weft.prediction.machines"

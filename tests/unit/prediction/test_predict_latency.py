@@ -259,6 +259,17 @@ def test_mistakes_name_the_fix() -> None:
         machine_named("vllm", "h200-sxm", weights="int3")
     with pytest.raises(LayoutError, match="does not divide"):
         predict(layout="tp3")
+    with pytest.raises(LayoutError, match="--ep must divide --tp 2"):
+        predict("qwen3-30b-a3b", "dp2xtp2xep4")
+    with pytest.raises(WorkloadError, match="131072 positions"):
+        predict(prompt=131072)
+
+
+def test_nodes_of_h200_have_a_network_of_their_own() -> None:
+    two = machine_named("vllm", "h200-sxm", nodes=2).fabric
+    assert two.inter.bandwidth_gb_s > 40
+    assert {table.nodes for table in two.tables} == {1}
+    assert machine_named("vllm", "h200-sxm", "h200-nvlink", nodes=2).fabric == H200.fabric
 
 
 def test_estimates_turn_around() -> None:

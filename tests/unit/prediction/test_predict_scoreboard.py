@@ -10,7 +10,7 @@ import pytest
 
 from weft.errors import EnvironmentUnavailable, FileFormatError, LayoutError
 from weft.prediction import silicon
-from weft.prediction.measured import h200_runs, published_runs
+from weft.prediction.measured import h200_runs, published_runs, weft_runs
 from weft.prediction.scale_study import scale_study, study_layout
 from weft.prediction.scoreboard import (
     TPOT,
@@ -63,7 +63,8 @@ def rows(tmp_path: Path) -> list[silicon.SiliconRow]:
         row(),
         row(tp_size="4.0", silicon_ttft_ms=101.0, silicon_tpot_ms=10.1),
         row(system="h100_sxm", tp_size="4.0", silicon_ttft_ms=96.0, silicon_tpot_ms=12.1),
-        row(backend="sglang"),
+        row(backend="trtllm"),
+        row(backend="sglang", system="h100_sxm"),
         row(mode="disagg"),
         row(model_path="deepseek-ai/DeepSeek-V3"),
     ]
@@ -92,6 +93,22 @@ def test_rows_beyond_the_device_are_set_apart(tmp_path: Path) -> None:
     found = silicon.read_rows(write(tmp_path / "s.csv", made))
     assert not found[0].is_possible
     assert "impossible" in summaries(score_silicon(found))[0].source
+
+
+def test_rows_that_contradict_the_others_are_only_compared(tmp_path: Path) -> None:
+    made = [row(), row(model_path="nvidia/Llama-3.1-8B-Instruct-FP8"), row(backend="sglang")]
+    found = silicon.read_rows(write(tmp_path / "s.csv", made))
+    assert [item.role for item in found] == ["test", "compared", "compared"]
+    assert summaries(score_silicon(found))[-3].source == "silicon llama-3.1-70b, sglang"
+    together = summaries(score_silicon(found))[-1]
+    assert (together.role, together.count) == ("all", 1)
+
+
+def test_nine_in_ten_measured_points_lie_inside_their_interval() -> None:
+    every = summaries(score_runs([*h200_runs(), *weft_runs(), *published_runs()]))
+    together = {item.quantity: item for item in every if item.role == "all"}
+    assert {item.count for item in together.values()} == {28}
+    assert all(item.inside >= 0.89 for item in together.values())
 
 
 def test_decisions_beside_the_trivial_rule(rows: list[silicon.SiliconRow]) -> None:

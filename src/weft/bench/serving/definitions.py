@@ -143,7 +143,7 @@ WEFT = Definition(
 VLLM = Definition(
     name="vllm",
     stated={
-        "t0": "when the request is sent",
+        "t0": "when the request is given to the HTTP client; connecting counts",
         "ttft": "t0 to the first chunk with choices, even role-only or empty",
         "tpot": "(E2E - TTFT) / (n - 1), one value a request of more than one token",
         "itl": "all gaps between chunks with choices, pooled",

@@ -11,6 +11,8 @@ block lies together.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import triton
 import triton.language as tl
@@ -192,6 +194,24 @@ def _decode_attention(
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """How the work is divided: parts of the context, tokens a turn, warps, pipeline stages."""
+
+    splits: int
+    tokens: int = 64
+    num_warps: int = 2
+    num_stages: int = 2
+
+    @classmethod
+    def of(cls, batch: int, num_kv_heads: int) -> Shape:
+        """Enough blocks to fill the GPU; measured on an H200 (docs/lab-log.md)."""
+        splits = max(1, min(32, BLOCKS // (batch * num_kv_heads)))
+        if batch <= 4:
+            return cls(splits=splits, tokens=32, num_warps=4)
+        return cls(splits=splits)
+
+
 class DecodeWorkspace:
     """Room for the parts of the context that are added up last; one for all layers."""
 
@@ -201,14 +221,10 @@ class DecodeWorkspace:
         self.num_kv_heads, self.head_dim = num_kv_heads, head_dim
         self.group = num_heads // num_kv_heads
         self.small_group = triton.next_power_of_2(self.group)
-        parts = max(self.splits(batch) * batch for batch in range(1, max_batch + 1))
+        parts = max(Shape.of(n, num_kv_heads).splits * n for n in range(1, max_batch + 1))
         size = parts * num_kv_heads * self.small_group * (head_dim + 2)
         self.partial = torch.empty(size, dtype=torch.float32, device=like.device)
         self.counters = torch.zeros(max_batch * num_kv_heads, dtype=torch.int32, device=like.device)
-
-    def splits(self, batch: int) -> int:
-        """Parts of the context for a batch: enough blocks to fill the GPU."""
-        return max(1, min(32, BLOCKS // (batch * self.num_kv_heads)))
 
 
 def decode_attention(
@@ -225,10 +241,7 @@ def decode_attention(
     norms: tuple[torch.Tensor, torch.Tensor] | None = None,
     eps: float = 0.0,
     window: int | None = None,
-    splits: int | None = None,
-    block_tokens: int | None = None,
-    num_warps: int = 4,
-    num_stages: int = 2,
+    shape: Shape | None = None,
 ) -> torch.Tensor:
     """Projections qkv [B, (H + 2 K) D] of one new token a sequence -> [B, H D].
 
@@ -240,16 +253,15 @@ def decode_attention(
     batch, num_kv_heads, head_dim = qkv.shape[0], workspace.num_kv_heads, workspace.head_dim
     num_heads = num_kv_heads * workspace.group
     out = qkv.new_empty((batch, num_heads * head_dim))
-    splits = splits or workspace.splits(batch)
-    block_tokens = block_tokens or (32 if batch <= 4 else 64)
+    shape = shape or Shape.of(batch, num_kv_heads)
     query_norm, key_norm = norms or (qkv, qkv)
-    _decode_attention[(splits, num_kv_heads, batch)](
+    _decode_attention[(shape.splits, num_kv_heads, batch)](
         qkv, cos_sin, query_norm, key_norm, keys, values, table, rows, lengths, out,
-        workspace.partial, workspace.counters, table.stride(0), eps, head_dim**-0.5, splits,
+        workspace.partial, workspace.counters, table.stride(0), eps, head_dim**-0.5, shape.splits,
         NUM_HEADS=num_heads, NUM_KV_HEADS=num_kv_heads, HALF=head_dim // 2,
         GROUP=workspace.group, BLOCK_GROUP=max(16, workspace.small_group),
-        SMALL_GROUP=workspace.small_group, BLOCK_SIZE=block_size, BLOCK_TOKENS=block_tokens,
-        WINDOW=window or 0, HAS_NORM=norms is not None, num_warps=num_warps,
-        num_stages=num_stages, **launch_options(qkv),
+        SMALL_GROUP=workspace.small_group, BLOCK_SIZE=block_size, BLOCK_TOKENS=shape.tokens,
+        WINDOW=window or 0, HAS_NORM=norms is not None,
+        num_warps=shape.num_warps, num_stages=shape.num_stages, **launch_options(qkv),
     )  # fmt: skip
     return out

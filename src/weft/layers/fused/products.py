@@ -11,7 +11,10 @@ import torch
 from torch.nn import functional as F
 
 from weft.layers.fused.elementwise import silu_mul
+from weft.layers.fused.language import dependent_launch
 from weft.layers.fused.skinny_linear import MAX_ROWS, LinearWorkspace, Tile, few_rows, one_row
+
+MULTIPROCESSORS = 132
 
 
 @cache
@@ -22,25 +25,26 @@ def tile_for(num_rows: int, n: int, k: int, *, gated: bool) -> Tile | None:
         return Tile(block_n=2, block_k=2048) if is_wide else Tile(block_n=4, block_k=1024)
     if num_rows > MAX_ROWS // 2 or n % 8 or k % 128 or k < 1024:
         return None
-    if gated:
-        is_large = n * k >= 7168 * 4096
-        return _split(64, 128, 1) if is_large else _split(64, 64, 2, stages=4)
     if n >= 20000:
-        return _split(128, 64, 1, stages=4)
-    return _split(64, 128, 2, stages=4) if k < 2048 else _of_block(n)
+        return Tile(block_n=128, block_k=64, num_stages=4)
+    return _one_block_a_multiprocessor(n, k, gated=gated) or _more_blocks(n, gated=gated)
 
 
-def _of_block(n: int) -> Tile | None:
-    """For the matrices of a layer, by their number of columns."""
+def _one_block_a_multiprocessor(n: int, k: int, *, gated: bool) -> Tile | None:
+    """64 columns a block and most of the shared memory for what is under way, where that fits."""
+    tiles = -(-n // 64)
+    splits = next((s for s in (1, 2, 4, 8) if 90 <= tiles * s <= MULTIPROCESSORS), None)
+    if splits is None or k // splits < 512:
+        return None
+    return Tile(block_n=64, block_k=128, splits=splits, num_stages=4 if gated else 6)
+
+
+def _more_blocks(n: int, *, gated: bool) -> Tile | None:
+    if gated:
+        return Tile(block_n=64, block_k=64, splits=1 if n > 8192 else 2, num_stages=4)
     if n < 3584:
-        return _split(32, 256, 8 if n <= 1536 else 4)
-    if n < 4608:
-        return _split(64, 256, 2)
-    return _split(128, 128, 2) if n >= 7168 else None
-
-
-def _split(block_n: int, block_k: int, splits: int, stages: int = 3) -> Tile:
-    return Tile(block_n=block_n, block_k=block_k, splits=splits, num_stages=stages)
+        return Tile(block_n=32, block_k=256, splits=8 if n <= 1536 else 4)
+    return Tile(block_n=128, block_k=128, splits=2) if n >= 7168 else None
 
 
 @cache
@@ -51,7 +55,7 @@ def workspace(device: torch.device) -> LinearWorkspace:
 
 def product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     """Rows x [M, K] with weight [N, K] -> [M, N]."""
-    tile = tile_for(len(x), *weight.shape, gated=False) if weight.is_contiguous() else None
+    tile = _tile(x, weight, len(weight), gated=False)
     if tile is None:
         return F.linear(x, weight, bias)
     if len(x) == 1:
@@ -61,9 +65,16 @@ def product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) ->
 
 def gated_product(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """Rows x [M, K] with weight [2 N, K] -> silu(x w_first) * (x w_second), [M, N]."""
-    tile = tile_for(len(x), weight.shape[0] // 2, weight.shape[1], gated=True)
+    tile = _tile(x, weight, len(weight) // 2, gated=True)
     if tile is None:
         return silu_mul(F.linear(x, weight))
     if len(x) == 1:
         return one_row(x, weight, gated=True, tile=tile)
     return few_rows(x, weight, workspace=workspace(x.device), gated=True, tile=tile)
+
+
+def _tile(x: torch.Tensor, weight: torch.Tensor, n: int, *, gated: bool) -> Tile | None:
+    """The rules hold where they were measured: Hopper and later, with its shared memory."""
+    if not weight.is_contiguous() or not dependent_launch(x.device.index):
+        return None
+    return tile_for(len(x), n, weight.shape[1], gated=gated)

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from triton.language.extra import cuda as tl_cuda
 
-from weft.layers.fused.language import launch_options, prefetch_row
+from weft.layers.fused.language import launch_options, prefetch_block
 
 
 @triton.jit
@@ -63,10 +63,16 @@ def _one_row(
 
 
 @triton.jit
-def _prefetch(w_ptr, columns, has_column, start, K: tl.constexpr):
+def _prefetch(
+    w_ptr, first_column, num_columns, start,
+    K: tl.constexpr, BLOCK_N: tl.constexpr, THREADS: tl.constexpr,
+):  # fmt: skip
     """Bring a block's first 512 bytes of each column into the L2 cache: weights never change."""
-    at = tl.where(has_column, columns.to(tl.int64) * K + min(start, K - 256), 0)
-    prefetch_row(w_ptr, at, 256)
+    PARTS: tl.constexpr = THREADS // BLOCK_N
+    columns = first_column + tl.arange(0, BLOCK_N)[:, None]
+    part = tl.arange(0, PARTS)[None, :] * (256 // PARTS)
+    at = columns.to(tl.int64) * K + min(start, K - 256) + part
+    prefetch_block(w_ptr, tl.where(columns < num_columns, at, 0), 256 // PARTS)
 
 
 @triton.jit(do_not_specialize=["num_rows"])
@@ -74,7 +80,7 @@ def _few_rows(
     x_ptr, w_ptr, bias_ptr, y_ptr, partial_ptr, counters_ptr, num_rows, num_columns,
     K: tl.constexpr, GATED: tl.constexpr, HAS_BIAS: tl.constexpr, SPLITS: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-    DEPENDENT: tl.constexpr,
+    THREADS: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     tile, split = tl.program_id(0), tl.program_id(1)
     rows = tl.arange(0, BLOCK_M)
@@ -89,10 +95,10 @@ def _few_rows(
     per_split: tl.constexpr = (K + BLOCK_K * SPLITS - 1) // (BLOCK_K * SPLITS) * BLOCK_K
     start = split * per_split
     if DEPENDENT:
-        tl_cuda.gdc_launch_dependents()
-        _prefetch(w_ptr, columns, has_column, start, K)
+        _prefetch(w_ptr, tile * BLOCK_N, num_columns, start, K, BLOCK_N, THREADS)
         if GATED:
-            _prefetch(w_ptr + num_columns.to(tl.int64) * K, columns, has_column, start, K)
+            up_ptr = w_ptr + num_columns.to(tl.int64) * K
+            _prefetch(up_ptr, tile * BLOCK_N, num_columns, start, K, BLOCK_N, THREADS)
         tl_cuda.gdc_wait()
     for k in range(start, min(start + per_split, K), BLOCK_K):
         has_inner = k + inner < K
@@ -103,6 +109,9 @@ def _few_rows(
         if GATED:
             up = tl.load(up_at + k, mask=mask, other=0.0, eviction_policy="evict_first")
             up_acc = tl.dot(up, x, up_acc)
+    if DEPENDENT:
+        # Not sooner: the next kernel's blocks would take the shared memory of ours.
+        tl_cuda.gdc_launch_dependents()
     if SPLITS > 1:
         size: tl.constexpr = BLOCK_N * BLOCK_M
         spot = tl.arange(0, BLOCK_N)[:, None] * BLOCK_M + rows[None, :]
@@ -195,7 +204,7 @@ def few_rows(
         x, weight, weight if bias is None else bias, y, workspace.partial, workspace.counters,
         num_rows, num_columns, K=weight.shape[1], GATED=gated, HAS_BIAS=bias is not None,
         SPLITS=tile.splits, BLOCK_M=block_m,
-        BLOCK_N=tile.block_n, BLOCK_K=tile.block_k, num_warps=tile.num_warps,
-        num_stages=tile.num_stages, **launch_options(x),
+        BLOCK_N=tile.block_n, BLOCK_K=tile.block_k,
+        THREADS=32 * tile.num_warps, num_warps=tile.num_warps, num_stages=tile.num_stages, **launch_options(x),
     )  # fmt: skip
     return y

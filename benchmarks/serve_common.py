@@ -1,0 +1,83 @@
+"""What the serving benchmarks share: a server of weft's own, the machine, the result file."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from weft import __version__
+from weft.fabric.fingerprint import describe, fingerprint
+
+START_S = 180
+
+
+def machine(*packages: str) -> dict[str, Any]:
+    """Machine and versions of what was measured."""
+    return {
+        "machine": describe(fingerprint()),
+        "system": platform.platform(),
+        "load_average_1_min": round(os.getloadavg()[0], 2),
+        "versions": {"python": platform.python_version(), "weft": __version__}
+        | {name: version(name) for name in packages},
+    }
+
+
+def write(path: Path | None, document: dict[str, Any]) -> None:
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n")
+
+
+def command() -> str:
+    return " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+
+
+@contextmanager
+def weft_server(*arguments: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """``weft serve`` with ``arguments`` on a free port, ready."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "weft", "serve", *arguments, "--port", "0"],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    url = process.stderr.readline().strip()
+    threading.Thread(target=_pass_on, args=(process,), daemon=True).start()
+    try:
+        wait_ready(url, "/ready", process)
+        yield url, process
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+def _pass_on(process: subprocess.Popen[str]) -> None:
+    assert process.stderr is not None
+    for line in process.stderr:
+        sys.stderr.write(line)
+
+
+def wait_ready(url: str, path: str, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + START_S
+    while True:
+        try:
+            with urllib.request.urlopen(url + path, timeout=5) as response:
+                if response.status == 200:
+                    return
+        except (urllib.error.URLError, ConnectionError, TimeoutError):
+            pass
+        if process.poll() is not None or time.monotonic() > deadline:
+            sys.exit(f"{url}: not ready within {START_S} s")
+        time.sleep(0.3)

@@ -1,0 +1,109 @@
+"""Log-probabilities of sampled tokens, for the requests that ask for them.
+
+A step without such a request never comes here: nothing is computed, moved or sent for it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+import torch
+
+from weft.comm.groups import ProcessGroups
+from weft.engine.batch import to_device
+from weft.engine.request import TokenLogprobs
+from weft.engine.scheduler import Chunk
+from weft.vocabulary.conventions import Conventions
+
+LEAST: Final = -9999.0
+"""What stands for a logarithm that is no finite number."""
+
+
+class LogprobReader:
+    """Reads them from each rank's part of the logits.
+
+    Shapes: N sampled sequences, R of them with log-probabilities, K the most that one of
+    them wants, v vocabulary size, t tensor-parallel degree.
+    """
+
+    def __init__(self, groups: ProcessGroups, conventions: Conventions, vocab_size: int) -> None:
+        self._tp, self._pp, self._device = groups.tp, groups.pp, groups.device
+        self._vocab_size = vocab_size
+        self._first_id = groups.tp.rank * conventions.logits_shard(vocab_size, groups.tp.size)
+
+    def read(
+        self, logits: torch.Tensor | None, ids: torch.Tensor, chunks: Sequence[Chunk]
+    ) -> torch.Tensor | None:
+        """Logits [N, ceil(v/t)] and sampled ids [N] -> [R, 1 + 2K] fp32 on every rank.
+
+        A row: the token's log-probability, K best ones, K ids. None where no request wants any.
+        Each rank of the last stage offers its sum, its part of the token and its K best.
+        """
+        rows = [row for row, chunk in enumerate(chunks) if _wanted(chunk) is not None]
+        if not rows:
+            return None
+        num_top = min(max(_wanted(chunks[row]) or 0 for row in rows), self._vocab_size)
+        if logits is None:
+            found = torch.empty(
+                (len(rows), 1 + 2 * num_top), dtype=torch.float32, device=self._device
+            )
+        else:
+            (index,) = to_device(self._device, np.array(rows))
+            found = self._joined(self._offer(logits[index].float(), ids[index], num_top), num_top)
+        return self._pp.broadcast(found, self._pp.size - 1, "logprobs")
+
+    def _offer(self, logits: torch.Tensor, ids: torch.Tensor, num_top: int) -> torch.Tensor:
+        """This rank's (log of its sum, the token's logit or -inf, K values, K ids) [R, 2 + 2K]."""
+        num_real = max(0, min(logits.shape[1], self._vocab_size - self._first_id))
+        logits[:, num_real:] = -math.inf
+        mine = ids - self._first_id
+        is_here = (mine >= 0) & (mine < num_real)
+        own = logits.gather(1, mine.clamp(0, logits.shape[1] - 1)[:, None])[:, 0]
+        own = own.masked_fill(~is_here, -math.inf)
+        num_offered = min(num_top, logits.shape[1])
+        values, places = logits.topk(num_offered, dim=1)
+        missing = (0, num_top - num_offered)
+        return torch.cat(
+            (
+                torch.stack((logits.logsumexp(1), own), dim=1),
+                torch.nn.functional.pad(values, missing, value=-math.inf),
+                torch.nn.functional.pad((places + self._first_id).float(), missing),
+            ),
+            dim=1,
+        )
+
+    def _joined(self, offer: torch.Tensor, num_top: int) -> torch.Tensor:
+        """Every rank's offer as one [R, 1 + 2K]; ids are exact in fp32 up to 2**24."""
+        every = self._tp.all_gather(offer, 0, "logprobs").view(self._tp.size, *offer.shape)
+        total = every[..., 0].logsumexp(0)
+        own = every[..., 1].amax(0) - total
+        values, ids = every[..., 2:].unflatten(2, (2, num_top)).permute(2, 1, 0, 3).flatten(2)
+        best, places = values.topk(num_top, dim=1)
+        return torch.cat((own[:, None], best - total[:, None], ids.gather(1, places)), dim=1)
+
+
+def book_logprobs(chunks: Sequence[Chunk], found: Sequence[Sequence[float]]) -> None:
+    """Give each request of ``chunks`` that wants them its row of ``read``."""
+    if not found:
+        return
+    wanting = [chunk for chunk in chunks if _wanted(chunk) is not None]
+    for chunk, row in zip(wanting, found, strict=True):
+        request, num_top = chunk.request, (len(row) - 1) // 2
+        if request.is_finished:
+            continue
+        values, ids = row[1 : 1 + num_top], row[1 + num_top :]
+        best = list(zip(map(int, ids), map(_finite, values), strict=True))
+        request.logprobs.append(
+            TokenLogprobs(logprob=_finite(row[0]), top=tuple(best[: _wanted(chunk)]))
+        )
+
+
+def _wanted(chunk: Chunk) -> int | None:
+    return chunk.request.sampling.logprobs
+
+
+def _finite(value: float) -> float:
+    return max(LEAST, value)

@@ -1,0 +1,56 @@
+"""Log-probabilities in the two forms of the OpenAI API."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from weft.engine.request import TokenLogprobs
+from weft.serve.token_text import TokenTexts
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShownToken:
+    """A sampled token of the answer with its log-probabilities."""
+
+    token_id: int
+    logprobs: TokenLogprobs
+    text_offset: int
+    """Characters of the tokens before it."""
+
+
+def completion_logprobs(tokens: Sequence[ShownToken], texts: TokenTexts) -> dict[str, Any]:
+    """``logprobs`` of a completion choice: four lists with one entry a token.
+
+    The sampled token is among its own likeliest ones, as OpenAI has it.
+    """
+    names = [texts[one.token_id].name for one in tokens]
+    return {
+        "tokens": names,
+        "token_logprobs": [one.logprobs.logprob for one in tokens],
+        "top_logprobs": [
+            {texts[token].name: value for token, value in one.logprobs.top}
+            | {name: one.logprobs.logprob}
+            for name, one in zip(names, tokens, strict=True)
+        ],
+        "text_offset": [one.text_offset for one in tokens],
+    }
+
+
+def chat_logprobs(tokens: Sequence[ShownToken], texts: TokenTexts) -> dict[str, Any]:
+    """``logprobs`` of a chat choice."""
+    return {
+        "content": [
+            _chat_token(one.token_id, one.logprobs.logprob, texts)
+            | {"top_logprobs": [_chat_token(*pair, texts) for pair in one.logprobs.top]}
+            for one in tokens
+        ],
+        "refusal": None,
+    }
+
+
+def _chat_token(token: int, logprob: float, texts: TokenTexts) -> dict[str, Any]:
+    text = texts[token]
+    data = None if text.data is None else list(text.data)
+    return {"token": text.name, "logprob": logprob, "bytes": data}

@@ -1,0 +1,91 @@
+"""weft's own measured runs: the fit, and the rows that the fit never saw."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import replace
+
+import pytest
+
+from weft.prediction.fitting import PRIORS, fit, leave_one_out
+from weft.prediction.latency import predict_latency
+from weft.prediction.machines import machine_named, machine_of_run
+from weft.prediction.measured import MeasuredRun, weft_runs, weft_tables
+from weft.prediction.scoreboard import TPOT, TTFT, score_runs
+from weft.vocabulary.layout import Layout
+from weft.vocabulary.model_source import load_spec
+from weft.vocabulary.workload import Workload
+
+H200 = machine_named("weft", "h200-sxm")
+SPEC = load_spec("llama-3.1-8b")
+
+
+def rows(role: str) -> list[MeasuredRun]:
+    return [run for run in weft_runs() if run.role == role]
+
+
+def test_only_tp1_and_tp2_of_the_small_model_are_fitted() -> None:
+    assert {(run.model, run.layout.name) for run in rows("fitted")} == {
+        ("llama-3.1-8b", "1"),
+        ("llama-3.1-8b", "tp2"),
+    }
+    unseen = {(run.model, run.layout.name, run.all_reduce) for run in rows("test")}
+    assert ("llama-3.1-70b", "tp4", None) in unseen
+    assert ("llama-3.1-8b", "pp2", None) in unseen
+    assert ("llama-3.1-8b", "tp4", "nccl") in unseen
+
+
+def test_the_shipped_constants_are_the_fit_to_the_rows() -> None:
+    fitted = fit(H200, rows("fitted"))
+    for prior in PRIORS["weft"]:
+        shipped = getattr(H200.profile, prior.field)
+        assert shipped.origin == "fitted"
+        assert getattr(fitted.profile, prior.field).value == pytest.approx(shipped.value, rel=0.02)
+
+
+@pytest.mark.parametrize(("quantity", "limit"), [(TPOT, 0.05), (TTFT, 0.12)])
+def test_unseen_layouts_and_models_keep_the_limits(quantity: str, limit: float) -> None:
+    scores = [item for item in score_runs(rows("test")) if item.quantity == quantity]
+    assert len(scores) == 13
+    assert statistics.mean(abs(score.error) for score in scores) <= limit
+
+
+def test_a_row_that_the_fit_never_saw_is_predicted_as_well() -> None:
+    errors = leave_one_out(H200, rows("fitted"))
+    assert statistics.mean(abs(ttft) for ttft, _ in errors) <= 0.05
+    assert statistics.mean(abs(tpot) for _, tpot in errors) <= 0.04
+
+
+def test_a_run_with_another_all_reduce_is_predicted_with_it() -> None:
+    run = next(run for run in weft_runs() if run.all_reduce == "nccl")
+    prediction = predict_latency(SPEC, run.layout, run.workload, machine_of_run(run))
+    used = {item.algorithm for item in prediction.decode.collectives if item.op == "all_reduce"}
+    assert used == {"nccl"}
+    assert "nccl" in run.name
+
+
+def test_weft_uses_its_measured_kernels_where_they_were_measured() -> None:
+    load = Workload(prompt_tokens=128, decode_tokens=2, batch=1)
+    tp4 = Layout.parse("tp4")
+    own = predict_latency(SPEC, tp4, load, H200).decode
+    assert {i.algorithm for i in own.collectives if i.op == "all_reduce"} == {"weft_fused"}
+    assert weft_tables("a100-slingshot11") == ()
+    elsewhere = predict_latency(SPEC, tp4, load, machine_named("weft", "a100-80g")).decode
+    assert "weft_fused" not in {item.algorithm for item in elsewhere.collectives}
+
+
+def test_stages_that_launch_early_share_the_hosts_time() -> None:
+    load = Workload(prompt_tokens=128, decode_tokens=2, batch=1)
+    pp2 = Layout.parse("pp2")
+    waiting = replace(H200, profile=replace(H200.profile, early_launch=False))
+    early = predict_latency(SPEC, pp2, load, H200).ttft_ms.value
+    late = predict_latency(SPEC, pp2, load, waiting).ttft_ms.value
+    assert early < 0.85 * late
+
+
+def test_one_row_is_cheaper_than_two_by_more_than_its_bytes() -> None:
+    def tpot_ms(batch: int) -> float:
+        load = Workload(prompt_tokens=128, decode_tokens=2, batch=batch)
+        return predict_latency(SPEC, Layout(), load, H200).tpot_ms.value
+
+    assert tpot_ms(2) - tpot_ms(1) > 5 * (tpot_ms(3) - tpot_ms(2))
