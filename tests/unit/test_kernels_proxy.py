@@ -6,8 +6,8 @@ import json
 import mmap
 import os
 import random
+import signal
 import socket
-import struct
 import subprocess
 import sys
 import time
@@ -15,7 +15,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from weft.kernels.host_proxy import Lane, Layout, part_size, ready_run
+from weft.kernels.host_proxy import Lane, Layout, pack_shape, part_size, ready_run, unpack_shape
 
 LAYOUT = Layout(nodes=2, part_bytes=256 << 10)
 
@@ -36,9 +36,9 @@ class Node:
         self.memory = memoryview(mmap.mmap(self.file, LAYOUT.num_bytes))
 
     def push(self, call: int, data: bytes, chunk: int, rng: random.Random) -> None:
-        """Announce the shape, then complete the chunks in any order."""
+        """Announce the call, then complete the chunks in any order."""
         parity, part = call & 1, len(data) // 16
-        struct.pack_into("<III", self.memory, LAYOUT.shape + 16 * parity, part, chunk, call)
+        self.announce(call, part, chunk)
         order = list(range(-(-part // chunk)))
         rng.shuffle(order)
         begin = LAYOUT.outbox + parity * LAYOUT.part_bytes
@@ -47,6 +47,10 @@ class Node:
             at = begin + index * chunk * 16
             self.memory[at : at + len(piece)] = piece
             self.memory[LAYOUT.out_flags + parity * LAYOUT.max_chunks + index] = 1
+
+    def announce(self, call: int, part: int, chunk: int) -> None:
+        words = self.memory[LAYOUT.shape : LAYOUT.shape + 16].cast("Q")
+        words[call & 1] = pack_shape(part, chunk, call)
 
     def pull(self, call: int, size: int, chunk: int) -> bytes:
         """Wait for all chunks of the other node and put the flags back."""
@@ -61,17 +65,34 @@ class Node:
         return bytes(self.memory[at : at + size])
 
 
+class Nodes(list[Node]):
+    """Two nodes with running proxies."""
+
+    def __init__(self, lanes: int) -> None:
+        super().__init__([Node(0), Node(1)])
+        self.processes: dict[tuple[str, int, int], subprocess.Popen[bytes]] = {}
+        for lane in range(lanes):
+            links = [connected(), connected()]  # [i]: from node i
+            for i in range(2):
+                for role, link in (("send", links[i][0]), ("receive", links[1 - i][1])):
+                    share = Lane(index=lane, count=lanes)
+                    self.processes[role, i, lane] = start(self[i], role, link, share)
+            for link in (*links[0], *links[1]):
+                link.close()
+
+    def exchange(self, call: int, part: int, chunk: int, rng: random.Random) -> None:
+        data = [rng.randbytes(part * 16) for _ in self]
+        for node in self:
+            node.push(call, data[node.node], chunk, rng)
+        for node in self:
+            assert node.pull(call, part * 16, chunk) == data[1 - node.node]
+
+
 @pytest.fixture(params=[1, 2])
-def nodes(request: pytest.FixtureRequest) -> Iterator[list[Node]]:
-    """Two nodes with running proxies; the parameter is the number of lanes."""
-    pair, processes = [Node(0), Node(1)], []
-    for lane in range(request.param):
-        links = [connected(), connected()]  # [i]: from node i
-        for i in range(2):
-            for role, link in (("send", links[i][0]), ("receive", links[1 - i][1])):
-                processes.append(start(pair[i], role, link, Lane(index=lane, count=request.param)))
-        for link in (*links[0], *links[1]):
-            link.close()
+def nodes(request: pytest.FixtureRequest) -> Iterator[Nodes]:
+    """The parameter is the number of lanes."""
+    pair = Nodes(request.param)
+    processes = pair.processes.values()
     yield pair
     for node in pair:
         node.memory[LAYOUT.stop] = 1
@@ -92,16 +113,37 @@ def start(node: Node, role: str, link: socket.socket, lane: Lane) -> subprocess.
     return subprocess.Popen(command, pass_fds=(node.file, link.fileno()))
 
 
-def test_parts_arrive_whole_whatever_the_order_of_their_chunks(nodes: list[Node]) -> None:
+def test_parts_arrive_whole_whatever_the_order_of_their_chunks(nodes: Nodes) -> None:
     rng = random.Random(5)
-    for call in range(1, 25):
+    for call in range(1, 60):
         chunk = rng.choice((32, 64, 256))
         part = rng.choice((1, chunk - 1, chunk, chunk + 1, rng.randint(1, 16000)))
-        data = [rng.randbytes(part * 16) for _ in nodes]
-        for node in nodes:
-            node.push(call, data[node.node], chunk, rng)
-        for node in nodes:
-            assert node.pull(call, part * 16, chunk) == data[1 - node.node]
+        nodes.exchange(call, part, chunk, rng)
+        if call % 20 == 0:
+            time.sleep(0.03)  # the proxies pause
+
+
+@pytest.mark.parametrize("missed", [1, 2, 3, 4])
+@pytest.mark.parametrize("nodes", [2], indirect=True)
+def test_a_lane_may_miss_calls_of_which_it_has_no_share(nodes: Nodes, missed: int) -> None:
+    rng = random.Random(missed)
+    nodes.exchange(1, 4 * 32, 32, rng)
+    idle = [nodes.processes["send", i, 0] for i in range(2)]
+    for process in idle:
+        process.send_signal(signal.SIGSTOP)
+    for call in range(2, 2 + missed):
+        nodes.exchange(call, 32, 32, rng)  # one chunk, of the other lane
+    for process in idle:
+        process.send_signal(signal.SIGCONT)
+    time.sleep(0.05)
+    for call in range(2 + missed, 6 + missed):
+        nodes.exchange(call, 4 * 32, 32, rng)
+
+
+@pytest.mark.parametrize("shape", [(1, 32, 1), (131072, 512, 2**32 - 2), (2**26 - 1, 1024, 7)])
+def test_a_shape_fits_its_word(shape: tuple[int, int, int]) -> None:
+    assert unpack_shape(pack_shape(*shape)) == shape
+    assert pack_shape(*shape) < 2**64
 
 
 def test_a_run_stops_at_the_first_gap() -> None:
@@ -116,13 +158,13 @@ def test_the_last_chunk_may_be_short() -> None:
 
 
 def test_the_parts_of_the_layout_do_not_overlap() -> None:
-    marks = (LAYOUT.shape + 32, LAYOUT.out_flags, LAYOUT.in_flags, LAYOUT.outbox, LAYOUT.inbox)
+    marks = (LAYOUT.shape + 16, LAYOUT.out_flags, LAYOUT.in_flags, LAYOUT.outbox, LAYOUT.inbox)
     assert list(marks) == sorted(marks)
     assert LAYOUT.outbox % 4096 == 0
 
 
-def test_a_rank_that_waits_itself_says_that_it_is_there(nodes: list[Node]) -> None:
-    struct.pack_into("<III", nodes[0].memory, LAYOUT.shape + 16, 64, 32, 1)  # epoch 1, no chunks
+def test_a_rank_that_waits_itself_says_that_it_is_there(nodes: Nodes) -> None:
+    nodes[0].announce(1, 64, 32)  # and no chunk follows
     end = time.monotonic() + 10
     while nodes[1].memory[LAYOUT.entered] != 1:  # of node 0
         assert time.monotonic() < end

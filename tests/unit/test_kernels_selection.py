@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from weft.errors import UserError
 from weft.kernels import selection
-from weft.kernels.selection import Topology, capacity, choose
+from weft.kernels.selection import Topology, Variant, capacity, choose
 
 TOPOLOGIES = st.sampled_from(
     [
@@ -54,6 +54,26 @@ def test_launch_shapes_are_launchable(topology: Topology, size: int) -> None:
         )
         assert rule.variant.threads <= (1024 if rule.variant.algorithm == "one_shot" else limit)
         assert rule.variant.threads % 32 == 0
+
+
+@pytest.mark.parametrize("nodes", [2, 4])
+@pytest.mark.parametrize("variant", [(64, 264), (512, 132), (512, 264), (128, 64)])
+def test_over_tcp_a_block_has_one_chunk(nodes: int, variant: tuple[int, int]) -> None:
+    topology = Topology(num_ranks=4, nodes=nodes, transport="tcp")
+    threads, blocks = variant
+    shape = Variant(algorithm="hierarchical_host", threads=threads, max_blocks=blocks)
+    piece = topology.launch_bytes(shape)
+    assert piece % 16 == 0
+    sharing = topology.sharing(shape.algorithm)
+    assert shape.blocks(piece, sharing) * threads * 16 * sharing >= piece
+    assert topology.needs(shape.algorithm, piece) <= capacity(topology, 64 << 20)
+
+
+def test_over_tcp_the_mailboxes_hold_one_piece_and_auto_takes_every_size() -> None:
+    topology = Topology(num_ranks=4, nodes=2, transport="tcp")
+    assert capacity(topology, 64 << 20) < 5 << 20
+    assert choose(topology, 64 << 20, "auto", capacity(topology, 64 << 20)) is not None
+    assert choose(topology, 2 << 20, "auto", capacity(topology, 1 << 20)) is None
 
 
 def test_backend_is_asked_for_by_name_and_beyond_the_table() -> None:

@@ -6,6 +6,7 @@ and the library's own on two, four and all GPUs of this machine, in captured gra
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -219,11 +220,27 @@ def _tables(
             nodes=group.nodes,
             dtype=dtype,
             bytes=tuple(row.bytes for row in of_kind),
-            latency_us=tuple(round(row.median_us, 2) for row in of_kind),
+            latency_us=_never_falling([row.median_us for row in of_kind]),
             source=source,
         )
         for (algorithm, dtype), of_kind in kept.items()
     ]
+
+
+def _never_falling(values_us: Sequence[float]) -> tuple[float, ...]:
+    """The nearest times (geometric means of neighbours) that do not fall as messages grow.
+
+    A larger message is never faster: where the medians say so, they are noise. Pool adjacent
+    violators (Barlow et al., Statistical Inference under Order Restrictions, 1972).
+    """
+    pools: list[list[float]] = []
+    for value in values_us:
+        pools.append([math.log(value)])
+        while len(pools) > 1 and statistics.fmean(pools[-2]) > statistics.fmean(pools[-1]):
+            last = pools.pop()
+            pools[-1] += last
+    means = (round(math.exp(statistics.fmean(pool)), 2) for pool in pools for _ in pool)
+    return tuple(means)
 
 
 def _error(fabric: Fabric, group: _Group, row: Measurement) -> list[float]:

@@ -108,8 +108,12 @@ class DeviceAllReduce:
         if plan is None:
             return self._backend(tensor, out)
         source, target, count = plan.kernel.arguments[-3:]
-        source.value, target.value, count.value = tensor.data_ptr(), out.data_ptr(), key[0]
-        plan.kernel.launch(plan.blocks, plan.threads, self.enter())
+        item = tensor.element_size()
+        for first in range(0, key[0], plan.piece):
+            source.value = tensor.data_ptr() + first * item
+            target.value = out.data_ptr() + first * item
+            count.value = min(plan.piece, key[0] - first)
+            plan.kernel.launch(plan.blocks, plan.threads, self.enter())
         return out
 
     def all_reduce_residual_rms_norm(
@@ -229,7 +233,9 @@ class DeviceAllReduce:
         arguments: list[Any] = self._end.arguments(name)
         arguments += [ctypes.c_uint64(), ctypes.c_uint64(), ctypes.c_uint64()]
         kernel = self.kernel(modules.source_of(name), name, dtype, arguments)
-        return Plan(kernel, variant.blocks(num_bytes, self.topology.sharing(name)), variant.threads)
+        piece = min(num_bytes, self.topology.launch_bytes(variant))
+        blocks = variant.blocks(piece, self.topology.sharing(name))
+        return Plan(kernel, blocks, variant.threads, piece // dtype.itemsize)
 
     def use_variant(self, variant: Variant, dtype: torch.dtype, num_elements: int) -> None:
         """Make "auto" use ``variant`` for this size (how the tuner tries variants)."""
@@ -248,14 +254,15 @@ class DeviceAllReduce:
 
 
 class Plan:
-    """A kernel with its launch shape."""
+    """A kernel with its launch shape and the most elements that one launch sums."""
 
-    __slots__ = ("blocks", "kernel", "threads")
+    __slots__ = ("blocks", "kernel", "piece", "threads")
 
-    def __init__(self, kernel: Kernel, blocks: int, threads: int) -> None:
+    def __init__(self, kernel: Kernel, blocks: int, threads: int, piece: int) -> None:
         self.kernel = kernel
         self.blocks = blocks
         self.threads = threads
+        self.piece = piece
 
 
 def require(tensor: torch.Tensor, device: torch.device) -> None:

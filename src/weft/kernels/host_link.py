@@ -58,7 +58,8 @@ class HostLink:
         """Collective: connects the ranks of the same place on all nodes."""
         rank = dist.get_rank(group)
         node, place = divmod(rank, topology.ranks_per_node)
-        part_bytes = -(-num_vectors(max_bytes) // topology.ranks_per_node) * 16
+        most = min(max_bytes, topology.piece_bytes)
+        part_bytes = -(-num_vectors(most) // topology.ranks_per_node) * 16
         self.layout = Layout(nodes=topology.nodes, part_bytes=-(-part_bytes // 4096) * 4096)
         self._processes: list[subprocess.Popen[bytes]] = []
         self._file = os.memfd_create("weft-host-link")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import mmap
 import os
+import select
 import signal
 import socket
 import struct
@@ -23,11 +24,14 @@ from functools import partial
 HEADER = struct.Struct("<IIIII")  # parity, first chunk, vectors: of the part, of a chunk; bytes
 VECTOR_BYTES = 16
 MIN_CHUNK_VECTORS = 32
+PART_BITS = 26  # of a shape word: epoch (32 bits), chunk / MIN_CHUNK_VECTORS (6), part
 MAX_SEND_BYTES = 256 << 10
 SOCKET_BUFFER_BYTES = 4 << 20
+STAGING_BYTES = 16 << 10  # a message up to this size takes one system call
 LATE_S = 0.05  # without a chunk for so long, a rank says that it is there and waits itself
-SPIN_S = 2.0  # after the last chunk, before the proxy starts to sleep between looks
-
+SPIN_S = 0.002  # after the last chunk, before a proxy pauses between looks
+MAX_PAUSE_S = 0.0005  # of a sender; nothing wakes it
+MAX_WAIT_MS = 50  # of a receiver; what comes wakes it
 
 FOREVER = float("inf")
 
@@ -80,32 +84,57 @@ class Lane:
 
 
 class Proxy:
-    """The shared memory, and when to give up."""
+    """The shared memory, how to wait, and when to give up."""
 
-    def __init__(self, layout: Layout, memory: memoryview, parent: int) -> None:
+    def __init__(
+        self,
+        layout: Layout,
+        memory: memoryview,
+        parent: int,
+        pause: Callable[[float], object] = time.sleep,
+    ) -> None:
+        """pause: rest for at most so many seconds."""
         self.layout = layout
         self.memory = memory
         self._parent = parent
-        self._busy_until = time.monotonic() + SPIN_S
+        self._pause = pause
+        self._moved = time.monotonic()
 
     def until(self, ready: Callable[[], bool], end: float = FOREVER) -> bool:
-        """Look until ``ready()`` or ``end``; False when the communicator is closed or gone."""
-        looks = 0
+        """Look until ``ready()`` or ``end``; False when the communicator is closed or gone.
+
+        Where nothing has moved for SPIN_S, a sixteenth of that time lies between two looks: a
+        call comes late by no more than that part of the gap before it.
+        """
+        looks, awake = 0, True
         while not ready():
             looks += 1
-            if looks % 256 == 0:
-                if self.memory[self.layout.stop] or os.getppid() != self._parent:
-                    return False
-                now = time.monotonic()
-                if now > end:
-                    return True
-                if now > self._busy_until:
-                    time.sleep(0.0002)
+            if awake and looks % 64:
+                continue
+            if self.memory[self.layout.stop] or os.getppid() != self._parent:
+                return False
+            now = time.monotonic()
+            if now > end:
+                return True
+            awake = now - self._moved < SPIN_S
+            if not awake:
+                self._pause(min((now - self._moved) / 16, MAX_PAUSE_S))
         return True
 
     def worked(self) -> None:
         """Something moved: stay awake for the next."""
-        self._busy_until = time.monotonic() + SPIN_S
+        self._moved = time.monotonic()
+
+
+def pack_shape(part: int, chunk: int, epoch: int) -> int:
+    """The word by which a kernel announces a call; part, chunk: in vectors."""
+    return epoch << 32 | chunk // MIN_CHUNK_VECTORS << PART_BITS | part
+
+
+def unpack_shape(word: int) -> tuple[int, int, int]:
+    """(part, chunk, epoch) of pack_shape."""
+    low = word & 0xFFFFFFFF
+    return low & (1 << PART_BITS) - 1, (low >> PART_BITS) * MIN_CHUNK_VECTORS, word >> 32
 
 
 def ready_run(flags: memoryview, first: int, total: int) -> int:
@@ -115,16 +144,24 @@ def ready_run(flags: memoryview, first: int, total: int) -> int:
 
 
 def send_calls(proxy: Proxy, links: list[socket.socket], lane: Lane) -> None:
-    """Send this lane's share of one call after the other to all other nodes."""
-    memory, shapes = proxy.memory, proxy.layout.shape
-    parity, seen = 1, [0, 0]
-    while proxy.until(partial(_has_changed, memory, shapes + 16 * parity + 8, seen[parity])):
-        part, chunk, seen[parity] = struct.unpack_from("<III", memory, shapes + 16 * parity)
-        for header, data in _runs(proxy, parity, (part, chunk, seen[parity]), lane):
+    """Send this lane's share of one call after the other to all other nodes.
+
+    Calls of which the lane has no share wait for nobody here: it may find that any number of
+    them have come and gone. A call of which it has one stays until the lane has sent it.
+    """
+    at, seen = proxy.layout.shape, [0, 0]
+    words = proxy.memory[at : at + 16].cast("Q")
+
+    def announced() -> bool:
+        return words[0] != seen[0] or words[1] != seen[1]
+
+    while proxy.until(announced):
+        parity = int(words[0] == seen[0])
+        seen[parity] = words[parity]
+        for header, data in _runs(proxy, parity, unpack_shape(seen[parity]), lane):
             for link in links:
                 send_all(link, header, data)
             proxy.worked()
-        parity ^= 1
 
 
 def _runs(
@@ -156,10 +193,6 @@ def _runs(
         first += count
 
 
-def _has_changed(memory: memoryview, at: int, seen: int) -> bool:
-    return int.from_bytes(memory[at : at + 4], "little") != seen
-
-
 def _is_set(flags: memoryview, chunk: int) -> bool:
     return flags[chunk] != 0
 
@@ -181,48 +214,76 @@ def send_all(link: socket.socket, header: bytes, data: memoryview) -> None:
 
 def receive_calls(proxy: Proxy, node: int, link: socket.socket) -> None:
     """Put what ``node`` sends where the kernel looks for it."""
-    layout, memory = proxy.layout, proxy.memory
-    header = bytearray(HEADER.size)
-    while receive(proxy, link, memoryview(header)):
-        parity, first, _, chunk, size = HEADER.unpack_from(header)
+    staging, held = memoryview(bytearray(STAGING_BYTES)), 0
+    while got := receive(proxy, link, staging[held:]):
+        held, start = held + got, 0
+        while held - start >= HEADER.size:
+            message = Message(proxy, node, staging[start : start + HEADER.size])
+            start += HEADER.size
+            here = min(held - start, len(message.target))
+            message.target[:here] = staging[start : start + here]
+            start += here
+            message.arrived(here)
+            while message.got < len(message.target):
+                count = receive(proxy, link, message.target[message.got :])
+                if count == 0:
+                    return
+                message.arrived(count)
+        held -= start
+        staging[:held] = bytes(staging[start : start + held])
+
+
+class Message:
+    """A run of chunks on its way into the inbox, or the news of an epoch."""
+
+    def __init__(self, proxy: Proxy, node: int, header: memoryview) -> None:
+        layout, memory = proxy.layout, proxy.memory
+        parity, first, _, chunk, size = HEADER.unpack(header)
         if size == 0:
             memory[layout.entered + 4 * node :][:4] = first.to_bytes(4, "little")
-            continue
         box = parity * layout.nodes + node
         begin = layout.inbox + box * layout.part_bytes + first * chunk * VECTOR_BYTES
         flag = layout.in_flags + box * layout.max_chunks + first
-        flags = memory[flag : flag + -(-size // (chunk * VECTOR_BYTES))]
-        if not receive(proxy, link, memory[begin : begin + size], flags, chunk * VECTOR_BYTES):
-            return
-        proxy.worked()
+        self._chunk_bytes = chunk * VECTOR_BYTES
+        self._flags = memory[flag : flag + -(-size // self._chunk_bytes)]
+        self._marked = 0
+        self.target = memory[begin : begin + size]
+        self.got = 0
+
+    def arrived(self, count: int) -> None:
+        """``count`` more bytes are in the target: set the flag of every chunk that is whole."""
+        self.got += count
+        whole = self.got // self._chunk_bytes
+        if self.got == len(self.target):
+            whole = len(self._flags)
+        self._flags[self._marked : whole] = b"\1" * (whole - self._marked)
+        self._marked = whole
 
 
-def receive(
-    proxy: Proxy,
-    link: socket.socket,
-    target: memoryview,
-    flags: memoryview | None = None,
-    chunk_bytes: int = 1,
-) -> bool:
-    """Fill ``target``, setting a flag for every whole chunk; False when nothing more comes."""
-    got = marked = 0
+def receive(proxy: Proxy, link: socket.socket, target: memoryview) -> int:
+    """Bytes that have come into ``target``, at least one; 0 when nothing more comes."""
+    count = 0
 
-    def progress() -> bool:
-        nonlocal got, marked
+    def come() -> bool:
+        nonlocal count
         try:
-            count = link.recv_into(target[got:], 0, socket.MSG_DONTWAIT)
+            count = link.recv_into(target, 0, socket.MSG_DONTWAIT)
         except BlockingIOError:
             return False
         if count == 0:
             raise ConnectionError("the other node has gone")
-        got += count
-        if flags is not None:
-            whole = len(flags) if got == len(target) else got // chunk_bytes
-            flags[marked:whole] = b"\1" * (whole - marked)
-            marked = whole
-        return got == len(target)
+        return True
 
-    return proxy.until(progress)
+    proxy.until(come)
+    proxy.worked()
+    return count
+
+
+def wait_for(link: socket.socket) -> Callable[[float], object]:
+    """A pause that ends when something comes over ``link``."""
+    poller = select.poll()
+    poller.register(link, select.POLLIN)
+    return lambda _: poller.poll(MAX_WAIT_MS)
 
 
 def prepare(link: socket.socket) -> socket.socket:
@@ -240,13 +301,14 @@ def main() -> None:
     task = json.loads(sys.argv[1])
     layout = Layout(nodes=task["nodes"], part_bytes=task["part_bytes"])
     memory = memoryview(mmap.mmap(task["memory"], layout.num_bytes))
-    proxy = Proxy(layout, memory, task["parent"])
     links = {int(node): prepare(socket.socket(fileno=f)) for node, f in task["sockets"].items()}
     try:
         if task["role"] == "send":
+            proxy = Proxy(layout, memory, task["parent"])
             send_calls(proxy, list(links.values()), Lane(**task["lane"]))
         else:
             ((node, link),) = links.items()
+            proxy = Proxy(layout, memory, task["parent"], wait_for(link))
             receive_calls(proxy, node, link)
     except ConnectionError:
         pass  # the kernel's own bound turns silence into an error that names the rank

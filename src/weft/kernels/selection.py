@@ -9,6 +9,7 @@ gives the launch shape.
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -29,6 +30,8 @@ AUTO: Final = "auto"
 VECTOR_BYTES: Final = 16
 MAX_BLOCKS: Final = 512  # kMaxBlocks of comm.cuh
 MAX_RANKS: Final = 8
+PIECE_BYTES: Final = 132 * 512 * VECTOR_BYTES
+"""The most of a message over TCP, for each rank of a node, that one launch sums."""
 
 Pick = Callable[[int], str]
 """The fastest measured algorithm for a number of bytes."""
@@ -95,9 +98,26 @@ class Topology:
             return 1
         return self.num_ranks if algorithm == "two_shot" else self.ranks_per_node
 
+    @property
+    def piece_bytes(self) -> int:
+        """The most that one launch sums; larger messages take several."""
+        return PIECE_BYTES * self.ranks_per_node if self.transport == "tcp" else sys.maxsize
+
+    def launch_bytes(self, variant: Variant) -> int:
+        """What one launch of ``variant`` sums at most.
+
+        Over TCP a block handles one chunk: proxies send chunks in order, and one that has no
+        multiprocessor yet must not hold up a second chunk of one that has.
+        """
+        if self.transport != "tcp":
+            return self.piece_bytes
+        at_once = variant.max_blocks * variant.threads * VECTOR_BYTES * self.ranks_per_node
+        return min(self.piece_bytes, at_once)
+
     def needs(self, algorithm: str, num_bytes: int) -> int:
         """Bytes of mailbox that a message takes at every rank."""
         sharing = self.sharing(algorithm)
+        num_bytes = min(num_bytes, self.piece_bytes)
         part = -(-num_vectors(num_bytes) // sharing) * VECTOR_BYTES
         if algorithm == "one_shot":
             return part * self.num_ranks

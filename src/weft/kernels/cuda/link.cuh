@@ -130,7 +130,7 @@ struct HostLinkRecord {  // mirrored in host_link.py
   u8* inbox;             // [parity][node][part]
   u8* out_flag;          // [parity][chunk]
   u8* in_flag;           // [parity][node][chunk]
-  u32* shape;            // [parity]{vectors of the part, vectors of a chunk, epoch, 0}
+  u64* shape;            // [parity]: epoch << 32 | vectors of a chunk / 32 << 26 | of the part
   u32* entered;          // [node]: an epoch that our counterpart there said it had entered
   u64 part_bytes;        // room for one part
   u32 max_chunks;
@@ -152,11 +152,8 @@ struct HostLink {
         part(part_),
         parity(shared.epoch & 1) {
     if (blockIdx.x != 0 || threadIdx.x != 0) return;
-    volatile u32* shape = record.shape + parity * 4;
-    shape[0] = part;
-    shape[1] = blockDim.x;
-    __threadfence_system();
-    shape[2] = call.epoch;
+    *static_cast<volatile u64*>(record.shape + parity) =
+        static_cast<u64>(call.epoch) << 32 | blockDim.x / 32 << 26 | part;
   }
 
   __device__ __forceinline__ u8* inbox(u32 from, u32 index) const {
