@@ -5,7 +5,7 @@
 # one archive ($ARCHIVE, default FOLDER/all.tgz).
 cd "$(dirname "$0")/.." || exit 1
 out=$1; shift
-steps=${*:-doctor nvshmem flat pair nodes tcp lanes calibrate eager tests}
+steps=${*:-doctor nvshmem flat pair nodes tcp lanes calibrate eager tests cycles}
 gpus=$(nvidia-smi -L | wc -l)
 export PYTHONPATH=src:benchmarks PYTHONUNBUFFERED=1 WEFT_GPU_TESTS=${WEFT_GPU_TESTS:-quick}
 export XDG_CONFIG_HOME=$out/config
@@ -27,15 +27,16 @@ bench() {  # seconds, file, options
 pytests() {  # seconds, file, options
   local limit=$1 file=$2; shift 2
   bounded "$limit" "$file" python3 -m pytest tests/gpu/test_allreduce_device.py \
-    tests/gpu/test_allreduce_commands.py -p no:cacheprovider -rfEs -n 3 "$@"
-  tail -n 3 "$out/$file" | cut -c1-300
+    tests/gpu/test_allreduce_commands.py -p no:cacheprovider -vv -rfEs -n 3 "$@"
+  grep -E "^(FAILED|ERROR|SKIPPED)" "$out/$file" | cut -c1-300
+  echo "$(grep -c ' PASSED ' "$out/$file") passed; $(tail -n 1 "$out/$file")"
 }
 half=$((gpus / 2))
 
 for step in $steps; do
   case $step in
     doctor) bounded 60 doctor.txt python3 -m weft doctor; grep -E "all-reduce|peer" "$out/doctor.txt" ;;
-    nvshmem) pytests 120 nvshmem.txt -k nvshmem ;;
+    nvshmem) pytests 90 nvshmem.txt -k nvshmem ;;
     flat) bench 90 flat.json --ranks-per-node "$gpus" --sizes 1K:64M --rounds 12 ;;
     pair) bench 80 pair.json --ranks-per-node 2 --sizes 1K:64M --rounds 12 ;;
     nodes)
@@ -45,12 +46,12 @@ for step in $steps; do
       [ "$gpus" = 2 ] || bench 60 single.json --nodes "$gpus" --ranks-per-node 1 --sizes 8K:4M \
         --rounds 12 --transports peer,nvshmem \
         --algorithms two_shot,hierarchical_direct,hierarchical_doubling,hierarchical_nvshmem ;;
-    tcp) bench 60 tcp.json --nodes 2 --ranks-per-node $half --sizes 8K:4M --rounds 12 \
-        --transports tcp --algorithms hierarchical_host ;;
+    tcp) bench 75 tcp.json --nodes 2 --ranks-per-node $half --sizes 8K:32M --rounds 12 \
+        --transports tcp --algorithms hierarchical_host --timeout 15 ;;
     lanes)
       for lanes in 2 6; do
         bounded 50 lanes$lanes.txt python3 benchmarks/allreduce_variants.py --ranks "$gpus" --nodes 2 \
-          --transport tcp --lanes $lanes --sizes 128K:2M --rounds 12 -o "$out/lanes$lanes.json"
+          --transport tcp --lanes $lanes --sizes 8K:2M --rounds 12 -o "$out/lanes$lanes.json"
         grep backend "$out/lanes$lanes.txt"
       done ;;
     calibrate)
@@ -59,7 +60,8 @@ for step in $steps; do
       bench 60 calibrated.json --ranks-per-node "$gpus" --sizes 8K,128K,512K,4M,64M --rounds 8 \
         --algorithms auto,one_shot,two_shot ;;
     eager) bench 60 eager.json --ranks-per-node "$gpus" --sizes 8K,128K,1M --rounds 8 --mode eager ;;
-    tests) pytests 150 tests.txt -k "not nvshmem" ;;
+    tests) pytests 150 tests.txt -k "not nvshmem and not create_and_destroy" ;;
+    cycles) WEFT_GPU_TESTS=full pytests 75 cycles.txt -k create_and_destroy ;;
     *) echo "unknown step $step" ;;
   esac
   tar -C "$out" -czf "${ARCHIVE:-$out/all.tgz}" --exclude=all.tgz .

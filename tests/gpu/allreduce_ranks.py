@@ -212,10 +212,10 @@ def case_graph(
     return {"replays": done, "calls": done * 2 * len(sizes), "wrong": problems, "ok": problems == 0}
 
 
-def case_wrap(group: dist.ProcessGroup) -> dict:
+def case_wrap(group: dist.ProcessGroup, nodes: str = "1", transport: str = "peer") -> dict:
     """Epochs around 2^32, all algorithms."""
     problems = []
-    with DeviceAllReduce(group, timeout_s=20) as comm:
+    with DeviceAllReduce(group, nodes=int(nodes), transport=transport, timeout_s=20) as comm:
         for start in (2**32 - 3, 2**31 - 3, 0):
             comm._set_epoch(start)
             rng = random.Random(start)

@@ -56,7 +56,7 @@ def test_peers_and_kernels_are_measured_and_right(mode: str, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("transport", ["peer", "nvshmem", "tcp"])
 def test_virtual_nodes_are_measured(transport: str, tmp_path: Path) -> None:
-    found = bench(tmp_path, "--nodes", "2", "--transports", transport, "--sizes", "8K,256K")
+    found = bench(tmp_path, "--nodes", "2", "--transports", transport, "--sizes", "8K,32K,256K,5M")
     if found["machine"]["unavailable"]:
         pytest.skip(found["machine"]["unavailable"])
     topology = Topology(num_ranks=2, nodes=2, transport=transport)

@@ -88,8 +88,8 @@ def test_virtual_nodes_have_the_defined_bits(num_ranks: int, nodes: int) -> None
 
 @pytest.mark.parametrize(("num_ranks", "nodes"), [(4, 2), (3, 3)])
 def test_nodes_over_tcp_have_the_defined_bits(num_ranks: int, nodes: int) -> None:
-    count, most = ("40", "100000") if FEW else ("300", "1000000")
-    check(run_ranks(num_ranks, "random", count, most, "60", str(nodes), "tcp"))
+    count, most = ("40", "100000") if SHARED else ("150", "3000000")  # in several pieces
+    check(run_ranks(num_ranks, "random", count, most, "40", str(nodes), "tcp"))
 
 
 def over_nvshmem(num_ranks: int) -> None:
@@ -129,8 +129,9 @@ def test_graph_replays_with_a_late_rank() -> None:
     check(run_ranks(4, "graph", "200" if FEW else "100000", "7", "10" if FEW else "60"))
 
 
-def test_epochs_wrap() -> None:
-    check(run_ranks(4, "wrap"))
+@pytest.mark.parametrize("link", [(), ("2", "tcp")])
+def test_epochs_wrap(link: tuple[str, ...]) -> None:
+    check(run_ranks(4, "wrap", *link))
 
 
 def test_create_and_destroy_leaks_nothing() -> None:

@@ -146,7 +146,31 @@ def prediction_document() -> dict[str, Any]:
     }
 
 
+def scaling():
+    parts = {"compute_ms": 2.5, "communication_ms": 0.5, "wait_ms": 0.25, "idle_ms": 0.0}
+    row = {
+        "workload": "decode-heavy",
+        "layout": "tp2",
+        "ranks": 2,
+        "all_reduce": "weft",
+        "phase": "decode",
+        "steps": 32,
+        "step_ms": 3.25,
+        "e2e_ms": 110.0,
+        "speedup": 1.7,
+    }
+    return {
+        "schema": "weft.scaling/1",
+        "model": "llama-3.1-8b",
+        "engine": "weft",
+        "device": "cuda",
+        "workloads": {"decode-heavy": {"prompt_tokens": 8, "decode_tokens": 32, "batch": 2}},
+        "rows": [row | parts, row | parts | {"phase": "prefill", "steps": 1}],
+    }
+
+
 DOCUMENTS = {
+    "scaling": scaling,
     "schedule": lambda: schedule("tp2xpp2").to_json(),
     "import": import_document,
     "study": study_document,

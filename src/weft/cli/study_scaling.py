@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -12,7 +12,7 @@ from weft.cli import options, ranks
 from weft.cli.output import OutputFormat, print_rows, progress, write_text
 from weft.errors import UserError
 from weft.launch.environment import device_type
-from weft.study.scaling import ALL_REDUCES, ScalingPlan, run_scaling, write_figure
+from weft.study.scaling import ALL_REDUCES, ScalingPlan, run_scaling
 from weft.vocabulary.layout import Layout
 from weft.vocabulary.workload import Workload, workload_named
 
@@ -64,8 +64,15 @@ def study_scaling(
             plan, lambda name: bar.update(task, advance=1, description=f"scaling: {name} done")
         )
     write_text(output / "scaling.json", json.dumps(document, indent=1))
-    write_figure(document, output / "scaling.html")
+    _write_report(document, output / "scaling.html")
     print_rows(document["rows"], output_format, document=document)
+
+
+def _write_report(document: dict[str, Any], path: Path) -> None:
+    from weft import report
+
+    page = report.report_of([report.document(document, "scaling.json")])
+    report.write_report(page, path)
 
 
 def _workloads(

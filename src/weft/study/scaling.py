@@ -101,29 +101,3 @@ def _run(plan: ScalingPlan, layout: Layout) -> list[dict[str, Any]]:
         run_ranks(worker, Launch(ranks_per_node=layout.world_size))
         results: list[dict[str, Any]] = json.loads(output.read_text(encoding="utf-8"))
         return results
-
-
-def write_figure(document: dict[str, Any], path: Path) -> None:
-    """One self-contained HTML page: stacked bars of a step's time, one plot a workload and phase."""
-    from weft.report.figures.bars import stacked_bars
-
-    kinds = ("compute", "communication", "wait", "idle")
-    parts: list[str] = []
-    for workload in document["workloads"]:
-        for phase in ("prefill", "decode"):
-            bars = {
-                f"{row['layout']} {row['all_reduce']}": {k: row[f"{k}_ms"] for k in kinds}
-                for row in document["rows"]
-                if (row["workload"], row["phase"]) == (workload, phase)
-            }
-            if bars:
-                figure = stacked_bars(bars, x_title="milliseconds a step")
-                figure.update_layout(title=f"{document['model']}, {workload}: {phase}")
-                scripts = "inline" if not parts else False
-                parts.append(figure.to_html(full_html=False, include_plotlyjs=scripts))
-    page = "\n".join(parts)
-    path.write_text(
-        f'<!doctype html><html lang="en"><meta charset="utf-8">'
-        f"<title>weft study scaling</title><body>{page}</body></html>\n",
-        encoding="utf-8",
-    )
