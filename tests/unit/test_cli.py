@@ -150,3 +150,11 @@ def test_doctor_and_models(capsys):
     assert {"torch", "gloo", "nccl"} <= names
     assert run(["models", "--format", "csv"]) == 0
     assert "llama-3.1-405b" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", [["run"], ["serve"], ["bench", "decode"]])
+def test_an_unknown_all_reduce_is_named_before_anything_starts(command, capsys):
+    assert run([*command, "embedded", "--all-reduce", "fast"]) == 2
+    captured = capsys.readouterr()
+    assert captured.err == "weft: error: --all-reduce fast: choose one of auto, nccl, weft\n"
+    assert captured.out == ""

@@ -37,7 +37,7 @@ def bench_decode(
     device: ranks.Device = "auto",
     timeout: ranks.Timeout = 120.0,
     weights: Annotated[str, typer.Option(help="dummy, or auto (the checkpoint's).")] = "dummy",
-    all_reduce: Annotated[str, typer.Option(help="auto, weft or nccl (GPUs).")] = "auto",
+    all_reduce: ranks.AllReduce = "auto",
     graphs: Annotated[bool, typer.Option(help="Decode steps as CUDA graphs.")] = True,
     overlap: Annotated[bool | None, typer.Option(help="Read ids one step late.")] = None,
     profile: Annotated[bool, typer.Option(help="Also list one step's kernels.")] = False,
@@ -52,6 +52,7 @@ def bench_decode(
     """
     layout = options.make_layout(tp=tp, pp=pp, ep=ep, nodes=nnodes, stage_layers=stage_layers)
     layout.check_model(load_spec(model))
+    ranks.check_all_reduce(all_reduce)
     if decode < 2:
         raise UserError(f"--decode {decode}: TPOT needs at least 2 tokens")
     if repeats < 1:

@@ -7,7 +7,9 @@ from typing import Annotated
 
 import typer
 
+from weft.errors import UserError
 from weft.launch.environment import is_launched
+from weft.vocabulary.conventions import ALL_REDUCE_CHOICES
 from weft.vocabulary.layout import Layout
 
 NumNodes = Annotated[
@@ -17,7 +19,16 @@ NodeRank = Annotated[int, typer.Option(help="This machine's number, from 0.")]
 MasterAddress = Annotated[str, typer.Option("--master-addr", help="Address of machine 0.")]
 MasterPort = Annotated[int, typer.Option(help="Free port on machine 0.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+AllReduce = Annotated[
+    str, typer.Option(help="auto (weft's where it can be used), weft or nccl (the library's).")
+]
 Timeout = Annotated[float, typer.Option(help="Longest wait for another rank, in seconds.")]
+
+
+def check_all_reduce(name: str) -> None:
+    """UserError for an unknown --all-reduce, before anything is started."""
+    if name not in ALL_REDUCE_CHOICES:
+        raise UserError(f"--all-reduce {name}: choose one of {', '.join(ALL_REDUCE_CHOICES)}")
 
 
 def on_every_rank(

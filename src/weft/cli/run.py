@@ -56,9 +56,7 @@ def run(
     ] = "auto",
     dtype: Annotated[str | None, typer.Option(help="Instead of the model's own.")] = None,
     engine: options.Engine = "weft",
-    all_reduce: Annotated[
-        str, typer.Option(help="auto (weft's where it can be used), weft or nccl.")
-    ] = "auto",
+    all_reduce: ranks.AllReduce = "auto",
     output_format: options.Format = OutputFormat.TABLE,
 ) -> None:
     """Generate with MODEL on a layout; starts its own ranks, or joins torchrun's or srun's.
@@ -72,6 +70,7 @@ def run(
     layout.check_model(spec)
     if weights not in ("auto", "dummy"):
         raise UserError(f"--weights {weights}: choose auto or dummy")
+    ranks.check_all_reduce(all_reduce)
     load = options.make_workload("paper", prompt, decode, batch)
     prompts = _prompts(text, ids, load, seed, spec.vocab_size)
 

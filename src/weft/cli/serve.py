@@ -6,6 +6,9 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -38,6 +41,7 @@ def serve(
     tp: options.Tp = 1,
     pp: options.Pp = 1,
     sp: options.Sp = 1,
+    ep: options.Ep = 1,
     dp: options.Dp = 1,
     stage_layers: options.StageLayers = None,
     nnodes: ranks.NumNodes = 1,
@@ -64,21 +68,24 @@ def serve(
     weights: Annotated[str, typer.Option(help="auto or dummy.")] = "auto",
     dtype: Annotated[str | None, typer.Option(help="Instead of the model's own.")] = None,
     engine: options.Engine = "weft",
+    all_reduce: ranks.AllReduce = "auto",
 ) -> None:
     """Serve MODEL over the OpenAI API (completions, chat, streaming, /metrics, /ready).
 
     Example: weft serve embedded --tp 2 --port 8000
     """
     layout = options.make_layout(
-        tp=tp, pp=pp, sp=sp, dp=dp, nodes=nnodes, stage_layers=stage_layers
+        tp=tp, pp=pp, sp=sp, ep=ep, dp=dp, nodes=nnodes, stage_layers=stage_layers
     )
     source = find_model(model)
     layout.check_model(source.spec)
+    ranks.check_all_reduce(all_reduce)
     _check(weights, max_batch, max_waiting, max_prompt, max_body_mb, cache_tokens, drain, stall)
     config: dict[str, Any] = {
         "conventions": engine,
         "seed": seed,
         "weights": weights,
+        "all_reduce": all_reduce,
         "max_batch_requests": max_batch,
     }
     if dtype is not None:
@@ -89,28 +96,20 @@ def serve(
     def work() -> None:
         _work_as_rank(model, layout, device, timeout, max_waiting, config)
 
-    from weft.launch.environment import current_rank, is_launched
-    from weft.serve.wire import Meeting
-
-    def on_ranks() -> None:
-        ranks.on_every_rank(
-            context,
-            layout,
-            work,
-            node_rank=node_rank,
-            master_address=master_addr,
-            master_port=master_port,
-        )
-
-    if Meeting.from_environment() is not None or node_rank > 0:
-        on_ranks()
-        return
-    if is_launched() and current_rank().rank > 0:
-        on_ranks()
+    start_ranks = partial(
+        ranks.on_every_rank,
+        context,
+        layout,
+        work,
+        node_rank=node_rank,
+        master_address=master_addr,
+        master_port=master_port,
+    )
+    if _has_only_ranks(node_rank):
+        start_ranks()
         return
     _need_packages()
     from weft.serve.app import ServerSettings
-    from weft.serve.http_server import listen
 
     settings = ServerSettings(
         model_name=served_name or model,
@@ -118,26 +117,67 @@ def serve(
         max_body_bytes=int(max_body_mb * 2**20),
         max_prompt_tokens=max_prompt,
     )
-    listener = listen(host, port)
-    print(f"http://{host}:{listener.getsockname()[1]}", file=sys.stderr, flush=True)
-    meeting_host = master_addr if nnodes > 1 else "127.0.0.1"
-    bind = "0.0.0.0" if nnodes > 1 else "127.0.0.1"  # noqa: S104 - the leaders prove a key
-    from weft.serve.http_server import run_http
+    place = _HttpPlace(
+        host=host,
+        port=port,
+        meeting_host=master_addr if nnodes > 1 else "127.0.0.1",
+        meeting_bind="0.0.0.0" if nnodes > 1 else "127.0.0.1",  # noqa: S104 - leaders prove a key
+        drain_s=drain,
+        stall_s=stall,
+    )
+    _serve_http(context, place, source.directory, settings, start_ranks)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _HttpPlace:
+    """Where the HTTP process listens, for clients and for the leaders of the replicas."""
+
+    host: str
+    port: int
+    meeting_host: str
+    meeting_bind: str
+    drain_s: float
+    stall_s: float
+
+
+def _has_only_ranks(node_rank: int) -> bool:
+    """Whether the HTTP process is another one: that of node 0, or of rank 0 under a launcher."""
+    from weft.launch.environment import current_rank, is_launched
+    from weft.serve.wire import Meeting
+
+    if Meeting.from_environment() is not None or node_rank > 0:
+        return True
+    return is_launched() and current_rank().rank > 0
+
+
+def _serve_http(
+    context: typer.Context,
+    place: _HttpPlace,
+    directory: Path | None,
+    settings: ServerSettings,
+    start_ranks: Callable[[], None],
+) -> None:
+    """HTTP in this process; the ranks in children, or in this process under a launcher."""
+    from weft.launch.environment import is_launched
+    from weft.serve.http_server import listen, run_http
     from weft.serve.remote_engine import RemoteEngine
 
+    listener = listen(place.host, place.port)
+    print(f"http://{place.host}:{listener.getsockname()[1]}", file=sys.stderr, flush=True)
+    meeting_host = place.meeting_host
     if is_launched():
-        remote = RemoteEngine(
-            host=os.environ.get("MASTER_ADDR", meeting_host), bind=bind, stall_s=stall
-        )
-        os.environ[_variable()] = remote.meeting.variable()
-        app = _app(remote, source.directory, settings)
-        threading.Thread(
-            target=run_http, args=(app, listener), kwargs={"drain_s": drain}, daemon=True
-        ).start()
-        on_ranks()
+        meeting_host = os.environ.get("MASTER_ADDR", meeting_host)
+    spawn = None if is_launched() else _spawn_ranks(context)
+    remote = RemoteEngine(spawn, host=meeting_host, bind=place.meeting_bind, stall_s=place.stall_s)
+    serve_clients = partial(
+        run_http, _app(remote, directory, settings), listener, drain_s=place.drain_s
+    )
+    if spawn is not None:
+        serve_clients()
         return
-    remote = RemoteEngine(_spawn_ranks(context), host=meeting_host, bind=bind, stall_s=stall)
-    run_http(_app(remote, source.directory, settings), listener, drain_s=drain)
+    os.environ[_variable()] = remote.meeting.variable()
+    threading.Thread(target=serve_clients, daemon=True).start()
+    start_ranks()
 
 
 def _check(

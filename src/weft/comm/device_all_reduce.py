@@ -11,11 +11,10 @@ from weft.comm.communicator import Communicator
 from weft.comm.groups import ProcessGroups
 from weft.comm.transport import TorchTransport
 from weft.errors import EnvironmentUnavailable, UserError
+from weft.vocabulary.conventions import ALL_REDUCE_CHOICES
 
 if TYPE_CHECKING:
     from weft.kernels.communicator import DeviceAllReduce
-
-ALL_REDUCE = ("auto", "nccl", "weft")
 
 _log = logging.getLogger("weft")
 
@@ -52,8 +51,8 @@ def use_device_all_reduce(groups: ProcessGroups, choice: str) -> DeviceAllReduce
     GPU communicator, if there is one. Raises EnvironmentUnavailable, UserError for another
     choice.
     """
-    if choice not in ALL_REDUCE:
-        raise UserError(f"--all-reduce {choice}: choose one of {', '.join(ALL_REDUCE)}")
+    if choice not in ALL_REDUCE_CHOICES:
+        raise UserError(f"--all-reduce {choice}: choose one of {', '.join(ALL_REDUCE_CHOICES)}")
     if choice == "nccl" or groups.tp.size == 1:
         return None
     if groups.device.type != "cuda":

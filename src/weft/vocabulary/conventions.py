@@ -12,6 +12,9 @@ from typing import Final, Literal
 
 from weft.errors import UserError
 
+ALL_REDUCE_CHOICES: Final = ("auto", "nccl", "weft")
+"""Whose all-reduce the engine uses: weft's where it can be used, the library's, weft's."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Conventions:
