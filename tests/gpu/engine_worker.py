@@ -18,18 +18,20 @@ def main() -> None:
     job = json.loads(Path(sys.argv[1]).read_text())
     layout, place = Layout(**job["layout"]), current_rank()
     device = pick_device("cuda", place.local_rank)
-    sampling = SamplingParams(max_tokens=24, ignore_eos=True)
+    sampling = SamplingParams(max_tokens=24, ignore_eos=True, logprobs=2)
     results = {}
     with open_groups(layout, rank=place.rank, device=device, timeout_s=60) as groups:
         for name, config in job["runs"].items():
-            plain = groups.tp.transport
             llm = LLM(
                 job["model"], layout, groups=groups, weights="dummy", cache_tokens=4096,
                 max_batch_requests=8, **config,
             )  # fmt: skip
-            results[name] = [c.token_ids for c in llm.generate(job["prompts"], sampling)]
+            completions = llm.generate(job["prompts"], sampling)
+            results[name] = {
+                "ids": [c.token_ids for c in completions],
+                "logprobs": [[token.logprob for token in c.logprobs] for c in completions],
+            }
             llm.engine.close()
-            groups.tp.transport = plain
         if groups.rank == 0:
             Path(job["output"]).write_text(json.dumps(results))
 

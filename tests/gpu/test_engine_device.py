@@ -147,6 +147,21 @@ def test_graphs_and_overlap_change_no_token(name, tmp_path):
     assert sum(same) >= len(same) - 4  # other batch sizes round otherwise: a near tie may flip
 
 
+def test_logprobs_beside_graphs(tmp_path):
+    model = write_config(tmp_path, "llama")
+    sampling = SamplingParams(max_tokens=12, ignore_eos=True, logprobs=3)
+    outputs = []
+    for config in ({}, {"graphs": False}):
+        with open_llm(model, max_batch_requests=8, **config) as llm:
+            outputs.append(llm.generate(prompts([5, 64, 30]), sampling))
+    for graphed, eager in zip(*outputs, strict=True):
+        for token, a, b in zip(graphed.token_ids, graphed.logprobs, eager.logprobs, strict=True):
+            assert a.logprob == pytest.approx(dict(a.top).get(token, a.logprob), abs=1e-3)
+            assert len(a.top) == 3
+            if graphed.token_ids == eager.token_ids:
+                assert a.logprob == pytest.approx(b.logprob, abs=0.1)
+
+
 def test_preemption_on_the_device(tmp_path):
     model = write_config(tmp_path, "llama")
     asked = prompts([40, 50, 60])

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -144,6 +145,23 @@ def test_a_lane_may_miss_calls_of_which_it_has_no_share(nodes: Nodes, missed: in
 def test_a_shape_fits_its_word(shape: tuple[int, int, int]) -> None:
     assert unpack_shape(pack_shape(*shape)) == shape
     assert pack_shape(*shape) < 2**64
+
+
+def cpu_seconds(process: subprocess.Popen[bytes]) -> float:
+    fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+@pytest.mark.parametrize("nodes", [1], indirect=True)
+def test_proxies_rest_while_nothing_moves(nodes: Nodes) -> None:
+    nodes.exchange(1, 64, 32, random.Random(1))
+    time.sleep(0.1)
+    processes = nodes.processes.values()
+    before = [cpu_seconds(process) for process in processes]
+    time.sleep(0.6)
+    used = [cpu_seconds(process) - s for process, s in zip(processes, before, strict=True)]
+    assert max(used) < 0.15
+    nodes.exchange(2, 64, 32, random.Random(2))
 
 
 def test_a_run_stops_at_the_first_gap() -> None:

@@ -147,10 +147,6 @@ class HostLink:
             )
         )
 
-    def alive(self) -> bool:
-        """Whether all proxies still run."""
-        return all(process.poll() is None for process in self._processes)
-
     def close(self, *, lost: bool) -> None:
         """Stop the proxies and release the pinned memory, also where a rank is lost."""
         del lost

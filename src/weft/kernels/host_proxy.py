@@ -185,7 +185,7 @@ def _runs(
             yield HEADER.pack(parity, call[2], *shape, 0), memory[:0]
             late = FOREVER
             continue
-        count = ready_run(flags, first, min(end, first + most))
+        count = ready_run(flags, first, min(end, first + most)) if first + 1 < end else 1
         flags[first : first + count] = bytes(count)
         begin = layout.outbox + parity * layout.part_bytes + first * shape[1] * VECTOR_BYTES
         size = part_size(first, count, shape)
@@ -215,49 +215,56 @@ def send_all(link: socket.socket, header: bytes, data: memoryview) -> None:
 def receive_calls(proxy: Proxy, node: int, link: socket.socket) -> None:
     """Put what ``node`` sends where the kernel looks for it."""
     staging, held = memoryview(bytearray(STAGING_BYTES)), 0
+    inbox = Inbox(proxy, node)
     while got := receive(proxy, link, staging[held:]):
         held, start = held + got, 0
         while held - start >= HEADER.size:
-            message = Message(proxy, node, staging[start : start + HEADER.size])
+            header = HEADER.unpack_from(staging, start)
             start += HEADER.size
-            here = min(held - start, len(message.target))
-            message.target[:here] = staging[start : start + here]
+            here = min(held - start, header[-1])
+            if not inbox.put(header, staging[start : start + here], partial(receive, proxy, link)):
+                return
             start += here
-            message.arrived(here)
-            while message.got < len(message.target):
-                count = receive(proxy, link, message.target[message.got :])
-                if count == 0:
-                    return
-                message.arrived(count)
         held -= start
         staging[:held] = bytes(staging[start : start + held])
 
 
-class Message:
-    """A run of chunks on its way into the inbox, or the news of an epoch."""
+class Inbox:
+    """What one other node sends."""
 
-    def __init__(self, proxy: Proxy, node: int, header: memoryview) -> None:
+    def __init__(self, proxy: Proxy, node: int) -> None:
         layout, memory = proxy.layout, proxy.memory
-        parity, first, _, chunk, size = HEADER.unpack(header)
-        if size == 0:
-            memory[layout.entered + 4 * node :][:4] = first.to_bytes(4, "little")
-        box = parity * layout.nodes + node
-        begin = layout.inbox + box * layout.part_bytes + first * chunk * VECTOR_BYTES
-        flag = layout.in_flags + box * layout.max_chunks + first
-        self._chunk_bytes = chunk * VECTOR_BYTES
-        self._flags = memory[flag : flag + -(-size // self._chunk_bytes)]
-        self._marked = 0
-        self.target = memory[begin : begin + size]
-        self.got = 0
+        self._entered = memory[layout.entered + 4 * node :][:4]
+        boxes = [parity * layout.nodes + node for parity in range(2)]
+        part, chunks = layout.part_bytes, layout.max_chunks
+        self._data = [memory[layout.inbox + box * part :][:part] for box in boxes]
+        self._flags = [memory[layout.in_flags + box * chunks :][:chunks] for box in boxes]
 
-    def arrived(self, count: int) -> None:
-        """``count`` more bytes are in the target: set the flag of every chunk that is whole."""
-        self.got += count
-        whole = self.got // self._chunk_bytes
-        if self.got == len(self.target):
-            whole = len(self._flags)
-        self._flags[self._marked : whole] = b"\1" * (whole - self._marked)
-        self._marked = whole
+    def put(
+        self, header: tuple[int, ...], begun: memoryview, more: Callable[[memoryview], int]
+    ) -> bool:
+        """A message of which ``begun`` is here; False when the rest does not come.
+
+        A chunk's flag is set as soon as the chunk is whole.
+        """
+        parity, first, _, chunk, size = header
+        if size == 0:
+            self._entered[:] = first.to_bytes(4, "little")
+            return True
+        chunk_bytes, got, marked = chunk * VECTOR_BYTES, len(begun), first
+        data, flags = self._data[parity], self._flags[parity]
+        at = first * chunk_bytes
+        data[at : at + got] = begun
+        while True:
+            whole = first + (got // chunk_bytes if got < size else -(-size // chunk_bytes))
+            flags[marked:whole] = b"\1" * (whole - marked)
+            marked = whole
+            if got == size:
+                return True
+            count = more(data[at + got : at + size])
+            if count == 0:
+                return False
+            got += count
 
 
 def receive(proxy: Proxy, link: socket.socket, target: memoryview) -> int:

@@ -24,7 +24,7 @@ VLLM_CUSTOM_LIMIT_BYTES: Final = 8 << 20
 VLLM_CUSTOM_RANKS: Final = (2, 4, 6, 8)
 
 # What NCCL reaches of the copy bandwidth from 32 to 64 MiB on 2 and on 4 H200
-# (benchmarks/results/allreduce_h200x4.json), and what is left of it in a prefill that also
+# (benchmarks/results/allreduce_h200x{2,4}.json), and what is left of it in a prefill that also
 # computes: fitted to the TP=2 TTFT rows of the H200 measurements (data/measurements).
 _LARGE_EFFICIENCY_OF_PAIR: Final = 0.78
 _LARGE_EFFICIENCY: Final = 0.88

@@ -27,24 +27,24 @@ def tile_for(num_rows: int, n: int, k: int, *, gated: bool) -> Tile | None:
         return None
     if n >= 20000:
         return Tile(block_n=128, block_k=64, num_stages=4)
-    return _one_block_a_multiprocessor(n, k, gated=gated) or _more_blocks(n, gated=gated)
+    return _one_block_a_multiprocessor(n, k, gated=gated) or _more_blocks(gated=gated)
 
 
 def _one_block_a_multiprocessor(n: int, k: int, *, gated: bool) -> Tile | None:
     """64 columns a block and most of the shared memory for what is under way, where that fits."""
     tiles = -(-n // 64)
-    splits = next((s for s in (1, 2, 4, 8) if 90 <= tiles * s <= MULTIPROCESSORS), None)
-    if splits is None or k // splits < 512:
+    fitting = (s for s in (8, 4, 2, 1) if tiles * s <= MULTIPROCESSORS and k // s >= 512)
+    splits = next(fitting, None)
+    if splits is None:
         return None
     return Tile(block_n=64, block_k=128, splits=splits, num_stages=4 if gated else 6)
 
 
-def _more_blocks(n: int, *, gated: bool) -> Tile | None:
+def _more_blocks(*, gated: bool) -> Tile:
+    """Where 64 columns a block make more blocks than multiprocessors."""
     if gated:
-        return Tile(block_n=64, block_k=64, splits=1 if n > 8192 else 2, num_stages=4)
-    if n < 3584:
-        return Tile(block_n=32, block_k=256, splits=8 if n <= 1536 else 4)
-    return Tile(block_n=128, block_k=128, splits=2) if n >= 7168 else None
+        return Tile(block_n=64, block_k=64, num_stages=4)
+    return Tile(block_n=128, block_k=128, splits=2)
 
 
 @cache
