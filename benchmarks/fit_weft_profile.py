@@ -89,8 +89,14 @@ def _row(key: tuple[Any, ...], times: dict[str, float]) -> dict[str, Any]:
     row |= {"all_reduce": own} if own else {}
     row |= {"batch": batch, "prompt": prompt}
     row |= {"ttft_ms": round(times["ttft_ms"], 2), "tpot_ms": round(times["tpot_ms"], 3)}
-    is_fitted = (model, layout) in FITTED and own is None
-    return row | {"role": "fitted" if is_fitted else "test"}
+    return row | {"role": _role(model, layout, own)}
+
+
+def _role(model: str, layout: str, own: str | None) -> str:
+    """Experts are shown only: the engine's own path for them is far from what memory allows."""
+    if load_spec(model).is_moe:
+        return "compared"
+    return "fitted" if (model, layout) in FITTED and own is None else "test"
 
 
 def _one_line(match: re.Match[str]) -> str:
