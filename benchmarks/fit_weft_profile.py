@@ -25,6 +25,8 @@ from weft.vocabulary.model_source import load_spec
 
 DATA = Path(__file__).parents[1] / "src/weft/prediction/data/measurements/weft_h200x4.json"
 FITTED = {("llama-3.1-8b", "1"), ("llama-3.1-8b", "tp2")}
+TUNED = {("llama-3.1-8b", "pp2")}  # stage_us was chosen with it
+COMMON_DECODE = 129
 
 
 def main() -> None:
@@ -69,7 +71,7 @@ def replace_rows(document: dict[str, Any]) -> None:
         own = "nccl" if run["job"].endswith("nccl") else None
         for row in run["rows"]:
             layers = row.get("stage_layers") or run.get("stage_layers")
-            load = row["batch"], row["prompt_tokens"]
+            load = row["batch"], row["prompt_tokens"], row["decode_tokens"]
             key = (row["model"], row["layout"], tuple(layers or ()), own, *load)
             found = best.setdefault(key, {"ttft_ms": row["ttft_ms"], "tpot_ms": row["tpot_ms"]})
             for name in ("ttft_ms", "tpot_ms"):
@@ -83,11 +85,12 @@ def replace_rows(document: dict[str, Any]) -> None:
 
 
 def _row(key: tuple[Any, ...], times: dict[str, float]) -> dict[str, Any]:
-    model, layout, layers, own, batch, prompt = key
+    model, layout, layers, own, batch, prompt, decode = key
     row: dict[str, Any] = {"model": model, "layout": layout}
     row |= {"stage_layers": list(layers)} if layers else {}
     row |= {"all_reduce": own} if own else {}
     row |= {"batch": batch, "prompt": prompt}
+    row |= {"decode": decode} if decode != COMMON_DECODE else {}
     row |= {"ttft_ms": round(times["ttft_ms"], 2), "tpot_ms": round(times["tpot_ms"], 3)}
     return row | {"role": _role(model, layout, own)}
 
@@ -96,7 +99,9 @@ def _role(model: str, layout: str, own: str | None) -> str:
     """Experts are shown only: the engine's own path for them is far from what memory allows."""
     if load_spec(model).is_moe:
         return "compared"
-    return "fitted" if (model, layout) in FITTED and own is None else "test"
+    if own is not None:
+        return "test"
+    return "fitted" if (model, layout) in FITTED else "tuned" if (model, layout) in TUNED else "test"
 
 
 def _one_line(match: re.Match[str]) -> str:

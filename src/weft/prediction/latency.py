@@ -15,6 +15,7 @@ from weft.prediction.pipeline import Fill, decode_period, fill
 from weft.prediction.prediction import Machine, PhaseTime, Prediction
 from weft.prediction.quantity import Estimate, root_sum_square
 from weft.prediction.step_time import StageTime, StepTimer, merge_collectives
+from weft.vocabulary.conventions import engine_named
 from weft.vocabulary.layout import Layout
 from weft.vocabulary.model_spec import ModelSpec
 from weft.vocabulary.workload import Workload
@@ -102,6 +103,8 @@ class _Predictor:
     def _fill(self) -> Fill:
         limit = self.profile.max_batched_tokens / self.workload.prompt_tokens
         profile = self.profile
+        if limit > 1 and engine_named(profile.conventions).micro_batches:
+            limit = min(limit, -(-self.batch // self.layout.pp))
         return fill(
             self.batch,
             limit if limit < 1 else float(int(limit)),

@@ -85,7 +85,8 @@ def h200_runs() -> list[MeasuredRun]:
 def weft_runs() -> list[MeasuredRun]:
     """Runs of weft on 4 H200: the ``weft`` profile is fitted to TP1 and TP2 of the 8B model.
 
-    The others (TP4, PP2, 70B, NCCL instead of weft's all-reduce) are unseen by the fit.
+    The cost of a pipeline stage was chosen with its PP2. The others (TP4, PP4, TP2 x PP2, 70B,
+    NCCL instead of weft's all-reduce) are unseen by both.
     """
     data = measurements("weft_h200x4")
     return [
@@ -99,7 +100,9 @@ def weft_runs() -> list[MeasuredRun]:
             model=row["model"],
             layout=replace(Layout.parse(row["layout"]), stage_layers=_stage_layers(row)),
             workload=Workload(
-                prompt_tokens=row["prompt"], decode_tokens=data["decode_tokens"], batch=row["batch"]
+                prompt_tokens=row["prompt"],
+                decode_tokens=row.get("decode", data["decode_tokens"]),
+                batch=row["batch"],
             ),
             ttft_ms=row["ttft_ms"],
             tpot_ms=row["tpot_ms"],
