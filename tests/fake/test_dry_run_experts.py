@@ -8,7 +8,8 @@ import pytest
 
 from weft.closed_form.schedule import closed_form
 from weft.comm.groups import open_fake_groups
-from weft.engine.engine import Engine, EngineConfig
+from weft.engine.config import EngineConfig
+from weft.engine.engine import Engine
 from weft.errors import LayoutError
 from weft.tracing.dry_run import dry_run
 from weft.vocabulary.builtin_models import BUILTIN_MODELS

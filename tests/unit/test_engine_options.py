@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from checkpoints import make_checkpoint
-from weft.engine.engine import EngineConfig
+from weft.engine.config import EngineConfig
 from weft.engine.llm import LLM
 from weft.engine.request import SamplingParams
 from weft.errors import UserError

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import torch
 
 from weft.comm.groups import ProcessGroups
+from weft.engine.config import EngineConfig
 from weft.engine.runner import StageRunner
 from weft.errors import EnvironmentUnavailable
-
-if TYPE_CHECKING:
-    from weft.engine.engine import EngineConfig
 
 CPU_TOKENS: Final = 8192
 _RESERVE_BYTES: Final = 2 << 30

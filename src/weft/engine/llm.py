@@ -8,7 +8,8 @@ from typing import Any, Self
 
 from weft.comm.groups import DEFAULT_TIMEOUT_S, ProcessGroups, open_groups
 from weft.comm.recorder import Recorder
-from weft.engine.engine import Engine, EngineConfig
+from weft.engine.config import EngineConfig
+from weft.engine.engine import Engine
 from weft.engine.request import Completion, Request, SamplingParams
 from weft.engine.tokenizer import find_tokenizer
 from weft.errors import WorkloadError
