@@ -99,9 +99,9 @@ def _role(model: str, layout: str, own: str | None) -> str:
     """Experts are shown only: the engine's own path for them is far from what memory allows."""
     if load_spec(model).is_moe:
         return "compared"
-    if own is not None:
-        return "test"
-    return "fitted" if (model, layout) in FITTED else "tuned" if (model, layout) in TUNED else "test"
+    if own is None and (model, layout) in FITTED:
+        return "fitted"
+    return "tuned" if own is None and (model, layout) in TUNED else "test"
 
 
 def _one_line(match: re.Match[str]) -> str:
