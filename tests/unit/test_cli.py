@@ -5,11 +5,14 @@ from __future__ import annotations
 import csv
 import io
 import json
+from pathlib import Path
 
 import pytest
 
 from checkpoints import make_checkpoint
 from weft.cli.main import app, run
+from weft.cli.output import write_text
+from weft.errors import UserError
 
 
 @pytest.mark.parametrize(
@@ -22,6 +25,18 @@ from weft.cli.main import app, run
         (["predict", "llama-3.1-8b", "--tp", "2", "--sp", "4"], "--sp 4"),
         (["predict", "llama-3.1-8b", "--engine", "tgi"], "tgi"),
         (["predict", "llama-3.1-8b", "--prompt", "0"], "--prompt 0"),
+        (["serve", "embedded", "--drain", "nan"], "--drain nan"),
+        (["serve", "embedded", "--drain", "inf"], "--drain inf"),
+        (["serve", "embedded", "--port", "65536"], "--port 65536"),
+        (["run", "embedded", "--timeout", "nan"], "positive number of seconds"),
+        (
+            ["run", "embedded", "--tp", "2", "--nnodes", "2", "--master-port", "0"],
+            "--master-port 0",
+        ),
+        (["plan", "llama-3.1-8b", "--gpus", "8", "--batch", "100000000"], "--batch 100000000"),
+        (["bench", "decode", "embedded", "--case", "1x999999"], "--case 1x999999"),
+        (["predict", "llama-3.1-8b", "--nodes", "0"], "--nodes 0"),
+        (["predict", "llama-3.1-8b", "--accelerator", "h200-sxm", "--rate", "nan"], "--rate nan"),
         (["predict", "llama-2-7b", "--prompt", "4096"], "4096 positions"),
         (["predict", "llama-3.1-8b", "--workload", "big"], "big"),
         (["predict", "llama-3.1-8b", "--format", "xml"], "xml"),
@@ -158,3 +173,25 @@ def test_an_unknown_all_reduce_is_named_before_anything_starts(command, capsys):
     captured = capsys.readouterr()
     assert captured.err == "weft: error: --all-reduce fast: choose one of auto, nccl, weft\n"
     assert captured.out == ""
+
+
+def test_an_output_without_a_name_is_a_user_error():
+    with pytest.raises(UserError, match="is a folder; name a file"):
+        write_text(Path(), "")
+
+
+def test_a_model_larger_than_the_machine_is_refused_at_once(capsys, monkeypatch):
+    monkeypatch.setattr("weft.engine.cache_size.physical_bytes", lambda: 10**9)
+    words = ["run", "llama-3.1-8b", "--weights", "dummy", "--device", "cpu", "--decode", "2"]
+    assert run(words) == 3
+    captured = capsys.readouterr()
+    assert "needs about 17 GB" in captured.err
+    assert captured.out == ""
+
+
+def test_a_folder_that_cannot_be_written_is_named_before_anything_runs(tmp_path, capsys):
+    file = tmp_path / "file"
+    file.write_text("")
+    for command in (["study"], ["study", "scaling"]):
+        assert run([*command, "--output", str(file)]) == 2
+        assert f"--output {file}" in capsys.readouterr().err

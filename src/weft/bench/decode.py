@@ -21,6 +21,7 @@ from weft.engine.request import SamplingParams
 from weft.engine.step_bytes import weight_bytes
 from weft.errors import UserError
 from weft.vocabulary.layout import Layout
+from weft.vocabulary.model_spec import ModelSpec
 
 SCHEMA: Final = "weft.bench-decode/1"
 PROFILE_TOKENS: Final = 256
@@ -90,6 +91,16 @@ def measure(
         roofline_ms=step_gb / copy_gb_s * 1e3,
         roofline_share=step_gb / copy_gb_s / tpot_s,
     )
+
+
+def check_cases(cases: Sequence[DecodeCase], decode_tokens: int, spec: ModelSpec) -> None:
+    """UserError for a case that is longer than the model's positions."""
+    for case in cases:
+        if case.prompt_tokens + decode_tokens > spec.max_position:
+            raise UserError(
+                f"--case {case.name}: {case.prompt_tokens} + {decode_tokens} (--decode) tokens are "
+                f"more than the {spec.max_position} positions of {spec.name}"
+            )
 
 
 def limits_for(cases: Sequence[DecodeCase], decode_tokens: int, layout: Layout) -> dict[str, Any]:

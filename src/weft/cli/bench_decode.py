@@ -101,6 +101,7 @@ def _measure(
     from weft.bench import decode as bench
     from weft.engine.llm import LLM
 
+    bench.check_cases(cases, decode, load_spec(model))
     config |= bench.limits_for(cases, decode, layout)
     with LLM(model, layout, device=device, timeout_s=timeout_s, **config) as llm:
         copy_gb_s = bench.copy_bandwidth_gb_s(llm.groups.device)

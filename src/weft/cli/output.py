@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -80,6 +81,8 @@ def _cell(value: Any) -> str:
 
 def write_text(path: Path, text: str) -> None:
     """Write a whole file or nothing: a temporary file beside it takes its name when complete."""
+    if not path.name:
+        raise UserError(f"cannot write {path}: it is a folder; name a file")
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         temporary.write_text(text, encoding="utf-8")
@@ -87,6 +90,18 @@ def write_text(path: Path, text: str) -> None:
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise UserError(f"cannot write {path}: {error.strerror}") from None
+
+
+def check_folder(path: Path) -> None:
+    """UserError unless ``path`` is a folder that files can be written to; before long work."""
+    if not path.is_dir():
+        raise UserError(f"--output {path}: is not a folder; create it first")
+    try:
+        tempfile.TemporaryFile(dir=path).close()
+    except OSError as error:
+        raise UserError(
+            f"--output {path}: cannot write there ({error.strerror}); choose another folder"
+        ) from None
 
 
 def progress() -> Progress:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
 from weft.cli import options
 from weft.cli.output import OutputFormat, print_json, print_rows, progress
+from weft.errors import UserError
 from weft.planning.objective import Objective
 
 if TYPE_CHECKING:
@@ -20,6 +21,8 @@ Accelerator = Annotated[str, typer.Option(help="The device: a built-in name or a
 Fabric = Annotated[
     str | None, typer.Option(help="The links: a built-in name or a file [the device's usual one].")
 ]
+
+MOST_SEQUENCES: Final = 100_000
 
 
 def plan(
@@ -64,6 +67,9 @@ def plan(
     from weft.prediction.machines import machine_named
     from weft.vocabulary.model_source import load_spec
 
+    load = options.make_workload(workload, prompt, decode, batch)
+    if load.batch > MOST_SEQUENCES:
+        raise UserError(f"--batch {load.batch}: a plan takes at most {MOST_SEQUENCES} sequences")
     machine = machine_named(engine, accelerator, fabric, weights)
     width = machine.fabric.gpus_per_node if gpus_per_node is None else gpus_per_node
     cluster = Cluster(num_gpus=gpus, gpus_per_node=width)
@@ -71,7 +77,7 @@ def plan(
     machine = with_settings(machine, settings or [])
     question = Question(
         spec=load_spec(model),
-        workload=options.make_workload(workload, prompt, decode, batch),
+        workload=load,
         machine=machine,
         objective=objective,
         limits=Limits(ttft_ms=ttft, tpot_ms=tpot),

@@ -68,7 +68,13 @@ def predict(
     Example: weft predict llama-3.1-8b --tp 2 --engine vllm --accelerator h200-sxm
     """
     layout = options.make_layout(
-        tp=tp, pp=pp, sp=sp, ep=ep, dp=dp, nodes=nodes or 1, stage_layers=stage_layers
+        tp=tp,
+        pp=pp,
+        sp=sp,
+        ep=ep,
+        dp=dp,
+        nodes=1 if nodes is None else nodes,
+        stage_layers=stage_layers,
     )
     load = options.make_workload(workload, prompt, decode, batch)
     if accelerator is not None:

@@ -132,7 +132,8 @@ def print_serving(
         "prefill_share": f"{100 * serving.prefill_share:.1f} %",
     }
     title = f"{spec.name} · {layout.name} · {machine.profile.name} serving, steady state"
-    print_rows([row], output_format, title=title, document=serving.to_json())
+    document = {"schema": "weft.prediction.serving/1"} | serving.to_json()
+    print_rows([row], output_format, title=title, document=document)
 
 
 def _interval(estimate: Estimate) -> str:

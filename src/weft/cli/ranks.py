@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Annotated
 
@@ -22,7 +23,18 @@ Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 AllReduce = Annotated[
     str, typer.Option(help="auto (weft's where it can be used), weft or nccl (the library's).")
 ]
-Timeout = Annotated[float, typer.Option(help="Longest wait for another rank, in seconds.")]
+
+
+def _positive_seconds(value: float) -> float:
+    if not 0 < value < math.inf:
+        raise typer.BadParameter("must be a positive number of seconds")
+    return value
+
+
+Timeout = Annotated[
+    float,
+    typer.Option(help="Longest wait for another rank, in seconds.", callback=_positive_seconds),
+]
 
 
 def check_all_reduce(name: str) -> None:

@@ -165,12 +165,16 @@ def _print(
         "ttft_ms": ttft_s * 1e3,
         "tpot_ms": (elapsed_s - ttft_s) * 1e3 / (longest - 1) if longest > 1 else None,
     }
-    document = times | {
-        "completions": [
-            {"token_ids": list(d.token_ids), "text": d.text, "finish_reason": d.finish_reason}
-            for d in completions
-        ]
-    }
+    document = (
+        {"schema": "weft.run/1"}
+        | times
+        | {
+            "completions": [
+                {"token_ids": list(d.token_ids), "text": d.text, "finish_reason": d.finish_reason}
+                for d in completions
+            ]
+        }
+    )
     print_rows(rows, output_format, document=document)
     if output_format is OutputFormat.TABLE:
         tpot = "-" if times["tpot_ms"] is None else f"{times['tpot_ms']:.2f} ms"

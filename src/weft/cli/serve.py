@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
@@ -199,7 +200,7 @@ def _check(
         ("--cache-tokens", cache_tokens, 16),
         ("--drain", drain, 0),
     ):
-        if value is not None and value < least:
+        if value is not None and not least <= value < math.inf:
             raise UserError(f"{option} {value:g}: must be at least {least}")
     for option, seconds in (("--max-body-mb", max_body_mb), ("--stall", stall)):
         if not seconds > 0:

@@ -9,8 +9,8 @@ from typing import Annotated, Any
 import typer
 
 from weft.cli import options, ranks
-from weft.cli.output import OutputFormat, print_json, print_rows, progress, write_text
-from weft.errors import CheckFailed, UserError
+from weft.cli.output import OutputFormat, check_folder, print_json, print_rows, progress, write_text
+from weft.errors import CheckFailed
 from weft.study.published import PUBLISHED
 from weft.study.study import LAYOUTS, StudyPlan, run_study
 from weft.vocabulary.layout import Layout
@@ -40,8 +40,7 @@ def study(
     """
     if context.invoked_subcommand is not None:
         return
-    if not output.is_dir():
-        raise UserError(f"--output {output}: is not a folder; create it first")
+    check_folder(output)
     plan = StudyPlan(
         model=model,
         layouts=tuple(Layout.parse(name.strip()) for name in layouts.split(",")),

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from weft.cli import options, ranks
-from weft.cli.output import OutputFormat, print_rows, progress, write_text
+from weft.cli.output import OutputFormat, check_folder, print_rows, progress, write_text
 from weft.errors import UserError
 from weft.launch.environment import device_type
 from weft.study.scaling import ALL_REDUCES, ScalingPlan, run_scaling
@@ -47,8 +47,7 @@ def study_scaling(
 
     Example: weft study scaling --layouts 1,tp2,pp2 --workloads decode-heavy
     """
-    if not output.is_dir():
-        raise UserError(f"--output {output}: is not a folder; create it first")
+    check_folder(output)
     on = device_type(device)
     plan = ScalingPlan(
         model=model,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Final
 
 import torch
@@ -10,6 +11,8 @@ from weft.comm.groups import ProcessGroups
 from weft.engine.config import EngineConfig
 from weft.engine.runner import StageRunner
 from weft.errors import EnvironmentUnavailable
+from weft.vocabulary.layout import Layout
+from weft.vocabulary.model_spec import ModelSpec
 
 CPU_TOKENS: Final = 8192
 _RESERVE_BYTES: Final = 2 << 30
@@ -40,6 +43,25 @@ def num_cache_blocks(
             f"{room / 1e9:.1f} GB are left for the key-value cache; use more GPUs or a larger share"
         )
     return fewest
+
+
+def check_host_memory(spec: ModelSpec, layout: Layout, config: EngineConfig, itemsize: int) -> None:
+    """EnvironmentUnavailable where weights and cache of this machine's ranks cannot fit."""
+    tokens = (config.cache_tokens or CPU_TOKENS) * layout.ranks_per_node / layout.tp
+    per_token = 2 * spec.num_kv_heads * spec.head_dim * spec.num_layers / layout.pp
+    share = layout.ranks_per_node / (layout.tp * layout.pp)
+    needed = (spec.num_parameters * share + tokens * per_token) * itemsize
+    if needed > physical_bytes():
+        raise EnvironmentUnavailable(
+            f"{spec.name} as {layout.name} needs about {needed / 1e9:,.0f} GB for weights and "
+            f"cache on this machine, which has {physical_bytes() / 1e9:,.0f} GB; take a smaller "
+            "model, fewer tokens or more machines"
+        )
+
+
+def physical_bytes() -> int:
+    """Memory of this machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def activation_bytes(runner: StageRunner, tp: int, num_rows: int) -> int:

@@ -10,11 +10,13 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
 
+import torch
+
 from weft.comm.device_all_reduce import use_device_all_reduce
 from weft.comm.groups import ProcessGroups
 from weft.comm.recorder import Recorder
 from weft.engine.block_pool import BlockPool
-from weft.engine.cache_size import num_cache_blocks
+from weft.engine.cache_size import check_host_memory, num_cache_blocks
 from weft.engine.config import EngineConfig
 from weft.engine.flight import Flight, Launched
 from weft.engine.graphs import BUCKETS
@@ -41,6 +43,9 @@ class Engine:
                 f"inside one; set --ep to a divisor of --tp {groups.layout.tp}"
             )
         self.spec, self.groups, self.config = spec, groups, config
+        if groups.device.type == "cpu":
+            itemsize = getattr(torch, spec.dtype).itemsize
+            check_host_memory(spec, groups.layout, config, itemsize)
         conventions = engine_named(config.conventions)
         self._plain_transport = groups.tp.transport
         self.device_all_reduce = use_device_all_reduce(groups, config.all_reduce)

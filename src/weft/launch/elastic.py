@@ -10,7 +10,9 @@ import dataclasses
 import logging
 import os
 import signal
+import socket
 import sys
+import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 
 _SHUTDOWN_S: Final = 3
 _JOIN_S: Final = 60
+_MOST_PORT: Final = 65535
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +54,8 @@ class Launch:
             raise UserError(
                 f"--node-rank {self.node_rank}: must be 0 to {self.num_nodes - 1} (--nnodes)"
             )
+        if not 1 <= self.master_port <= _MOST_PORT:
+            raise UserError(f"--master-port {self.master_port}: must be 1 to {_MOST_PORT}")
 
 
 def run_ranks(arguments: Sequence[str], launch: Launch) -> None:
@@ -63,6 +68,8 @@ def run_ranks(arguments: Sequence[str], launch: Launch) -> None:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import elastic_launch
 
+    if launch.num_nodes > 1:
+        _check_master(launch)
     with _environment(_variables(launch)), _quiet():
         try:
             elastic_launch(_config(launch), sys.executable)(*arguments)
@@ -78,6 +85,31 @@ def run_ranks(arguments: Sequence[str], launch: Launch) -> None:
                 f"cannot start the ranks at {launch.master_address}:{launch.master_port}: "
                 f"{reason}; check --master-addr, --master-port and that every node started"
             ) from None
+
+
+def _check_master(launch: Launch) -> None:
+    """Machine 0 has an address and, seen from the others, answers within the time to join."""
+    try:
+        socket.getaddrinfo(launch.master_address, launch.master_port)
+    except OSError:
+        raise UserError(
+            f"--master-addr {launch.master_address}: no such host; give the name or address of "
+            "machine 0"
+        ) from None
+    if launch.node_rank == 0:
+        return
+    end = time.monotonic() + _JOIN_S
+    while time.monotonic() < end:
+        try:
+            socket.create_connection((launch.master_address, launch.master_port), 1).close()
+        except OSError:
+            time.sleep(0.2)
+        else:
+            return
+    raise EnvironmentUnavailable(
+        f"machine 0 does not answer at {launch.master_address}:{launch.master_port} for {_JOIN_S} "
+        "s; check --master-addr, --master-port and that it started"
+    )
 
 
 def _config(launch: Launch) -> Any:

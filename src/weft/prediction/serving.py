@@ -75,7 +75,7 @@ def serve_at_rate(
     spec: ModelSpec, layout: Layout, workload: Workload, machine: Machine, rate: float
 ) -> Serving | None:
     """Open arrivals of ``rate`` requests a second; None where the layout cannot keep up."""
-    if rate <= 0:
+    if not rate > 0:
         raise WorkloadError(f"--rate {rate}: must be above 0 requests a second")
     check_question(spec, layout, workload)
     server = _Server(spec, layout, workload, machine)

@@ -6,6 +6,7 @@ forbids every request, so a report cannot reach out even by mistake.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -34,8 +35,8 @@ _NO_SCRIPT: Final = (
 def write_report(report: Report, path: Path) -> Path:
     """Write the page to ``path`` whole or not at all, and return the path.
 
-    Raises UserError where the path cannot name a file, EnvironmentUnavailable
-    where the disk or its permissions refuse it.
+    Raises UserError where the path cannot be written, EnvironmentUnavailable where the disk
+    is full.
     """
     target = _checked_target(path)
     content = render(report).encode()
@@ -44,7 +45,9 @@ def write_report(report: Report, path: Path) -> Path:
         temporary.write_bytes(content)
         temporary.replace(target)
     except OSError as error:
-        raise EnvironmentUnavailable(f"cannot write {path}: {error.strerror}") from error
+        full = error.errno == errno.ENOSPC
+        kind = EnvironmentUnavailable if full else UserError
+        raise kind(f"cannot write {path}: {error.strerror}") from None
     finally:
         temporary.unlink(missing_ok=True)
     return path

@@ -14,21 +14,24 @@ from typing import Final
 import uvicorn
 from fastapi import FastAPI
 
-from weft.errors import EnvironmentUnavailable
+from weft.errors import EnvironmentUnavailable, UserError
 
+MOST_PORT: Final = 65535
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 
 
 def listen(host: str, port: int) -> socket.socket:
     """A listening socket; EnvironmentUnavailable where the address cannot be had."""
+    if not 0 <= port <= MOST_PORT:
+        raise UserError(f"--port {port}: must be 0 to {MOST_PORT}")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         listener.close()
-        busy = isinstance(error, OSError) and error.errno == errno.EADDRINUSE
+        busy = error.errno == errno.EADDRINUSE
         reason = "is in use; choose another --port" if busy else f"cannot be bound: {error}"
         raise EnvironmentUnavailable(f"{host}:{port} {reason}") from None
     listener.listen(4096)
