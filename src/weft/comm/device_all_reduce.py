@@ -11,6 +11,7 @@ from weft.comm.communicator import Communicator
 from weft.comm.groups import ProcessGroups
 from weft.comm.transport import TorchTransport
 from weft.errors import EnvironmentUnavailable, UserError
+from weft.kernels.support import has_rdma
 from weft.vocabulary.conventions import ALL_REDUCE_CHOICES
 
 if TYPE_CHECKING:
@@ -63,9 +64,8 @@ def use_device_all_reduce(groups: ProcessGroups, choice: str) -> DeviceAllReduce
 
     plain = groups.tp.transport
     assert isinstance(plain, TorchTransport)
-    nodes = len({groups.layout.node_of(rank) for rank in groups.tp.ranks})
-    transport = "peer" if nodes == 1 else "tcp"
     try:
+        nodes, transport = link_between_nodes(groups, choice)
         device_all_reduce = DeviceAllReduce(
             plain.group, device=groups.device, nodes=nodes, transport=transport
         )
@@ -76,6 +76,26 @@ def use_device_all_reduce(groups: ProcessGroups, choice: str) -> DeviceAllReduce
         return None
     groups.tp.transport = DeviceTransport(plain, device_all_reduce)
     return device_all_reduce
+
+
+def link_between_nodes(groups: ProcessGroups, choice: str) -> tuple[int, str]:
+    """(nodes of the tensor-parallel group, transport between them); on every rank of the run.
+
+    Over RDMA the library is left alone unless ``choice`` insists: EnvironmentUnavailable.
+    """
+    layout = groups.layout
+    rdma = layout.nodes > 1 and any(groups.host_gather(has_rdma()))
+    nodes = len({layout.node_of(rank) for rank in groups.tp.ranks})
+    if nodes == 1:
+        return 1, "peer"
+    if not rdma:
+        return nodes, "tcp"
+    if choice == "weft":
+        return nodes, "nvshmem"
+    raise EnvironmentUnavailable(
+        "the nodes have RDMA, over which weft's kernels were not measured; --all-reduce weft "
+        "uses them over NVSHMEM"
+    )
 
 
 def _use_programs(groups: ProcessGroups) -> None:

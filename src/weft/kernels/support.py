@@ -16,6 +16,7 @@ from weft.kernels.selection import BETWEEN_NODES, MAX_RANKS
 
 TRANSPORTS = tuple(BETWEEN_NODES)
 MIN_CAPABILITY = (9, 0)  # clusters and dependent launches
+RDMA_DEVICES = Path("/sys/class/infiniband")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +120,11 @@ def _place(device: torch.device | None, transport: str) -> Place:
 
 def _uuid(index: int) -> str:
     return str(torch.cuda.get_device_properties(index).uuid)
+
+
+def has_rdma() -> bool:
+    """Whether this machine has an InfiniBand or RoCE device."""
+    return RDMA_DEVICES.is_dir() and any(RDMA_DEVICES.iterdir())
 
 
 def host_identity() -> str:
