@@ -34,6 +34,7 @@ def main() -> None:
     job = json.loads(Path(sys.argv[1]).read_text())
     layout = Layout(**job["layout"])
     greedy = SamplingParams(max_tokens=job["num_tokens"], ignore_eos=True)
+    short = SamplingParams(max_tokens=job["num_engine_tokens"], ignore_eos=True)
     sampled = SamplingParams(
         max_tokens=12, temperature=0.8, top_k=50, top_p=0.9, seed=7, ignore_eos=True
     )
@@ -55,7 +56,7 @@ def main() -> None:
             schedule, _ = record_run(llm, workload, [prompts[0], prompts[0][::-1], prompts[0]])
             results[f"engine {engine}"] = {
                 "rows": schedule.to_json()["collectives"],
-                "greedy": [c.token_ids for c in llm.generate(prompts, greedy)],
+                "greedy": [c.token_ids for c in llm.generate(prompts, short)],
             }
         if groups.rank == 0:
             Path(job["output"]).write_text(json.dumps(results))
