@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from damage import JUNK, places
 from weft.bench.serving.arrivals import synthetic
 from weft.bench.serving.figures import Limits
 from weft.bench.serving.http_client import parse_url
@@ -136,24 +137,6 @@ def test_a_run_of_which_nothing_completed():
     value["client"]["send_lag_ms"] = None
     rows = tables(built(value))["Milliseconds, completed requests"].rows
     assert all(row["mean"] is None for row in rows)
-
-
-def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    children = list(value.items()) if isinstance(value, dict) else []
-    children = list(enumerate(value[:2])) if isinstance(value, list) else children
-    return [path] * bool(path) + [p for key, child in children for p in places(child, (*path, key))]
-
-
-JUNK = st.one_of(
-    st.none(),
-    st.booleans(),
-    st.integers(),
-    st.floats(),
-    st.text(max_size=5),
-    st.lists(st.integers(), max_size=2),
-    st.dictionaries(st.text(max_size=3), st.integers(), max_size=2),
-    st.just(10**400),
-)
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])

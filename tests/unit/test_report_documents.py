@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from damage import JUNK, places
 from weft.cli.report import report as report_command
 from weft.closed_form.schedule import closed_form
 from weft.errors import FileFormatError, UserError
@@ -346,28 +347,6 @@ def test_command_writes_the_report(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "llama-3.1-8b · tp2xpp2 · vllm-v0: Volume" in output.read_text()
     with pytest.raises(UserError, match="also an input"):
         report_command(paths, paths[0])
-
-
-def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """Every place in a document that can be damaged."""
-    children: list[tuple[Any, Any]] = []
-    if isinstance(value, dict):
-        children = list(value.items())
-    elif isinstance(value, list):
-        children = list(enumerate(value[:3]))
-    return [path] * bool(path) + [p for key, child in children for p in places(child, (*path, key))]
-
-
-JUNK = st.one_of(
-    st.none(),
-    st.booleans(),
-    st.integers(),
-    st.floats(),
-    st.text(max_size=5),
-    st.lists(st.integers(), max_size=2),
-    st.dictionaries(st.text(max_size=3), st.integers(), max_size=2),
-    st.just(10**400),
-)
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
