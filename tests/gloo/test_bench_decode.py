@@ -111,6 +111,9 @@ def test_scaling(model, tmp_path, capsys):
         assert min(parts) >= 0
         assert row["step_ms"] == pytest.approx(sum(parts))
         assert (row["communication_ms"] > 0) == (row["ranks"] > 1)
+    first_ms = document["rows"][0]["e2e_ms"]
+    for row in document["rows"]:
+        assert row["speedup"] == pytest.approx(first_ms / row["e2e_ms"])
     by_key = {(r["layout"], r["all_reduce"], r["phase"]): r for r in document["rows"]}
     assert by_key["1", "-", "decode"]["steps"] == 3
     assert by_key["pp2", "-", "decode"]["steps"] == 6, "two groups of one sequence each"

@@ -29,6 +29,8 @@ from weft.errors import UserError
         (["serve", "embedded", "--drain", "inf"], "--drain inf"),
         (["serve", "embedded", "--port", "65536"], "--port 65536"),
         (["run", "embedded", "--timeout", "nan"], "positive number of seconds"),
+        (["run", "embedded", "--timeout", "0"], "positive number of seconds"),
+        (["run", "embedded", "--timeout", "inf"], "positive number of seconds"),
         (
             ["run", "embedded", "--tp", "2", "--nnodes", "2", "--master-port", "0"],
             "--master-port 0",
@@ -194,4 +196,10 @@ def test_a_folder_that_cannot_be_written_is_named_before_anything_runs(tmp_path,
     file.write_text("")
     for command in (["study"], ["study", "scaling"]):
         assert run([*command, "--output", str(file)]) == 2
-        assert f"--output {file}" in capsys.readouterr().err
+        assert f"--output {file}: is not a folder" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="no folder that nobody can write to")
+def test_a_folder_that_nobody_can_write_to_is_named_before_anything_runs(capsys):
+    assert run(["study", "--output", "/proc"]) == 2
+    assert "--output /proc: cannot write there" in capsys.readouterr().err

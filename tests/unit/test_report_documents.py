@@ -196,6 +196,16 @@ def tables(report: Report) -> dict[str, Table]:
     return {block.caption: block for block in blocks if isinstance(block, Table)}
 
 
+def test_scaling_shows_every_row_and_where_its_time_goes() -> None:
+    value = scaling()
+    page = built(value)
+    rows = tables(page)["Every layout"].rows
+    assert [row["phase"] for row in rows] == ["decode", "prefill"]
+    assert all(row["wait_ms"] == 0.25 and row["speedup"] == 1.7 for row in rows)
+    bars = {bar.name: list(bar.x) for bar in charts(page)["One step of decode"].data}
+    assert sorted(sum(bars.values(), [])) == [0.0, 0.25, 0.5, 2.5]
+
+
 @pytest.mark.parametrize("layout", ["tp2", "tp4", "pp4", "tp2xpp2", "sp2", "dp2xtp2"])
 @pytest.mark.parametrize("engine", ["weft", "vllm", "vllm-v0"])
 def test_chart_adds_up_to_the_totals(layout: str, engine: str) -> None:

@@ -104,3 +104,12 @@ def test_tokens_after_a_stop_are_dropped():
     assert scheduler.finish(steps[2].sampling, [8]) == []
     assert request.output == [2]
     assert not scheduler.has_work
+
+
+def test_rows_of_running_requests_do_not_cut_prompts():
+    scheduler = Scheduler(BlockPool(64, 4), max_batch_tokens=16, max_batch_requests=4)
+    scheduler.add(make_request(0, 16, 8))
+    first = StepInputs.of(scheduler.schedule().chunks)
+    scheduler.finish(first.sampling, [5])
+    scheduler.add(make_request(1, 16, 8))
+    assert sorted(chunk.count for chunk in scheduler.schedule().chunks) == [1, 16]
