@@ -315,10 +315,18 @@ def case_fused(group: dist.ProcessGroup) -> dict:
                 total = expected(parts).view(rows, hidden)
                 want_residual, want = norm_reference(total, residual, weight, 1e-5)
                 kept = mine.clone()
+                kept_residual, aside = residual.clone(), torch.empty_like(residual)
+                norm = comm.all_reduce_residual_rms_norm(
+                    mine, residual, weight, 1e-5, residual_out=aside
+                )
                 out = torch.ops.weft.device_all_reduce_residual_rms_norm(
                     mine, residual, weight, 1e-5, comm.handle
                 )
                 label = f"{rows}x{hidden} {dtype}"
+                if not (same_bits(aside, residual) and same_bits(norm, out)):
+                    problems.append(f"{label}: a residual beside differs from one in place")
+                if same_bits(kept_residual, residual):
+                    problems.append(f"{label}: the residual was not changed")
                 if not same_bits(residual, want_residual):
                     problems.append(f"{label}: residual")
                 unit = torch.finfo(dtype).eps

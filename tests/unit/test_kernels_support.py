@@ -114,7 +114,7 @@ def structure_fields(name: str) -> list[str]:
     [
         ("Comm", endpoint.CommRecord, 96),
         ("Fault", fault.FaultRecord, 16),
-        ("Rows", residual_rms_norm.RowsRecord, 48),
+        ("Rows", residual_rms_norm.RowsRecord, 56),
         ("HostLinkRecord", host_link.HostLinkRecord, 64),
         ("ShmemRecord", nvshmem.ShmemRecord, 112),
     ],
@@ -175,12 +175,13 @@ def test_tensors_that_cannot_be_reduced() -> None:
 def test_norm_arguments_are_checked() -> None:
     device, row = torch.device("cpu"), torch.zeros(2, 64, dtype=torch.bfloat16)
     weight = torch.zeros(64, dtype=torch.bfloat16)
-    residual_rms_norm.check_arguments(row, row, weight, row, device)
+    residual_rms_norm.check_arguments(row, row, weight, row, row, device)
     for bad, message in (
-        ((row[:, :7], row, weight, row), "multiples of 16 bytes"),
-        ((row, row[:1], weight, row), r"residual is torch\.bfloat16 \[1, 64\]"),
-        ((row, row, weight.float(), row), r"weight is torch\.float32"),
-        ((row, row.t().contiguous().t(), weight, row), "contiguous"),
+        ((row[:, :7], row, weight, row, row), "multiples of 16 bytes"),
+        ((row, row[:1], weight, row, row), r"residual is torch\.bfloat16 \[1, 64\]"),
+        ((row, row, weight, row, row[:1]), r"residual_out is"),
+        ((row, row, weight.float(), row, row), r"weight is torch\.float32"),
+        ((row, row.t().contiguous().t(), weight, row, row), "contiguous"),
     ):
         with pytest.raises(UserError, match=message):
             residual_rms_norm.check_arguments(*bad, device)

@@ -123,17 +123,20 @@ class DeviceAllReduce:
         weight: torch.Tensor,
         epsilon: float,
         out: torch.Tensor | None = None,
+        residual_out: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """``residual += all_reduce(tensor)``, then return ``weight * rms_norm(residual)``.
+        """``residual_out = residual + all_reduce(tensor)``; return its ``weight * rms_norm``.
 
-        tensor, residual, out: [..., hidden], out defaults to a new tensor; weight: [hidden].
+        tensor, residual, out, residual_out: [..., hidden]; out defaults to a new tensor,
+        residual_out to the residual itself; weight: [hidden].
         The residual has the bits of the separate operations; the norm agrees with theirs within a
         few units in the last place and is the same on all ranks. A row is a multiple of 16 bytes.
         """
         from weft.kernels import residual_rms_norm
 
         out = torch.empty_like(tensor) if out is None else out
-        residual_rms_norm.run(self, tensor, residual, weight, epsilon, out)
+        residual_out = residual if residual_out is None else residual_out
+        residual_rms_norm.run(self, tensor, residual, weight, epsilon, out, residual_out)
         return out
 
     def uses_kernel(self, num_bytes: int, dtype: torch.dtype = torch.bfloat16) -> bool:

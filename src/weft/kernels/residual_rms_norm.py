@@ -27,6 +27,7 @@ class RowsRecord(ctypes.Structure):
     _fields_ = (
         ("input", ctypes.c_uint64),
         ("residual", ctypes.c_uint64),
+        ("residual_out", ctypes.c_uint64),
         ("weight", ctypes.c_uint64),
         ("output", ctypes.c_uint64),
         ("num_rows", ctypes.c_uint32),
@@ -43,9 +44,10 @@ def run(
     weight: torch.Tensor,
     epsilon: float,
     out: torch.Tensor,
+    residual_out: torch.Tensor,
 ) -> None:
     """See DeviceAllReduce.all_reduce_residual_rms_norm."""
-    check_arguments(tensor, residual, weight, out, communicator.device)
+    check_arguments(tensor, residual, weight, out, residual_out, communicator.device)
     num_rows, hidden = tensor.numel() // tensor.shape[-1], tensor.shape[-1]
     if num_rows == 0:
         return
@@ -57,6 +59,7 @@ def run(
     kernel = _kernel(communicator, tensor.dtype, cluster, fused=fused)
     rows = kernel.arguments[-1]
     rows.input, rows.residual = tensor.data_ptr(), residual.data_ptr()
+    rows.residual_out = residual_out.data_ptr()
     rows.weight, rows.output = weight.data_ptr(), out.data_ptr()
     rows.num_rows, rows.row_vectors = num_rows, vectors
     rows.per_element, rows.epsilon = 1 / hidden, epsilon
@@ -92,6 +95,7 @@ def check_arguments(
     residual: torch.Tensor,
     weight: torch.Tensor,
     out: torch.Tensor,
+    residual_out: torch.Tensor,
     device: torch.device,
 ) -> None:
     """UserError for shapes, types or strides that the kernels do not take."""
@@ -107,12 +111,13 @@ def check_arguments(
     for name, other, expected in (
         ("residual", residual, tensor.shape),
         ("out", out, tensor.shape),
+        ("residual_out", residual_out, tensor.shape),
         ("weight", weight, (hidden,)),
     ):
         if tuple(other.shape) != tuple(expected) or other.dtype != tensor.dtype:
             found = f"{other.dtype} {list(other.shape)}"
             raise UserError(f"{name} is {found}, expected {tensor.dtype} {list(expected)}")
-    for one in (tensor, residual, weight, out):
+    for one in (tensor, residual, weight, out, residual_out):
         if not one.is_contiguous() or one.data_ptr() % selection.VECTOR_BYTES:
             raise UserError(
                 "the fused RMSNorm takes contiguous tensors that start at a multiple of 16 bytes; "

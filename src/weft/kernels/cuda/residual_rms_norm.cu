@@ -15,7 +15,8 @@ constexpr int kMaxWarps = 64;  // of a cluster: 2048 vectors a row
 
 struct Rows {
   const Vec* input;
-  Vec* residual;
+  const Vec* residual;
+  Vec* residual_out;  // may be the residual itself
   const Vec* weight;
   Vec* output;
   u32 num_rows;
@@ -150,7 +151,7 @@ __device__ __forceinline__ void add_and_normalise(const Rows& rows, const Cluste
       value[i] = round_to_element(added[i] + value[i]);
       squares += value[i] * value[i];
     }
-    if (complete) store(rows.residual + place, pack(value));
+    if (complete) store(rows.residual_out + place, pack(value));
   }
   if (!complete) squares = __int_as_float(0x7FC00000);  // a row with a hole is no number at all
   const float mean = sums.over(squares, turn) * rows.per_element;
