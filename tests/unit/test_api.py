@@ -36,3 +36,10 @@ def test_mistakes_are_user_errors():
         weft.predict("llama-3.1-8b", weft.Layout(tp=3))
     with pytest.raises(UserError, match="tpu"):
         weft.plan("llama-3.1-8b", 4, accelerator="tpu")
+
+
+def test_all_reduce_before_the_process_group_is_one_line():
+    import torch
+
+    with pytest.raises(UserError, match=r"call torch\.distributed\.init_process_group first"):
+        weft.all_reduce(torch.ones(2))

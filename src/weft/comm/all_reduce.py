@@ -322,6 +322,11 @@ def all_reduce(
         return _through_the_door(tensor, group, algorithm)
     if isinstance(group, int):  # torch's mark for ranks that are left out of a new group
         raise UserError("all_reduce: this process is not a rank of the group that it passed")
+    if group is None and not dist.is_initialized():
+        raise UserError(
+            "all_reduce: there is no process group yet; call "
+            "torch.distributed.init_process_group first, or pass a communicator"
+        )
     group = group or _world()
     if id(group) not in _reducers:
         ranks = dist.get_process_group_ranks(group)

@@ -10,22 +10,30 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from weft.errors import FileFormatError, ModelConfigError
+from weft.layers.expert_exchange import LocalExperts
+from weft.layers.linear import Placement
 from weft.layers.shards import Piece, ShardedParameter
+from weft.models.decoder import DecoderStage
 
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
+_DTYPES = ("F64", "F32", "BF16", "F16")
+_HARMLESS = (".rotary_emb.inv_freq",)
+"""Ends of tensors that older checkpoints carry and that follow from config.json."""
 
 
-def load_weights(model: nn.Module, directory: Path) -> None:
+def load_weights(model: DecoderStage, directory: Path) -> None:
     """Read every parameter from ``model.safetensors`` or its sharded index in ``directory``.
 
-    Raises FileFormatError naming the file or the tensor that is missing or damaged.
+    Raises FileFormatError naming the file or tensor that is missing, damaged, twice there,
+    of another type or shape, not finite, or that no part of the whole model reads.
     """
     files = _weight_files(directory)
     by_file: dict[Path, list[tuple[ShardedParameter, Piece]]] = {}
@@ -34,6 +42,9 @@ def load_weights(model: nn.Module, directory: Path) -> None:
         if path is None:
             raise FileFormatError(f"{directory}: the checkpoint has no tensor {piece.source!r}")
         by_file.setdefault(path, []).append((parameter, piece))
+    for path, wanted in by_file.items():
+        _check_file(path, [piece for _, piece in wanted])
+    _check_leftovers(files, model)
     for path, wanted in by_file.items():
         _read_file(path, wanted)
 
@@ -58,20 +69,41 @@ def _place(parameter: ShardedParameter, piece: Piece, values: torch.Tensor) -> N
 
 
 def _weight_files(directory: Path) -> dict[str, Path]:
-    index = directory / _INDEX
-    if index.is_file():
-        try:
-            names = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-            return {name: directory / file for name, file in names.items()}
-        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-            raise FileFormatError(f"{index}: not a safetensors index ({error!r})") from None
-    single = directory / _SINGLE
-    if not single.is_file():
+    """The file of every tensor; of the two forms the one that transformers would take."""
+    single, index = directory / _SINGLE, directory / _INDEX
+    if single.is_file():
+        return dict.fromkeys(_names(single), single)
+    if not index.is_file():
         raise ModelConfigError(
             f"{directory}: has neither {_SINGLE} nor {_INDEX}; use --weights dummy for random weights"
         )
-    with _open(single) as file:
-        return dict.fromkeys(file.keys(), single)
+    found: dict[str, Path] = {}
+    for path in _indexed_files(index):
+        for name in _names(path):
+            if name in found:
+                raise FileFormatError(
+                    f"{directory}: tensor {name!r} is in {found[name].name} and in {path.name}; "
+                    "download the checkpoint again"
+                )
+            found[name] = path
+    return found
+
+
+def _indexed_files(index: Path) -> list[Path]:
+    try:
+        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        files = sorted({index.parent / file for file in weight_map.values()})
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise FileFormatError(f"{index}: not a safetensors index ({error!r})") from None
+    for path in files:
+        if not path.is_file():
+            raise FileFormatError(f"{index}: names {path.name}, which is not there; download it")
+    return files
+
+
+def _names(path: Path) -> list[str]:
+    with _open(path) as file:
+        return list(file.keys())
 
 
 def _open(path: Path):  # type: ignore[no-untyped-def]
@@ -85,23 +117,63 @@ def _open(path: Path):  # type: ignore[no-untyped-def]
         ) from None
 
 
-def _read_file(path: Path, wanted: list[tuple[ShardedParameter, Piece]]) -> None:
-    from safetensors import SafetensorError
-
+def _check_file(path: Path, wanted: list[Piece]) -> None:
+    """Types and shapes, from the file's header alone."""
     with _open(path) as file:
-        for parameter, piece in wanted:
-            try:
-                source = file.get_slice(piece.source)
-            except SafetensorError as error:
-                raise FileFormatError(f"{path}: cannot read {piece.source!r} ({error})") from None
-            shape = tuple(source.get_shape())
+        for piece in wanted:
+            source = file.get_slice(piece.source)
+            shape, dtype = tuple(source.get_shape()), source.get_dtype()
+            if dtype not in _DTYPES:
+                raise FileFormatError(
+                    f"{path}: tensor {piece.source!r} is {dtype}; weft reads {', '.join(_DTYPES)}: "
+                    "use a checkpoint that is not quantized"
+                )
             if shape != piece.shape:
                 raise FileFormatError(
                     f"{path}: tensor {piece.source!r} has shape {list(shape)}, "
                     f"config.json says {list(piece.shape)}"
                 )
+
+
+def _check_leftovers(files: dict[str, Path], stage: DecoderStage) -> None:
+    """A tensor that nobody reads means that the model is another than config.json says."""
+    spec = stage.spec
+    read = {piece.source for _, piece in _pieces(_whole_model(stage))}
+    if spec.tie_embeddings:
+        read.add("lm_head.weight")
+    for name, path in files.items():
+        if name not in read and not name.endswith(_HARMLESS):
+            raise FileFormatError(
+                f"{path}: has tensor {name!r}, which {spec.name} as config.json describes it does "
+                "not read; the two do not belong together, or weft does not support this model"
+            )
+
+
+def _whole_model(stage: DecoderStage) -> DecoderStage:
+    """All layers on one rank, without values."""
+    spec = stage.spec
+    where = Placement(tp_rank=0, tp_size=1, dtype=torch.bfloat16, device=torch.device("meta"))
+    experts = LocalExperts(range(spec.num_experts)) if spec.is_moe else None
+    streams = replace(stage.streams, experts=experts)
+    return DecoderStage(spec, range(spec.num_layers), streams, where)
+
+
+def _read_file(path: Path, wanted: list[tuple[ShardedParameter, Piece]]) -> None:
+    with _open(path) as file:
+        for parameter, piece in wanted:
             index = (slice(None),) * piece.dim + (slice(piece.start, piece.stop),)
-            _place(parameter, piece, source[index])
+            _place(parameter, piece, file.get_slice(piece.source)[index])
+            if not _is_finite(parameter.data.narrow(piece.dim, piece.at, piece.stop - piece.start)):
+                dtype = str(parameter.dtype).removeprefix("torch.")
+                raise FileFormatError(
+                    f"{path}: tensor {piece.source!r} holds NaN or infinity as {dtype}; "
+                    "use another checkpoint or --dtype"
+                )
+
+
+def _is_finite(values: torch.Tensor) -> bool:
+    """One sum (cheaper than the copy), which NaN and infinity survive; else element by element."""
+    return bool(values.sum().isfinite()) or bool(values.isfinite().all())
 
 
 def _dummy_tensor(piece: Piece, seed: int, parameter: torch.Tensor) -> torch.Tensor:
