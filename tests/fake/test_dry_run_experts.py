@@ -59,7 +59,7 @@ def test_sizes_of_the_exchange():
 
 
 def test_what_cannot_be_is_refused():
-    with pytest.raises(LayoutError, match="--ep 2"):
+    with pytest.raises(LayoutError, match="`ep` 2"):
         dry_run(MIXTRAL, Layout(tp=4, ep=2), Workload(), "vllm")
     layout = Layout(tp=1, dp=2, ep=2)
     with (

@@ -175,7 +175,7 @@ def test_nccl_takes_its_cheapest_protocol_and_slow_networks_cost_their_latency()
 def test_bad_input():
     with pytest.raises(UnknownAlgorithmError, match="'magic'"):
         latency_us("magic", 8, 2, 2, PLAIN)
-    with pytest.raises(LayoutError, match="--gpus-per-node 0"):
+    with pytest.raises(LayoutError, match="`gpus_per_node` 0"):
         latency_us("ring", 8, 2, 0, PLAIN)
 
 

@@ -105,7 +105,7 @@ def test_one_rank_or_no_element_needs_no_step():
 def test_unknown_algorithms_and_empty_shapes_are_refused():
     with pytest.raises(UnknownAlgorithmError, match=r"'rings': unknown; choose one of ring"):
         build("rings", Topology(nodes=2), 4, 0)
-    with pytest.raises(LayoutError, match="--nodes 0"):
+    with pytest.raises(LayoutError, match="`nodes` 0"):
         Topology(nodes=0)
 
 

@@ -32,7 +32,7 @@ def test_times_and_plans():
 
 
 def test_mistakes_are_user_errors():
-    with pytest.raises(UserError, match="--tp 3"):
+    with pytest.raises(UserError, match="`tp` 3"):
         weft.predict("llama-3.1-8b", weft.Layout(tp=3))
     with pytest.raises(UserError, match="tpu"):
         weft.plan("llama-3.1-8b", 4, accelerator="tpu")

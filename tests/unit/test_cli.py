@@ -5,6 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +15,9 @@ import pytest
 from checkpoints import make_checkpoint
 from weft.cli.main import app, run
 from weft.cli.output import write_text
-from weft.errors import UserError
+from weft.errors import LayoutError, UserError, WorkloadError
+from weft.vocabulary.layout import Layout
+from weft.vocabulary.workload import Workload
 
 
 @pytest.mark.parametrize(
@@ -56,7 +61,7 @@ from weft.errors import UserError
         (["run", "embedded", "--all-reduce", "mpi", "--decode", "1"], "mpi"),
         (["run", "embedded", "--ep", "2"], "--ep 2"),
         (["study", "--layouts", "tp2,xx"], "xx"),
-        (["study", "--layouts", "tp3"], "--tp 3"),
+        (["study", "--layouts", "tp3"], "tp 3: does not divide"),
         (["report", "/nonexistent.json"], "/nonexistent.json"),
         (["frobnicate"], "frobnicate"),
         (["predict"], "model"),
@@ -203,3 +208,68 @@ def test_a_folder_that_cannot_be_written_is_named_before_anything_runs(tmp_path,
 def test_a_folder_that_nobody_can_write_to_is_named_before_anything_runs(capsys):
     assert run(["study", "--output", "/proc"]) == 2
     assert "--output /proc: cannot write there" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["run", "embedded", "--prompt", "0"], "--prompt 0: must be"),
+        (["run", "embedded", "--nnodes", "0"], "--nodes 0: must be"),
+        (["plan", "embedded", "--gpus", "0"], "--gpus 0: must be"),
+        (["study", "--decode", "-3"], "--decode -3: must be"),
+        (["predict", "embedded", "--sp", "4", "--tp", "2"], "set --sp 1 or --sp 2 (with --tp 2)"),
+    ],
+)
+def test_an_argument_of_the_library_is_named_as_the_option_that_sets_it(words, line, capsys):
+    assert run(words) == 2
+    err = capsys.readouterr().err
+    assert line in err
+    assert "`" not in err
+
+
+def test_the_library_speaks_of_arguments():
+    with pytest.raises(LayoutError, match=r"^`stage_layers` 1,2: has 2 stages but `pp` is 1$"):
+        Layout(stage_layers=(1, 2))
+    for value in (0, 1.5, True, None, "2", float("nan")):
+        with pytest.raises(WorkloadError, match=r"^`prompt_tokens` .*whole number"):
+            Workload(prompt_tokens=value)
+
+
+FULL = Path("/dev/full")
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="no full device")
+@pytest.mark.parametrize(
+    "words",
+    [
+        "models",
+        "models --format json",
+        "predict llama-3.1-8b --tp 2 --format csv",
+        "--help",
+        "run -h",
+    ],
+)
+def test_a_full_disk_under_stdout_is_one_line(words):
+    with FULL.open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "weft", *words.split()],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 3
+    assert done.stderr == "weft: error: cannot write to stdout: No space left on device\n"
+
+
+def test_a_reader_that_has_gone_is_no_error_and_does_not_stop_the_command():
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [sys.executable, "-m", "weft", "models", "--format", "json"],
+        stdout=write,
+        stderr=subprocess.PIPE,
+        check=False,
+    )
+    os.close(write)
+    assert (done.returncode, done.stderr) == (0, b"")

@@ -199,7 +199,7 @@ def test_weights_that_overflow_in_the_chosen_type_are_refused(tmp_path):
     rewrite(checkpoint, put(DOWN, 1e5))
     spec = find_model(str(checkpoint)).spec
     weights.load_weights(stage_of(spec, Layout(), 0), checkpoint)
-    with pytest.raises(FileFormatError, match=r"down_proj.* as float16; .*--dtype"):
+    with pytest.raises(FileFormatError, match=r"down_proj.* as float16; .*`dtype`"):
         weights.load_weights(stage_of(spec, Layout(), 0, torch.float16), checkpoint)
 
 

@@ -11,20 +11,20 @@ from typing import Any, Final
 import typer
 from typer.core import TyperGroup
 
-_DEFAULT: Final = "default command"
+DEFAULT: Final = "default command"
 
 
 class _DefaultGroup(TyperGroup):
     """A group that runs its default command where the first word is no sub-command."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        if not args or args[0] not in self.commands or args[0] == _DEFAULT:
-            args = [_DEFAULT, *args]
+        if not args or args[0] not in self.commands or args[0] == DEFAULT:
+            args = [DEFAULT, *args]
         return super().parse_args(ctx, args)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
         name, command, rest = super().resolve_command(ctx, args)
-        return ("" if name == _DEFAULT else name), command, rest
+        return ("" if name == DEFAULT else name), command, rest
 
 
 def app_with_default(
@@ -35,7 +35,7 @@ def app_with_default(
     ``epilog`` ends the default command's help and should name the others.
     """
     app = typer.Typer(cls=_DefaultGroup, rich_markup_mode=None)
-    app.command(_DEFAULT, hidden=True, epilog=epilog)(default)
+    app.command(DEFAULT, hidden=True, epilog=epilog)(default)
     for name, command in commands.items():
         app.command(name)(command)
     return app

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 import typer
+from typer.main import get_command
 
 from weft import __version__
 from weft.cli import (
@@ -28,6 +29,8 @@ from weft.cli import (
     trace,
 )
 from weft.cli import run as run_command
+from weft.cli.messages import command_of, in_options
+from weft.cli.output import guarded_stdout
 from weft.errors import WeftError
 
 app = typer.Typer(
@@ -85,15 +88,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code; errors are one line on stderr."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    with guarded_stdout() as stdout:
+        code = _run(words)
+        try:
+            stdout.check()
+        except WeftError as error:
+            return _fail(str(error), error.exit_code)
+    return code
+
+
+def _run(words: list[str]) -> int:
     try:
         result = app(args=words, standalone_mode=False, prog_name="weft", obj=words)
     except typer.TyperException as error:
         return _usage(error, words)
     except WeftError as error:
-        return _fail(str(error), error.exit_code)
-    except BrokenPipeError:
-        sys.stderr.close()
-        return 0
+        command = command_of(words, get_command(app))
+        return _fail(in_options(str(error), command), error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         return _fail("interrupted", 130)
     return result if isinstance(result, int) else 0

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import errno
+import io
 import json
 import os
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from weft.errors import UserError
+from weft.errors import EnvironmentUnavailable, UserError
 
 
 class OutputFormat(StrEnum):
@@ -25,6 +29,72 @@ class OutputFormat(StrEnum):
     TABLE = "table"
     JSON = "json"
     CSV = "csv"
+
+
+class GuardedStdout:
+    """stdout of a command: what cannot be written is kept back until the command has ended.
+
+    Its checks and files are then complete, whatever reads its output.
+    """
+
+    def __init__(self, stream: TextIO | None) -> None:
+        self._stream = stream
+        self.error: OSError | None = None
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        self._try(lambda stream: stream.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        self._try(lambda stream: stream.flush())
+
+    def isatty(self) -> bool:
+        return self._stream is not None and self._stream.isatty()
+
+    def check(self) -> None:
+        """Raise EnvironmentUnavailable where output was lost, unless its reader wanted no more."""
+        self.flush()
+        if self.error is not None and not isinstance(self.error, BrokenPipeError):
+            raise EnvironmentUnavailable(f"cannot write to stdout: {self.error.strerror}")
+
+    def _try(self, act: Callable[[TextIO], object]) -> None:
+        try:
+            if self._stream is None:
+                raise OSError(errno.EBADF, "it is closed")
+            act(self._stream)
+        except OSError as error:
+            self.error = self.error or error
+            self._stream = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115
+
+
+@contextmanager
+def guarded_stdout() -> Iterator[GuardedStdout]:
+    """Print through a GuardedStdout while the context is open."""
+    before, guard = sys.stdout, GuardedStdout(sys.stdout)
+    sys.stdout = guard
+    try:
+        yield guard
+    finally:
+        sys.stdout = before
+        if guard.error is not None and before is not None:
+            _forget(before)
+
+
+def _forget(stream: TextIO) -> None:
+    """Python flushes stdout when it ends: what is left goes nowhere."""
+    with contextlib.suppress(OSError), open(os.devnull, "wb") as nowhere:  # noqa: PTH123
+        os.dup2(nowhere.fileno(), stream.fileno())
+
+
+def check_written() -> None:
+    """Raise EnvironmentUnavailable where stdout did not take what was printed."""
+    if isinstance(sys.stdout, GuardedStdout):
+        sys.stdout.check()
 
 
 def print_json(document: Any) -> None:

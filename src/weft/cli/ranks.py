@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Annotated
 
 import typer
 
+from weft.cli.messages import in_options
+from weft.cli.output import check_written
 from weft.errors import UserError
 from weft.launch.environment import is_launched
 from weft.vocabulary.conventions import ALL_REDUCE_CHOICES
@@ -61,8 +64,9 @@ def on_every_rank(
     if is_launched():
         from weft.launch.worker import worker
 
-        with worker():
+        with worker(partial(in_options, command=context.command)):
             work()
+            check_written()
     elif layout.world_size == 1:
         work()
     else:

@@ -61,7 +61,7 @@ def check_length(spec: ModelSpec, workload: Workload) -> None:
     length = workload.prompt_tokens + workload.decode_tokens
     if length > spec.max_position:
         raise WorkloadError(
-            f"--prompt {workload.prompt_tokens} --decode {workload.decode_tokens}: {length} tokens "
+            f"`prompt_tokens` {workload.prompt_tokens} `decode_tokens` {workload.decode_tokens}: {length} tokens "
             f"exceed the {spec.max_position} positions of {spec.name}"
         )
 

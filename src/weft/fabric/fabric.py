@@ -157,6 +157,6 @@ class Fabric:
 
 def check_shape(nodes: int, gpus_per_node: int) -> None:
     """Raise LayoutError for a shape with no rank."""
-    for option, value in (("--nodes", nodes), ("--gpus-per-node", gpus_per_node)):
+    for option, value in (("`nodes`", nodes), ("`gpus_per_node`", gpus_per_node)):
         if value < 1:
             raise LayoutError(f"{option} {value}: must be at least 1")

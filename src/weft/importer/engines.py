@@ -20,7 +20,7 @@ def engine_of(traces: Sequence[RankTrace], choice: str = "auto") -> str:
     ``torch`` is a job of plain torch.distributed: it has no schedule to be held against.
     """
     if choice not in ENGINE_CHOICES:
-        raise UserError(f"--engine {choice}: unknown; choose one of {', '.join(ENGINE_CHOICES)}")
+        raise UserError(f"`engine` {choice}: unknown; choose one of {', '.join(ENGINE_CHOICES)}")
     if choice not in ("auto", "vllm"):
         return choice
     family = _family(traces) if choice == "auto" else "vllm"

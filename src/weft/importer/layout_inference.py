@@ -28,12 +28,12 @@ def infer_layout(traces: Sequence[RankTrace]) -> Layout:
     world = max(world, tp)
     if world == 1 and calls:
         raise LayoutError(
-            "the traces do not say how many ranks took part; give the layout, e.g. --layout tp2"
+            "the traces do not say how many ranks took part; give the layout, e.g. `layout` tp2"
         )
     if world % tp:
         raise LayoutError(
             f"the traces name {world} ranks and tensor-parallel groups of {tp}: "
-            "give the layout with --layout"
+            "give the layout with `layout`"
         )
     rest = world // tp
     return Layout(tp=tp, pp=rest) if sends else Layout(tp=tp, dp=rest)

@@ -48,10 +48,10 @@ def device_type(name: str) -> str:
     import torch
 
     if name not in ("auto", "cpu", "cuda"):
-        raise UserError(f"--device {name}: choose auto, cpu or cuda")
+        raise UserError(f"`device` {name}: choose auto, cpu or cuda")
     has_gpu = torch.cuda.is_available()
     if name == "cuda" and not has_gpu:
-        raise EnvironmentUnavailable("--device cuda: torch sees no GPU here; use --device cpu")
+        raise EnvironmentUnavailable("`device` cuda: torch sees no GPU here; use `device` cpu")
     return "cuda" if has_gpu and name != "cpu" else "cpu"
 
 

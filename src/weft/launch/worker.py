@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final, NoReturn
 
@@ -19,8 +19,10 @@ _WATCH_S: Final = 0.5
 
 
 @contextmanager
-def worker() -> Iterator[None]:
+def worker(render: Callable[[str], str] = str) -> Iterator[None]:
     """Run one rank's work; an error is written for the launcher and ends the process.
+
+    ``render`` turns the text of an error into what its reader is shown.
 
     Signals end the rank at once, also while it waits inside a collective; so does the
     end of its launcher. A rank that is done ends here: nothing after the context runs.
@@ -33,7 +35,7 @@ def worker() -> Iterator[None]:
         yield
         _leave()
     except WeftError as error:
-        report_and_exit(error, error.exit_code)
+        report_and_exit(type(error)(render(str(error))), error.exit_code)
     except Exception as error:  # noqa: BLE001 - whatever ends a rank must be reported
         traceback.print_exc()
         report_and_exit(error, 3)

@@ -75,7 +75,7 @@ def _weight_files(directory: Path) -> dict[str, Path]:
         return dict.fromkeys(_names(single), single)
     if not index.is_file():
         raise ModelConfigError(
-            f"{directory}: has neither {_SINGLE} nor {_INDEX}; use --weights dummy for random weights"
+            f"{directory}: has neither {_SINGLE} nor {_INDEX}; use `weights` dummy for random weights"
         )
     found: dict[str, Path] = {}
     for path in _indexed_files(index):
@@ -167,7 +167,7 @@ def _read_file(path: Path, wanted: list[tuple[ShardedParameter, Piece]]) -> None
                 dtype = str(parameter.dtype).removeprefix("torch.")
                 raise FileFormatError(
                     f"{path}: tensor {piece.source!r} holds NaN or infinity as {dtype}; "
-                    "use another checkpoint or --dtype"
+                    "use another checkpoint or `dtype`"
                 )
 
 

@@ -48,7 +48,7 @@ class Limits:
     tpot_ms: float | None = None
 
     def __post_init__(self) -> None:
-        for option, value in (("--ttft", self.ttft_ms), ("--tpot", self.tpot_ms)):
+        for option, value in (("`ttft_ms`", self.ttft_ms), ("`tpot_ms`", self.tpot_ms)):
             if value is not None and not value > 0:
                 raise WorkloadError(f"{option} {value}: must be above 0 ms")
 

@@ -58,7 +58,7 @@ class Plan:
             if rejection.name in wanted:
                 return rejection
         raise LayoutError(
-            f"--explain {name}: not a layout of {self.cluster.num_gpus} GPUs; "
+            f"`explain` {name}: not a layout of {self.cluster.num_gpus} GPUs; "
             f"its degrees must multiply to {self.cluster.num_gpus} (or divide it)"
         )
 
@@ -162,11 +162,15 @@ def _nothing_fits(question: Question, cluster: Cluster, rejected: list[Rejection
     limits = [item for item in rejected if item.excess]
     if limits:
         closest = min(limits, key=lambda item: item.excess)
-    fix = "relax --ttft or --tpot" if limits else "use more --gpus or a larger --accelerator"
+    fix = (
+        "relax `ttft_ms` or `tpot_ms`"
+        if limits
+        else "use more `num_gpus` or a larger `accelerator`"
+    )
     if question.objective is Objective.LATENCY and not limits:
-        fix += " or a smaller --batch"
+        fix += " or a smaller `batch`"
     return (
-        f"--gpus {cluster.num_gpus}: no layout of {question.spec.name} can run "
+        f"`num_gpus` {cluster.num_gpus}: no layout of {question.spec.name} can run "
         f"({closest.name}: {closest.reason}); {fix}"
     )
 

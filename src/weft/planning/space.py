@@ -39,14 +39,14 @@ class Cluster:
 
     def __post_init__(self) -> None:
         if self.num_gpus < 1:
-            raise LayoutError(f"--gpus {self.num_gpus}: must be at least 1")
+            raise LayoutError(f"`num_gpus` {self.num_gpus}: must be at least 1")
         if self.gpus_per_node < 1:
-            raise LayoutError(f"--gpus-per-node {self.gpus_per_node}: must be at least 1")
+            raise LayoutError(f"`gpus_per_node` {self.gpus_per_node}: must be at least 1")
         if self.num_gpus > self.gpus_per_node and self.num_gpus % self.gpus_per_node:
             raise LayoutError(
-                f"--gpus {self.num_gpus}: not a whole number of nodes of {self.gpus_per_node}; "
+                f"`num_gpus` {self.num_gpus}: not a whole number of nodes of {self.gpus_per_node}; "
                 f"use {self.num_gpus // self.gpus_per_node * self.gpus_per_node} or change "
-                "--gpus-per-node"
+                "`gpus_per_node`"
             )
 
     @property

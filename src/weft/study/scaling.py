@@ -38,7 +38,7 @@ class ScalingPlan:
         """Raise UserError before anything is started."""
         for name in self.all_reduces:
             if name not in ALL_REDUCES:
-                raise UserError(f"--all-reduce {name}: choose from {', '.join(ALL_REDUCES)}")
+                raise UserError(f"`all_reduce` {name}: choose from {', '.join(ALL_REDUCES)}")
         for layout in self.layouts:
             for workload in self.workloads.values():
                 closed_form(load_spec(self.model), layout, workload, self.engine)

@@ -110,4 +110,4 @@ def engine_named(name: str) -> Conventions:
     try:
         return ENGINES[name]
     except KeyError:
-        raise UserError(f"--engine {name}: unknown; choose one of {', '.join(ENGINES)}") from None
+        raise UserError(f"`engine` {name}: unknown; choose one of {', '.join(ENGINES)}") from None

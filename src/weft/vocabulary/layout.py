@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from weft.errors import LayoutError
+from weft.vocabulary.checks import check_counts
 from weft.vocabulary.model_spec import ModelSpec
 
 GroupKind = Literal["tp", "pp", "sp", "ep", "dp", "world"]
@@ -39,33 +40,31 @@ class Layout:
     stage_layers: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        for name in ("tp", "pp", "sp", "ep", "dp", "nodes"):
-            if getattr(self, name) < 1:
-                raise LayoutError(f"--{name} {getattr(self, name)}: must be at least 1")
+        check_counts(self, ("tp", "pp", "sp", "ep", "dp", "nodes"), LayoutError)
         if self.sp not in (1, self.tp):
             raise LayoutError(
-                f"--sp {self.sp}: sequence parallelism shares the tensor-parallel group; "
-                f"set --sp 1 or --sp {self.tp} (with --tp {self.tp})"
+                f"`sp` {self.sp}: sequence parallelism shares the tensor-parallel group; "
+                f"set `sp` 1 or `sp` {self.tp} (with `tp` {self.tp})"
             )
         if (self.tp * self.dp) % self.ep:
             raise LayoutError(
-                f"--ep {self.ep}: must divide tp x dp = {self.tp * self.dp} (--tp, --dp)"
+                f"`ep` {self.ep}: must divide tp x dp = {self.tp * self.dp} (`tp`, `dp`)"
             )
         self._check_nodes()
         if self.stage_layers is not None and len(self.stage_layers) != self.pp:
             raise LayoutError(
-                f"--stage-layers {','.join(map(str, self.stage_layers))}: "
-                f"has {len(self.stage_layers)} stages but --pp is {self.pp}"
+                f"`stage_layers` {','.join(map(str, self.stage_layers))}: "
+                f"has {len(self.stage_layers)} stages but `pp` is {self.pp}"
             )
 
     def _check_nodes(self) -> None:
         if self.world_size % self.nodes:
             raise LayoutError(
-                f"--nodes {self.nodes}: does not divide the {self.world_size} ranks of {self.name}"
+                f"`nodes` {self.nodes}: does not divide the {self.world_size} ranks of {self.name}"
             )
         if self.gpus_per_node is not None and self.nodes * self.gpus_per_node != self.world_size:
             raise LayoutError(
-                f"--gpus-per-node {self.gpus_per_node}: {self.nodes} node(s) of "
+                f"`gpus_per_node` {self.gpus_per_node}: {self.nodes} node(s) of "
                 f"{self.gpus_per_node} are not the {self.world_size} ranks of {self.name}"
             )
 
@@ -166,7 +165,7 @@ class Layout:
         counts = self.stage_layers or _even_split(num_layers, self.pp)
         if sum(counts) != num_layers or min(counts) < 1:
             raise LayoutError(
-                f"--stage-layers {','.join(map(str, counts))}: must be {self.pp} positive "
+                f"`stage_layers` {','.join(map(str, counts))}: must be {self.pp} positive "
                 f"numbers that add up to the model's {num_layers} layers"
             )
         ends = [sum(counts[: i + 1]) for i in range(self.pp)]
@@ -176,24 +175,24 @@ class Layout:
         """Raise LayoutError where the model cannot be divided this way."""
         if self.pp > spec.num_layers:
             raise LayoutError(
-                f"--pp {self.pp}: more stages than the {spec.num_layers} layers of {spec.name}"
+                f"`pp` {self.pp}: more stages than the {spec.num_layers} layers of {spec.name}"
             )
         self.layers_of_stages(spec.num_layers)
         for what, size in _divided_by_tp(spec, self.ep):
             if size % self.tp:
                 choices = ", ".join(map(str, valid_tp(spec)))
                 raise LayoutError(
-                    f"--tp {self.tp}: does not divide the {size} {what} of {spec.name}; "
+                    f"`tp` {self.tp}: does not divide the {size} {what} of {spec.name}; "
                     f"choose one of {choices}"
                 )
         if self.tp % spec.num_kv_heads and spec.num_kv_heads % self.tp:
             raise LayoutError(
-                f"--tp {self.tp}: neither divides nor is a multiple of the "
+                f"`tp` {self.tp}: neither divides nor is a multiple of the "
                 f"{spec.num_kv_heads} KV heads of {spec.name}"
             )
         if self.ep > 1 and (spec.num_experts == 0 or spec.num_experts % self.ep):
             raise LayoutError(
-                f"--ep {self.ep}: does not divide the {spec.num_experts} experts of {spec.name}"
+                f"`ep` {self.ep}: does not divide the {spec.num_experts} experts of {spec.name}"
             )
 
     def check_world(self, num_processes: int) -> None:
@@ -201,7 +200,7 @@ class Layout:
         if num_processes != self.world_size:
             raise LayoutError(
                 f"layout {self.name} needs {self.world_size} ranks but the launcher started "
-                f"{num_processes}: change --tp/--pp/--dp or the launcher's process count"
+                f"{num_processes}: change `tp`/`pp`/`dp` or the launcher's process count"
             )
 
 

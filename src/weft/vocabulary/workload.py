@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from weft.errors import WorkloadError
+from weft.vocabulary.checks import check_counts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,11 +23,7 @@ class Workload:
     batch: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("prompt_tokens", "decode_tokens", "batch"):
-            value = getattr(self, name)
-            if value < 1:
-                option = name.removesuffix("_tokens")
-                raise WorkloadError(f"--{option} {value}: must be at least 1")
+        check_counts(self, ("prompt_tokens", "decode_tokens", "batch"), WorkloadError)
 
     @property
     def num_decode_steps(self) -> int:
@@ -60,5 +57,5 @@ def workload_named(name: str) -> Workload:
         return WORKLOADS[name]
     except KeyError:
         raise WorkloadError(
-            f"--workload {name}: unknown; choose one of {', '.join(WORKLOADS)}"
+            f"`workload` {name}: unknown; choose one of {', '.join(WORKLOADS)}"
         ) from None

@@ -114,7 +114,7 @@ def test_a_trace_that_does_not_say_how_many_ranks_took_part(tmp_path: Path) -> N
     for event in document["traceEvents"]:
         event["args"] = {}
     write_trace(document, path)
-    with pytest.raises(WeftError, match="--layout tp2"):
+    with pytest.raises(WeftError, match="`layout` tp2"):
         import_traces([path])
 
 

@@ -90,7 +90,7 @@ def test_ranked_by_score_with_the_best_first(objective: Objective) -> None:
 
 
 def test_one_gpu_does_not_hold_405b() -> None:
-    with pytest.raises(LayoutError, match=r"weights .* of .* GB.*more --gpus"):
+    with pytest.raises(LayoutError, match=r"weights .* of .* GB.*more `num_gpus`"):
         plan(4, model="llama-3.1-405b")
 
 
@@ -99,9 +99,9 @@ def test_limits_reject_with_the_numbers_and_name_the_option() -> None:
     assert all(candidate.tpot_ms <= 16.0 for candidate in found.ranked)
     reasons = {item.name: item.reason for item in found.rejected}
     assert "above the limit of 16 ms" in reasons["tp2xpp2"]
-    with pytest.raises(LayoutError, match="relax --ttft or --tpot"):
+    with pytest.raises(LayoutError, match="relax `ttft_ms` or `tpot_ms`"):
         plan(limits=Limits(ttft_ms=1.0))
-    with pytest.raises(WorkloadError, match="--tpot -1"):
+    with pytest.raises(WorkloadError, match="`tpot_ms` -1"):
         Limits(tpot_ms=-1)
 
 
