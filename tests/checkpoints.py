@@ -82,16 +82,21 @@ def make_checkpoint(directory: Path, family: str, *, shard_size: str = "5GB") ->
     config = make_config(family)
     config._attn_implementation = "eager"
     model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name.endswith(".bias"):
-                parameter.normal_(0, 0.3)
-            elif parameter.dim() == 1:
-                parameter.uniform_(0.5, 1.5)
-            else:
-                parameter.normal_(0, 0.08)
+    randomize(model)
     model.save_pretrained(directory, max_shard_size=shard_size)
     return directory
+
+
+@torch.no_grad()
+def randomize(model) -> None:
+    """Random values for every parameter, biases and norms too."""
+    for name, parameter in model.named_parameters():
+        if name.endswith(".bias"):
+            parameter.normal_(0, 0.3)
+        elif parameter.dim() == 1:
+            parameter.uniform_(0.5, 1.5)
+        else:
+            parameter.normal_(0, 0.08)
 
 
 def reference_model(directory: Path):

@@ -16,9 +16,9 @@ from weft.closed_form.schedule import closed_form
 from weft.errors import LayoutError, ModelConfigError
 from weft.tracing.dry_run import dry_run
 from weft.vocabulary.builtin_models import BUILTIN_MODELS
+from weft.vocabulary.families import spec_from_config
 from weft.vocabulary.layout import Layout, valid_tp
 from weft.vocabulary.model_source import load_spec
-from weft.vocabulary.model_spec import spec_from_config
 from weft.vocabulary.workload import Workload
 
 SCHEMA = json.loads((Path(__file__).parents[1] / "data" / "schedule.schema.json").read_text())
@@ -63,7 +63,13 @@ def test_old_and_new_spelling_of_a_config_mean_the_same():
         "intermediate_size": 96,
         "vocab_size": 100,
     }
-    scaling = {"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 64}
+    scaling = {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 64,
+    }
     old = {"torch_dtype": "float16", "rope_theta": 7.0, "rope_scaling": scaling}
     new = {"dtype": "float16", "rope_parameters": scaling | {"rope_theta": 7.0}}
     assert spec_from_config("m", sizes | old) == spec_from_config("m", sizes | new)
@@ -88,11 +94,22 @@ VALID = {
         ({"vocab_size": "many"}, "many"),
         ({"hidden_size": 0}, "hidden_size"),
         ({"num_key_value_heads": 3}, "num_key_value_heads"),
-        ({"hidden_act": "gelu"}, "gelu"),
-        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "yarn"),
-        ({"quantization_config": {"bits": 4}}, "quantized"),
+        ({"hidden_act": "mish"}, "mish"),
+        ({"rope_scaling": {"rope_type": "longrope", "factor": 4.0}}, "longrope"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 0}}, "factor is 0.0"),
+        ({"rope_scaling": {"rope_type": "dynamic", "factor": -1.0}}, "factor is -1.0"),
+        ({"rope_scaling": {"rope_type": "linear"}}, "no field 'factor'"),
+        ({"rope_theta": 0}, "theta is 0.0"),
+        ({"rope_theta": float("nan")}, "rope_theta"),
+        ({"rope_parameters": {"full_attention": {"rope_theta": 1e6}}}, "full_attention"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5"),
+        ({"rms_norm_eps": -1.0}, "rms_norm_eps"),
+        ({"rms_norm_eps": None}, "rms_norm_eps"),
+        ({"quantization_config": {"bits": 4}}, "quantization_config"),
+        ({"per_layer_config": {"0": {"hidden_size": 8}}}, "per_layer_config"),
         ({"torch_dtype": "int8"}, "int8"),
-        ({"mlp_bias": True}, "mlp_bias"),
+        ({"mlp_bias": "yes"}, "mlp_bias"),
+        ({"model_type": "llama5"}, "nearest is llama"),
     ],
 )
 def test_wrong_configs_name_the_field(change, word):
@@ -102,7 +119,8 @@ def test_wrong_configs_name_the_field(change, word):
 
 @given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(), st.lists), st.data())
 def test_any_value_in_a_config_gives_a_spec_or_one_error(value, data):
-    key = data.draw(st.sampled_from([*VALID, "rope_scaling", "sliding_window", "eos_token_id"]))
+    keys = [*VALID, "rope_scaling", "rope_theta", "rms_norm_eps", "mlp_bias", "eos_token_id"]
+    key = data.draw(st.sampled_from(keys))
     try:
         spec_from_config("m", VALID | {key: value})
     except ModelConfigError as error:

@@ -104,7 +104,10 @@ class _StageStep:
         self.spec, self.layout, self.conventions = spec, layout, conventions
         self.stage, self.step = stage, step
         self.is_first, self.is_last = stage == 0, stage == layout.pp - 1
-        self.num_layers = len(layout.layers_of_stages(spec.num_layers)[stage])
+        layers = layout.layers_of_stages(spec.num_layers)[stage]
+        self.num_layers = len(layers)
+        exchanges = layout.ep > 1 and conventions.expert_exchange == "all_to_all"
+        self.num_exchanges = sum(spec.has_experts(layer) for layer in layers) if exchanges else 0
 
     def rows(self) -> Iterator[Collective]:
         if not self.is_first:
@@ -113,9 +116,8 @@ class _StageStep:
             yield from self._sequence_parallel_blocks()
         elif self.layout.tp > 1:
             shape = (self.step.rows, self.spec.hidden_size)
-            blocks = self.num_layers * (1 if self._exchanges_experts else 2)
-            yield self._call("all_reduce", "tp", blocks + self.is_first, shape, shape)
-        if self._exchanges_experts:
+            yield self._call("all_reduce", "tp", self._blocks + self.is_first, shape, shape)
+        if self.num_exchanges:
             yield from self._expert_blocks()
         if not self.is_last:
             yield from self._boundary("send")
@@ -128,24 +130,24 @@ class _StageStep:
         """Megatron sequence parallelism: reduce-scatter out of and all-gather into every block."""
         whole = (self._padded_rows, self.spec.hidden_size)
         part = (self._padded_rows // self.layout.tp, self.spec.hidden_size)
-        blocks = self.num_layers * (1 if self._exchanges_experts else 2)
-        yield self._call("reduce_scatter", "sp", blocks + self.is_first, whole, part)
-        yield self._call("all_gather", "sp", blocks + self.is_last, part, whole)
+        yield self._call("reduce_scatter", "sp", self._blocks + self.is_first, whole, part)
+        yield self._call("all_gather", "sp", self._blocks + self.is_last, part, whole)
 
     @property
-    def _exchanges_experts(self) -> bool:
-        return self.layout.ep > 1 and self.conventions.expert_exchange == "all_to_all"
+    def _blocks(self) -> int:
+        """Attention and feed-forward parts that are reduced over the group."""
+        return 2 * self.num_layers - self.num_exchanges
 
     def _expert_blocks(self) -> Iterator[Collective]:
         """Rows and gates out to the experts, outputs back; room for all rows of a rank at each."""
         share, hidden = self._padded_rows // self.layout.tp, self.spec.hidden_size
         there = (self.layout.ep * share, hidden)
         gates = (self.layout.ep * share, self.spec.num_experts // self.layout.ep)
-        yield self._call("all_to_all", "ep", 2 * self.num_layers, there, there)
-        yield self._call("all_to_all", "ep", self.num_layers, gates, gates, dtype="float32")
+        yield self._call("all_to_all", "ep", 2 * self.num_exchanges, there, there)
+        yield self._call("all_to_all", "ep", self.num_exchanges, gates, gates, dtype="float32")
         if self.layout.sp == 1 and self.layout.tp > 1:
             whole = (self._padded_rows, hidden)
-            yield self._call("all_gather", "tp", self.num_layers, (share, hidden), whole)
+            yield self._call("all_gather", "tp", self.num_exchanges, (share, hidden), whole)
 
     def _boundary(self, op: Operation) -> Iterator[Collective]:
         count, tp = self.conventions.boundary_tensors, self.layout.tp

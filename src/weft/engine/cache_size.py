@@ -48,7 +48,7 @@ def num_cache_blocks(
 def check_host_memory(spec: ModelSpec, layout: Layout, config: EngineConfig, itemsize: int) -> None:
     """EnvironmentUnavailable where weights and cache of this machine's ranks cannot fit."""
     tokens = (config.cache_tokens or CPU_TOKENS) * layout.ranks_per_node / layout.tp
-    per_token = 2 * spec.num_kv_heads * spec.head_dim * spec.num_layers / layout.pp
+    per_token = spec.cache_elements(range(spec.num_layers), tp=1) / layout.pp
     share = layout.ranks_per_node / (layout.tp * layout.pp)
     needed = (spec.num_parameters * share + tokens * per_token) * itemsize
     if needed > physical_bytes():

@@ -46,6 +46,7 @@ class StageRunner:
         )
         streams = open_streams(spec, groups, conventions)
         layers = groups.layout.layers_of_stages(spec.num_layers)[groups.stage]
+        self._layers, self._tp = layers, groups.tp.size
         self._replicates_rows = groups.layout.sp == 1
         self.spec, self._stream, self._num_stages = spec, streams.residual, groups.layout.pp
         self._like = torch.empty(0, dtype=self.dtype, device=self.device)
@@ -75,8 +76,7 @@ class StageRunner:
     @property
     def cache_bytes_per_position(self) -> int:
         """Bytes of key-value cache that one position takes on this rank."""
-        per_layer = 2 * self._num_kv_heads * self.spec.head_dim * self._like.element_size()
-        return per_layer * len(self.stage.layers)
+        return self.spec.cache_elements(self._layers, self._tp) * self._like.element_size()
 
     def allocate(self, *, num_blocks: int, block_size: int, max_length: int, max_rows: int) -> None:
         """Make the caches, the rotary table and the tables of ``max_rows`` running requests."""
@@ -85,7 +85,7 @@ class StageRunner:
             LayerCache(num_slots, self._num_kv_heads, self.spec.head_dim, self._like)
             for _ in self.stage.layers
         ]
-        rope = RotaryTable(self.spec, max_length, self.device)
+        rope = RotaryTable(self.spec.rope, self.spec.head_dim, max_length, self.device)
         last_ids = torch.zeros(max_rows + 1, dtype=torch.int64, device=self.device)
         self.tables = RequestTables(last_ids=last_ids)
         self._builder: BatchBuilder = PlainBatches(

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from weft.layers import fused
+from weft.layers.activation import ACTIVATIONS
 from weft.layers.shards import Piece, rows_of, sharded_parameter
 
 
@@ -67,14 +68,16 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
     return F.linear(x, weight, bias)
 
 
-def gated_linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """[T, I] with the gate's and the up projection's weights [2 O, I] -> silu(gate) * up, [T, O]."""
-    if fused.takes(x):
+def gated_linear(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, activation: str
+) -> torch.Tensor:
+    """[T, I] with the gate's and the up projection's rows [2 O, I] -> act(gate) * up, [T, O]."""
+    if fused.takes(x) and activation == "silu" and bias is None:
         from weft.layers.fused.products import gated_product
 
         return gated_product(x, weight)
-    gate, up = F.linear(x, weight).chunk(2, dim=1)
-    return F.silu(gate) * up
+    gate, up = linear(x, weight, bias).chunk(2, dim=1)
+    return ACTIVATIONS[activation](gate) * up
 
 
 class ColumnParallelLinear(nn.Module):

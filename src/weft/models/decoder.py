@@ -28,6 +28,7 @@ from weft.layers.linear import (
 from weft.layers.norm import RMSNorm
 from weft.layers.residual_stream import ResidualStream
 from weft.models.moe import MixtureOfExperts
+from weft.vocabulary.feed_forward_kinds import Dense
 from weft.vocabulary.model_spec import ModelSpec
 
 
@@ -64,7 +65,7 @@ class Streams:
 class Attention(nn.Module):
     """Token rows [T, h] -> partial sum [T, h] over this rank's heads."""
 
-    def __init__(self, spec: ModelSpec, prefix: str, where: Placement) -> None:
+    def __init__(self, spec: ModelSpec, layer: int, prefix: str, where: Placement) -> None:
         super().__init__()
         tp, rank = where.tp_size, where.tp_rank
         kv_parts = min(tp, spec.num_kv_heads)
@@ -105,7 +106,7 @@ class Attention(nn.Module):
             num_heads=spec.num_heads // tp,
             num_kv_heads=spec.num_kv_heads // kv_parts,
             head_dim=spec.head_dim,
-            sliding_window=spec.sliding_window,
+            sliding_window=spec.attention(layer).window,
             query_norm=norms[0],
             key_norm=norms[1],
         )
@@ -116,30 +117,33 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """Token rows [T, h] -> partial sum [T, h]: down(silu(gate(x)) * up(x))."""
+    """Token rows [T, h] -> partial sum [T, h]: down(activation(gate(x)) * up(x))."""
 
-    def __init__(self, spec: ModelSpec, prefix: str, where: Placement) -> None:
+    def __init__(self, kind: Dense, hidden_size: int, prefix: str, where: Placement) -> None:
         super().__init__()
+        self.activation = kind.activation
         sections = [
             Section(
                 name=f"{prefix}.{which}_proj",
-                out_features=spec.intermediate_size,
+                out_features=kind.intermediate_size,
                 part=where.tp_rank,
                 num_parts=where.tp_size,
             )
             for which in ("gate", "up")
         ]
-        self.gate_up = ColumnParallelLinear(spec.hidden_size, sections, bias=False, where=where)
+        self.gate_up = ColumnParallelLinear(hidden_size, sections, bias=kind.bias, where=where)
         self.down = RowParallelLinear(
             f"{prefix}.down_proj",
-            spec.intermediate_size,
-            spec.hidden_size,
-            bias=False,
+            kind.intermediate_size,
+            hidden_size,
+            bias=kind.bias,
             where=where,
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        partial: torch.Tensor = self.down(gated_linear(x, self.gate_up.weight))
+        partial: torch.Tensor = self.down(
+            gated_linear(x, self.gate_up.weight, self.gate_up.bias, self.activation)
+        )
         return partial
 
 
@@ -149,31 +153,34 @@ class DecoderLayer(nn.Module):
     def __init__(self, spec: ModelSpec, index: int, streams: Streams, where: Placement):
         super().__init__()
         prefix = f"model.layers.{index}"
-        self.site, self.streams = f"layers.{index}", streams
+        self.site, self.stream = f"layers.{index}", streams.residual
         self.input_norm = RMSNorm(
             f"{prefix}.input_layernorm", spec.hidden_size, spec.norm_eps, where
         )
-        self.attention = Attention(spec, f"{prefix}.self_attn", where)
+        self.attention = Attention(spec, index, f"{prefix}.self_attn", where)
         self.mlp_norm = RMSNorm(
             f"{prefix}.post_attention_layernorm", spec.hidden_size, spec.norm_eps, where
         )
         self.mlp: nn.Module
-        if streams.experts is None:
-            self.mlp = MLP(spec, f"{prefix}.mlp", where)
+        kind = spec.feed_forward(index)
+        if isinstance(kind, Dense):
+            self.mlp = MLP(kind, spec.hidden_size, f"{prefix}.mlp", where)
+            self.mlp_stream = streams.residual
         else:
+            assert streams.experts is not None
             self.mlp = MixtureOfExperts(spec, prefix, streams.experts, where)
+            self.mlp_stream = streams.mlp
 
     def forward(
         self, x: torch.Tensor, residual: torch.Tensor, batch: StepBatch, cache: LayerCache
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Normalised stream rows and residual -> the MLP's partial sum and the residual."""
-        stream, num_tokens = self.streams.residual, batch.num_tokens
-        rows = stream.enter(x, num_tokens, f"{self.site}.attention")
+        rows = self.stream.enter(x, batch.num_tokens, f"{self.site}.attention")
         partial = self.attention(rows, batch, cache)
-        x, residual = stream.reduce_and_norm(
+        x, residual = self.stream.reduce_and_norm(
             partial, residual, self.mlp_norm, f"{self.site}.attention"
         )
-        rows = self.streams.mlp.enter(x, num_tokens, f"{self.site}.mlp")
+        rows = self.mlp_stream.enter(x, batch.num_tokens, f"{self.site}.mlp")
         return self.mlp(rows), residual
 
 
@@ -216,9 +223,9 @@ class DecoderStage(nn.Module):
         for layer, norm, cache in zip(self._layers, following, caches, strict=True):
             partial, residual = layer(x, residual, batch, cache)
             if norm is None:
-                hidden = self.streams.mlp.reduce(partial, f"{layer.site}.mlp")
+                hidden = layer.mlp_stream.reduce(partial, f"{layer.site}.mlp")
                 return Boundary(hidden=hidden[: len(residual)], residual=residual)
-            x, residual = self.streams.mlp.reduce_and_norm(
+            x, residual = layer.mlp_stream.reduce_and_norm(
                 partial, residual, norm, f"{layer.site}.mlp"
             )
         rows = self.streams.residual.enter(x, batch.num_tokens, "head")

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from weft.layers.activation import ACTIVATIONS
 from weft.layers.expert_exchange import ExpertExchange
 from weft.layers.linear import Placement
 from weft.layers.shards import Piece, rows_of, sharded_parameter
@@ -38,7 +39,7 @@ class Router(nn.Module):
 
 
 class Experts(nn.Module):
-    """Rows [R, h] and gates [R, e] -> gated sum of down(silu(gate(x)) * up(x)), [R, h].
+    """Rows [R, h] and gates [R, e] -> gated sum of down(act(gate(x)) * up(x)), [R, h].
 
     A rank that holds all experts holds its tensor-parallel slice of each; one that holds
     some of them holds those whole.
@@ -52,6 +53,7 @@ class Experts(nn.Module):
         if len(experts) == spec.num_experts:
             start, stop = rows_of(inner, where.tp_rank, where.tp_size)
         self.num_experts, self.width = len(experts), stop - start
+        self.activation = ACTIVATIONS[spec.activation]
         self.most_per_row = min(spec.experts_per_token, len(experts))
         rows, columns = [], []
         for place, expert in enumerate(experts):
@@ -102,7 +104,7 @@ class Experts(nn.Module):
         gate_up = self.gate_up.view(self.num_experts, -1, x.shape[1]).transpose(1, 2)
         down = self.down.view(x.shape[1], self.num_experts, -1).permute(1, 2, 0)
         gate, up = F.grouped_mm(x[row_of], gate_up, offs=ends).chunk(2, dim=1)
-        outputs = F.grouped_mm(F.silu(gate) * up, down, offs=ends)
+        outputs = F.grouped_mm(self.activation(gate) * up, down, offs=ends)
         is_real = expert_of < self.num_experts
         weights = gates[row_of, expert_of.clamp(max=self.num_experts - 1)] * is_real
         outputs = outputs.masked_fill(~is_real[:, None], 0)
@@ -120,7 +122,7 @@ class Experts(nn.Module):
     def _expert(self, expert: int, x: torch.Tensor) -> torch.Tensor:
         at, width = expert * self.width, self.width
         gate, up = F.linear(x, self.gate_up[2 * at : 2 * (at + width)]).chunk(2, dim=1)
-        return F.linear(F.silu(gate) * up, self.down[:, at : at + width])
+        return F.linear(self.activation(gate) * up, self.down[:, at : at + width])
 
 
 class MixtureOfExperts(nn.Module):

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from weft.vocabulary.model_spec import ModelSpec, RopeScaling
+from weft.vocabulary.model_spec import ModelSpec
+from weft.vocabulary.rope import Llama3Scaling, Rope
 
-_LLAMA31_ROPE = RopeScaling(kind="llama3", factor=8.0)
-_LLAMA32_ROPE = RopeScaling(kind="llama3", factor=32.0)
+_LLAMA31_ROPE = Rope(theta=500000.0, scaling=Llama3Scaling(factor=8.0))
+_LLAMA32_ROPE = Rope(theta=500000.0, scaling=Llama3Scaling(factor=32.0))
 
 
 def _llama3(name: str, **sizes: Any) -> ModelSpec:
-    sizes.setdefault("rope_scaling", _LLAMA31_ROPE)
+    sizes.setdefault("rope", _LLAMA31_ROPE)
     sizes.setdefault("head_dim", 128)
     return ModelSpec(
         name=name,
@@ -27,7 +28,7 @@ def _llama2(name: str, **sizes: Any) -> ModelSpec:
         head_dim=128,
         vocab_size=32000,
         max_position=4096,
-        rope_theta=10000.0,
+        rope=Rope(theta=10000.0),
         eos_token_ids=(2,),
         **sizes,
     )
@@ -39,7 +40,7 @@ def _qwen(name: str, family: Any, **sizes: Any) -> ModelSpec:
         name=name,
         family=family,
         head_dim=sizes.pop("head_dim", 128),
-        rope_theta=1000000.0,
+        rope=Rope(theta=1000000.0),
         max_position=32768 if family == "qwen2" else 40960,
         norm_eps=1e-6,
         qkv_bias=family == "qwen2",
@@ -67,13 +68,13 @@ _SPECS: Final = (
         **_sizes(16, 2048, 32, 8, 8192),
         head_dim=64,
         tie_embeddings=True,
-        rope_scaling=_LLAMA32_ROPE,
+        rope=_LLAMA32_ROPE,
     ),
     _llama3(
         "llama-3.2-3b",
         **_sizes(28, 3072, 24, 8, 8192),
         tie_embeddings=True,
-        rope_scaling=_LLAMA32_ROPE,
+        rope=_LLAMA32_ROPE,
     ),
     _llama3("llama-3.1-8b", **_sizes(32, 4096, 32, 8, 14336)),
     _llama3("llama-3.1-70b", **_sizes(80, 8192, 64, 8, 28672)),
@@ -88,7 +89,7 @@ _SPECS: Final = (
         head_dim=128,
         vocab_size=32768,
         max_position=32768,
-        rope_theta=1000000.0,
+        rope=Rope(theta=1000000.0),
         eos_token_ids=(2,),
     ),
     _qwen(
@@ -129,7 +130,7 @@ _SPECS: Final = (
         head_dim=128,
         vocab_size=32000,
         max_position=32768,
-        rope_theta=1000000.0,
+        rope=Rope(theta=1000000.0),
         num_experts=8,
         experts_per_token=2,
         expert_intermediate_size=14336,
@@ -142,7 +143,7 @@ _SPECS: Final = (
         head_dim=128,
         vocab_size=32768,
         max_position=65536,
-        rope_theta=1000000.0,
+        rope=Rope(theta=1000000.0),
         num_experts=8,
         experts_per_token=2,
         expert_intermediate_size=16384,
@@ -161,7 +162,7 @@ _SPECS: Final = (
         vocab_size=128256,
         dtype="float32",
         max_position=131072,
-        rope_scaling=_LLAMA31_ROPE,
+        rope=_LLAMA31_ROPE,
         eos_token_ids=(257,),
     ),
 )

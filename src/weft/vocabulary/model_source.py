@@ -11,7 +11,8 @@ from typing import Any, Final
 
 from weft.errors import ModelConfigError
 from weft.vocabulary.builtin_models import BUILTIN_MODELS
-from weft.vocabulary.model_spec import ModelSpec, spec_from_config
+from weft.vocabulary.families import spec_from_config
+from weft.vocabulary.model_spec import ModelSpec
 
 _FILES: Final = ["*.json", "*.safetensors", "tokenizer.model", "*.txt"]
 

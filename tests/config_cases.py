@@ -1,0 +1,266 @@
+"""Configs of every supported family, and whether weft reads them as transformers does."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+
+from checkpoints import randomize, reference_greedy, reference_logits
+from weft.engine.llm import LLM
+from weft.engine.request import SamplingParams
+from weft.engine.step_inputs import StepInputs
+from weft.errors import ModelConfigError
+from weft.vocabulary.families import spec_from_config
+from weft.vocabulary.model_spec import ModelSpec
+
+Config = dict[str, Any]
+
+transformers.utils.logging.disable_progress_bar()
+
+_SIZES: Config = {
+    "vocab_size": 61,
+    "hidden_size": 32,
+    "intermediate_size": 24,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 5000.0,
+    "tie_word_embeddings": False,
+    "hidden_act": "silu",
+}
+_WINDOWS: Config = {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 1}
+
+BASES: dict[str, Config] = {
+    "llama": _SIZES | {"head_dim": 12, "attention_bias": True, "mlp_bias": True},
+    "mistral": _SIZES | {"head_dim": 12, "sliding_window": 7},
+    "qwen2": _SIZES | _WINDOWS,
+    "qwen3": _SIZES | _WINDOWS | {"head_dim": 12, "attention_bias": True},
+    "mixtral": _SIZES
+    | {"head_dim": 12, "sliding_window": 7, "num_local_experts": 4, "num_experts_per_tok": 2},
+    "qwen3_moe": _SIZES
+    | {
+        "head_dim": 12,
+        "attention_bias": True,
+        "use_sliding_window": True,
+        "sliding_window": 7,
+        "num_experts": 9,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 12,
+        "norm_topk_prob": True,
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": [1],
+    },
+}
+
+LARGE_DEFAULTS = {
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "moe_intermediate_size",
+    "num_experts",
+}
+"""Left out, these make a model too large to run in a test; their specs are compared."""
+
+ROPES: list[Config] = [
+    {"rope_type": "default", "rope_theta": 300.0},
+    {"rope_type": "linear", "factor": 3.0},
+    {"type": "linear", "factor": 2.0, "rope_theta": 777.0},
+    {"rope_type": "dynamic", "factor": 2.0},
+    {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 16,
+    },
+    {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16},
+    {"rope_type": "yarn", "factor": 4.0},
+    {"rope_type": "yarn", "factor": None, "original_max_position_embeddings": 16},
+    {
+        "rope_type": "yarn",
+        "factor": 8.0,
+        "original_max_position_embeddings": 32,
+        "beta_fast": 8.0,
+        "beta_slow": 2.0,
+        "truncate": False,
+        "attention_factor": 1.3,
+    },
+    {
+        "rope_type": "yarn",
+        "factor": 8.0,
+        "original_max_position_embeddings": 8,
+        "mscale": 0.9,
+        "mscale_all_dim": 0.6,
+    },
+    {
+        "rope_type": "longrope",
+        "factor": 4.0,
+        "short_factor": [1.0] * 6,
+        "long_factor": [2.0] * 6,
+        "original_max_position_embeddings": 16,
+    },
+    {"rope_type": "default", "partial_rotary_factor": 0.5},
+    {"rope_type": "linear", "factor": 0.0},
+]
+
+
+def other_values(key: str, value: Any) -> list[Any]:
+    """Values to try in place of ``value``, by name where the name has a meaning."""
+    named: dict[str, list[Any]] = {
+        "hidden_act": ["gelu", "gelu_pytorch_tanh", "relu", "gelu_new", "mish"],
+        "rope_parameters": ROPES,
+        "rope_scaling": ROPES,
+        "rope_theta": [100.0, 2e6, 0.0, None],
+        "head_dim": [8, 16, 7, None],
+        "layer_types": [
+            ["full_attention", "sliding_attention", "full_attention"],
+            ["sliding_attention"] * 3,
+            ["full_attention"],
+            ["chunked_attention"] * 3,
+        ],
+        "sliding_window": [None, 3, 0, 200],
+        "max_window_layers": [0, 2, 9],
+        "mlp_only_layers": [[0, 2], None, []],
+        "decoder_sparse_step": [2, 3],
+        "num_key_value_heads": [1, 4, None, 3],
+        "num_attention_heads": [2, 8],
+        "rms_norm_eps": [0.5, 1e-3, None],
+        "partial_rotary_factor": [0.5],
+        "original_max_position_embeddings": [16],
+        "dtype": [],
+        "torch_dtype": [],
+    }
+    if key in named:
+        return named[key]
+    if isinstance(value, bool) or value is None:
+        return [not value]
+    if isinstance(value, int):
+        return [value + 1]
+    return [value + 0.25] if isinstance(value, float) else []
+
+
+def random_config(family: str, seed: int) -> Config:
+    """A config with keys left out at random, ropes, windows, ties and odd vocabularies."""
+    draw = random.Random(f"{family}/{seed}")
+    config = dict(BASES[family])
+    heads = draw.choice([2, 4, 6])
+    config |= {
+        "vocab_size": draw.randint(7, 90),
+        "hidden_size": heads * draw.choice([4, 8, 12]),
+        "num_attention_heads": heads,
+        "num_key_value_heads": draw.choice([h for h in (1, 2, 3, 6, heads) if heads % h == 0]),
+        "intermediate_size": draw.randint(3, 40),
+        "num_hidden_layers": draw.randint(1, 4),
+    }
+    heads_apart = sorted(set(config) - {"num_attention_heads", "num_key_value_heads"})
+    for key in draw.sample(heads_apart, draw.randint(0, 4)):
+        values = other_values(key, config[key])
+        if values:
+            config[key] = draw.choice(values)
+    if draw.random() < 0.5:
+        ropes = ROPES if draw.random() < 0.2 else ROPES[:-3]
+        config[draw.choice(["rope_parameters", "rope_scaling"])] = draw.choice(ropes)
+    if "max_window_layers" in config and draw.random() < 0.5:
+        kinds = ["full_attention", "sliding_attention"]
+        config["layer_types"] = draw.choices(kinds, k=config["num_hidden_layers"])
+    for key in draw.sample(sorted(set(heads_apart) - LARGE_DEFAULTS), draw.randint(0, 5)):
+        config.pop(key, None)
+    return config
+
+
+def keys_of(family: str) -> Iterator[str]:
+    """Every key of transformers' config class, and what older files spell differently.
+
+    Those of the class that all configs share are tried with the first family only.
+    """
+    known = set(transformers.CONFIG_MAPPING[family]().to_dict())
+    if family != "llama":
+        known -= set(transformers.PreTrainedConfig().to_dict())
+    older = {"rope_scaling", "rope_theta", "head_dim", "partial_rotary_factor", "attention_bias"}
+    ignored = {"model_type", "transformers_version", "architectures", "dtype", "label2id"}
+    yield from sorted((known | older | set(BASES[family])) - ignored)
+
+
+def transformers_config(family: str, config: Config) -> Any:
+    """transformers' own reading of a config.json, or None where it has none."""
+    try:
+        return transformers.CONFIG_MAPPING[family].from_dict(json.loads(json.dumps(config)))
+    except Exception:
+        return None
+
+
+def transformers_model(family: str, config: Config, seed: int = 0) -> Any:
+    """transformers' model with random weights, or None where it cannot run the config."""
+    parsed = transformers_config(family, config)
+    if parsed is None:
+        return None
+    parsed._attn_implementation = parsed._experts_implementation = "eager"
+    torch.manual_seed(seed)
+    try:
+        model = transformers.AutoModelForCausalLM.from_config(parsed, dtype=torch.float32).eval()
+        randomize(model)
+        reference_logits(model, prompt_of(model.config.vocab_size))
+    except Exception:
+        return None
+    return model
+
+
+def prompt_of(vocab_size: int) -> list[int]:
+    return [number * 7 % (vocab_size - 1) + 1 for number in range(23)]
+
+
+def spec_of(family: str, config: Config) -> ModelSpec | None:
+    """weft's reading, or None where it refuses in one line."""
+    try:
+        return spec_from_config("m", config | {"model_type": family})
+    except ModelConfigError as error:
+        line = str(error)
+    assert "\n" not in line.strip()
+    assert line.startswith("model m: ")
+    return None
+
+
+def assert_same(family: str, config: Config, directory: Path) -> str:
+    """``equal``, ``refused`` or ``impossible`` (in transformers); fails where silently different."""
+    spec = spec_of(family, config)
+    if spec is None:
+        return "refused"
+    model = transformers_model(family, config)
+    if model is None:
+        return "impossible"
+    model.save_pretrained(directory)
+    content = config | {"model_type": family, "dtype": "float32"}
+    (directory / "config.json").write_text(json.dumps(content))
+    prompt = prompt_of(spec.vocab_size)
+    with LLM(str(directory), dtype="float32", cache_tokens=128, max_batch_tokens=32) as llm:
+        ours = all_logits(llm, prompt)[:, : spec.vocab_size]
+        expected = reference_logits(model, prompt)
+        difference = (ours - expected).abs().max().item()
+        scale = max(1.0, expected.abs().max().item())
+        assert difference < 1e-4 * scale, f"{family} {config}: logits differ by {difference}"
+        sampling = SamplingParams(max_tokens=8, ignore_eos=True)
+        tokens = list(llm.generate([prompt], sampling)[0].token_ids)
+    assert tokens == reference_greedy(model, prompt, 8), f"{family} {config}: tokens differ"
+    return "equal"
+
+
+def all_logits(llm: LLM, prompt: list[int]) -> torch.Tensor:
+    """Logits [length, vocabulary] of every position of a prompt."""
+    engine = llm.engine
+    engine.add(10**6, prompt, SamplingParams(max_tokens=1))
+    inputs = StepInputs.of(engine.scheduler.schedule().chunks)
+    inputs.logit_rows = np.arange(len(prompt))
+    logits = engine.runner.logits(inputs)
+    assert logits is not None
+    engine.abort(10**6)
+    return logits
