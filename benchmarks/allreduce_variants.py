@@ -45,14 +45,14 @@ def measure(arguments: argparse.Namespace) -> None:
     """One rank: every lane count, every shape."""
     import torch
 
+    from weft.allreduce.selection import BACKEND
     from weft.bench.allreduce import Benchmark, Effort
     from weft.bench.allreduce_ranks import pose_as_hosts
     from weft.bench.device_runs import device_runs
-    from weft.comm.device_all_reduce import torch_transport
     from weft.comm.groups import open_groups
     from weft.kernels import host_link
     from weft.kernels.communicator import DeviceAllReduce
-    from weft.kernels.contenders import BACKEND, Contender, Job, open_field
+    from weft.kernels.contenders import Contender, Job, open_field
     from weft.vocabulary.layout import Layout
 
     def job(comm: DeviceAllReduce, variant: Variant, source: torch.Tensor) -> Job | None:
@@ -75,8 +75,10 @@ def measure(arguments: argparse.Namespace) -> None:
     device = torch.device("cuda", rank)
     torch.cuda.set_device(device)
     sizes = parse_sizes(arguments.sizes)
-    with open_groups(Layout(tp=arguments.ranks), rank=rank, device=device, timeout_s=60) as groups:
-        group = torch_transport(groups.world).group
+    with open_groups(
+        Layout(tp=arguments.ranks), rank=rank, device=device, all_reduce="library"
+    ) as groups:
+        group = groups.process_group(groups.world.ranks)
         field = open_field(group, (BACKEND,), (), max_bytes=max(sizes), timeout_s=20)
         host_link.MAX_LANES = arguments.lanes
         comm = DeviceAllReduce(

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from weft.api import predict as predict
     from weft.api import trace as trace
     from weft.comm.all_reduce import all_reduce as all_reduce
+    from weft.comm.all_reduce import (
+        all_reduce_residual_rms_norm as all_reduce_residual_rms_norm,
+    )
     from weft.engine.llm import LLM as LLM
     from weft.engine.request import Completion as Completion
     from weft.engine.request import SamplingParams as SamplingParams
@@ -33,6 +36,7 @@ _HOMES = {
     "Schedule": "weft.vocabulary.schedule",
     "Workload": "weft.vocabulary.workload",
     "all_reduce": "weft.comm.all_reduce",
+    "all_reduce_residual_rms_norm": "weft.comm.all_reduce",
     "plan": "weft.api",
     "predict": "weft.api",
     "trace": "weft.api",
@@ -48,6 +52,7 @@ __all__ = [
     "Workload",
     "__version__",
     "all_reduce",
+    "all_reduce_residual_rms_norm",
     "plan",
     "predict",
     "trace",

@@ -50,7 +50,7 @@ def run(scenarios, size, tmp_path, missing=(), **environment):
 
 @pytest.fixture(scope="module")
 def four_ranks(tmp_path_factory):
-    return run("correct,groups,bad_calls", 4, tmp_path_factory.mktemp("four"))
+    return run("correct,groups,bad_calls,some_ranks,public", 4, tmp_path_factory.mktemp("four"))
 
 
 def test_every_algorithm_is_exact_on_every_shape_of_group(four_ranks):
@@ -80,7 +80,7 @@ def test_bad_calls_fail_on_every_rank_and_the_group_works_on(four_ranks):
             assert "one_shot" in text
         elif key == "nodes":
             assert (name, exit_code) == ("UserError", 2)
-            assert text == "--nodes 3: does not divide the 4 ranks of the group"
+            assert text == "`nodes` 3: does not divide the 4 ranks of the group"
         elif key.endswith(" type"):
             assert (name, exit_code) == ("EnvironmentUnavailable", 3)
         else:
@@ -88,6 +88,48 @@ def test_bad_calls_fail_on_every_rank_and_the_group_works_on(four_ranks):
     assert "16 and 17 elements" in results[0]["1 shape ring"][1]
     assert "bfloat16 and float16" in results[0]["2 dtype one_shot"][1]
     assert "algorithms ring and two_shot" in results[0]["1 algorithm"][1]
+
+
+BAD_PUBLIC_CALLS = {
+    "unknown": ("UnknownAlgorithmError", "algorithm 'fastest': unknown; choose one of auto"),
+    "elsewhere": ("EnvironmentUnavailable", "algorithm hierarchical_host: not usable here"),
+    "device": ("UserError", "all_reduce: the tensor is on meta, for which"),
+    "out": ("UserError", "out is torch.float32 [4] on cpu, not like the tensor"),
+    "norm": ("UserError", "residual is torch.float32 [1, 40], expected torch.float32 [6, 40]"),
+    "one device": ("UserError", "all_reduce: the ranks of the group passed tensors on cpu and"),
+    "closed": ("UserError", "all_reduce: the process group is closed"),
+    "closed reducer": ("UserError", "all_reduce: this group's all-reduce is closed"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_PUBLIC_CALLS)
+def test_a_bad_public_call_is_one_error_on_every_rank(case, four_ranks):
+    name, text = BAD_PUBLIC_CALLS[case]
+    for result in four_ranks:
+        found = result["public"][case]
+        assert found[0] == name
+        assert found[1].startswith(text)
+
+
+def test_a_group_that_some_ranks_do_not_open_fails_on_all(four_ranks):
+    for rank, result in enumerate(four_ranks):
+        name, text, exit_code = result["some_ranks"]["error"]
+        assert (name, exit_code) == ("CommunicationError", 3)
+        assert "waited 2 s for rank 1 in vain" in text
+        assert result["some_ranks"]["seconds"] < 30, rank
+
+
+def test_two_threads_in_one_group_end_with_errors_on_every_rank(tmp_path):
+    results = [result["threads"] for result in run("threads", 2, tmp_path)]
+    assert [result["alive"] for result in results] == [0, 0]
+    errors = [error for result in results for error in result["errors"]]
+    assert len(errors) == 4
+    assert {name for name, *_ in errors} <= {"CommunicationError", "LostRankError"}
+    assert any("two threads use one group at once" in text for _, text, _ in errors)
+
+
+def test_compiled_calls_equal_eager_ones(tmp_path):
+    run("compiled", 2, tmp_path)
 
 
 def test_a_lost_rank_is_named_by_every_other_rank(tmp_path):

@@ -20,19 +20,22 @@ def main() -> None:
     device = pick_device("cuda", place.local_rank)
     sampling = SamplingParams(max_tokens=24, ignore_eos=True, logprobs=2)
     results = {}
-    with open_groups(layout, rank=place.rank, device=device, timeout_s=60) as groups:
+    with open_groups(
+        layout, rank=place.rank, device=device, timeout_s=60, all_reduce="library"
+    ) as plain:
         for name, config in job["runs"].items():
-            llm = LLM(
-                job["model"], layout, groups=groups, weights="dummy", cache_tokens=4096,
-                max_batch_requests=8, **config,
-            )  # fmt: skip
-            completions = llm.generate(job["prompts"], sampling)
-            results[name] = {
-                "ids": [c.token_ids for c in completions],
-                "logprobs": [[token.logprob for token in c.logprobs] for c in completions],
-            }
-            llm.engine.close()
-        if groups.rank == 0:
+            with plain.with_all_reduce(config.pop("all_reduce", "auto")) as groups:
+                llm = LLM(
+                    job["model"], layout, groups=groups, weights="dummy", cache_tokens=4096,
+                    max_batch_requests=8, **config,
+                )  # fmt: skip
+                completions = llm.generate(job["prompts"], sampling)
+                results[name] = {
+                    "ids": [c.token_ids for c in completions],
+                    "logprobs": [[token.logprob for token in c.logprobs] for c in completions],
+                }
+                llm.engine.close()
+        if place.rank == 0:
             Path(job["output"]).write_text(json.dumps(results))
 
 

@@ -33,7 +33,7 @@ class Launching:
     def __init__(self, device: Device) -> None:
         self.device = device
 
-    def all_reduce(self, tensor: torch.Tensor, site: str) -> torch.Tensor:
+    def all_reduce(self, tensor: torch.Tensor, *_: object, **__: object) -> torch.Tensor:
         self.device.todo.append(COLLECTIVE_S)
         return tensor
 

@@ -35,7 +35,7 @@ def expected(model):
         {"overlap": True, "max_batch_tokens": 9},
         {"overlap": True, "cache_tokens": 96, "block_size": 8},
         {"overlap": True, "max_batch_requests": 2},
-        {"graphs": False, "all_reduce": "nccl", "graph_batches": (1, 2)},
+        {"graphs": False, "all_reduce": "library", "graph_batches": (1, 2)},
         {"all_reduce": "weft"},
     ],
     ids=str,
@@ -51,5 +51,5 @@ def test_no_token_changes(config, model, expected):
 def test_wrong_values_are_named(model):
     with pytest.raises(UserError, match="--memory-share"):
         EngineConfig(memory_share=1.5)
-    with pytest.raises(UserError, match="--all-reduce fastest"):
+    with pytest.raises(UserError, match="`all_reduce` fastest"):
         LLM(model, all_reduce="fastest")

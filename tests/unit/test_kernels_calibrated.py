@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 
+from weft.allreduce.selection import BACKEND as LIBRARY
+from weft.allreduce.selection import select
 from weft.bench.calibration import gpu_groups
 from weft.errors import FileFormatError
 from weft.fabric import load
@@ -15,7 +17,6 @@ from weft.fabric.fabric import Fabric, MeasuredTable
 from weft.fabric.files import save
 from weft.fabric.fingerprint import fingerprint
 from weft.fabric.local import default_path, device_fabric
-from weft.kernels.calibrated import selections
 from weft.kernels.selection import Topology, capacity, choose
 
 SIZES = tuple(1 << power for power in range(10, 27))
@@ -47,11 +48,27 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def picker(measured: Fabric | None, topology: Topology) -> Callable[[int], str]:
+    """How a communicator of the topology picks for bfloat16."""
+    return select(
+        measured,
+        ranks=topology.num_ranks,
+        nodes=topology.nodes,
+        dtype="bfloat16",
+        available=(LIBRARY, *topology.algorithms),
+        default=topology.table(),
+    ).pick
+
+
+def test_the_library_alone_is_no_measured_choice() -> None:
+    topology = Topology(num_ranks=4)
+    assert picker(fabric(BACKEND), topology)(8 << 10) == "one_shot"
+
+
 def test_the_fastest_measured_algorithm_is_chosen() -> None:
     topology = Topology(num_ranks=4)
-    found = selections(fabric(ONE_SHOT, TWO_SHOT, BACKEND), topology)
-    assert set(found) == {torch.bfloat16, torch.float16, torch.float32}
-    pick, room = found[torch.bfloat16].pick, capacity(topology, 64 << 20)
+    pick = picker(fabric(ONE_SHOT, TWO_SHOT, BACKEND), topology)
+    room = capacity(topology, 64 << 20)
     chosen = {size: choose(topology, size, "auto", room, pick) for size in SIZES}
     names = {size: "backend" if v is None else v.algorithm for size, v in chosen.items()}
     assert names[8 << 10] == "one_shot"
@@ -63,7 +80,7 @@ def test_the_fastest_measured_algorithm_is_chosen() -> None:
 
 def test_a_choice_that_does_not_fit_the_mailbox_goes_to_the_backend() -> None:
     topology = Topology(num_ranks=4)
-    pick = selections(fabric(ONE_SHOT), topology)[torch.bfloat16].pick
+    pick = picker(fabric(ONE_SHOT), topology)
     small = capacity(topology, 1 << 10)
     assert choose(topology, 64 << 20, "auto", small, pick) is None
 
@@ -73,8 +90,12 @@ def test_a_choice_that_does_not_fit_the_mailbox_goes_to_the_backend() -> None:
     [Topology(num_ranks=2), Topology(num_ranks=4, nodes=2, transport="tcp")],
 )
 def test_groups_that_were_not_measured_use_the_built_in_table(topology: Topology) -> None:
-    assert selections(fabric(ONE_SHOT, BACKEND), topology) == {}
-    assert selections(None, topology) == {}
+    room = capacity(topology, 64 << 20)
+    for measured in (fabric(ONE_SHOT, BACKEND), None):
+        pick = picker(measured, topology)
+        for size in (*SIZES, 3, 5000, 3 << 20, 100 << 20):
+            built_in = choose(topology, size, "auto", room)
+            assert choose(topology, size, "auto", room, pick) == built_in
 
 
 def test_this_machines_file_is_read(home: Path) -> None:

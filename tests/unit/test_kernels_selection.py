@@ -84,11 +84,6 @@ def test_backend_is_asked_for_by_name_and_beyond_the_table() -> None:
     assert choose(topology, 100 << 20, "auto", room) is None
 
 
-def test_unknown_algorithm_names_what_is_known_here() -> None:
-    with pytest.raises(UserError, match="'ring'; known here: auto, backend, one_shot, two_shot"):
-        choose(Topology(num_ranks=4), 8, "ring", 1 << 20)
-
-
 def test_a_message_that_does_not_fit_names_the_option() -> None:
     topology = Topology(num_ranks=4)
     with pytest.raises(UserError, match="raise max_bytes"):

@@ -12,13 +12,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from weft.errors import UserError
 from weft.kernels import (
-    communicator,
     endpoint,
     fault,
     host_link,
     nvrtc,
     nvshmem,
     ops,
+    reducer,
     residual_rms_norm,
     support,
 )
@@ -143,48 +143,53 @@ def test_operators_say_what_they_change() -> None:
 
 
 OPERATORS = {
-    "device_all_reduce_": ["tensor"],
-    "device_all_reduce": [],
-    "device_all_reduce_residual_rms_norm": ["residual"],
+    "all_reduce_": ["tensor"],
+    "all_reduce": [],
+    "all_reduce_residual_rms_norm": ["residual"],
 }
 
 
 def test_operators_under_fake_tensors_have_shapes() -> None:
     with FakeTensorMode():
         x = torch.empty(3, 8, dtype=torch.bfloat16)
-        assert torch.ops.weft.device_all_reduce(x, 1).shape == (3, 8)
-        assert torch.ops.weft.device_all_reduce_(x, 1) is None
+        assert torch.ops.weft.all_reduce(x, 1, "auto").shape == (3, 8)
+        assert torch.ops.weft.all_reduce_(x, 1, "auto") is None
         weight = torch.empty(8, dtype=torch.bfloat16)
-        normed = torch.ops.weft.device_all_reduce_residual_rms_norm(x, x, weight, 1e-5, 1)
+        normed = torch.ops.weft.all_reduce_residual_rms_norm(x, x, weight, 1e-5, 1)
         assert (normed.shape, normed.dtype) == ((3, 8), torch.bfloat16)
 
 
 def test_a_closed_communicator_is_named() -> None:
     with pytest.raises(UserError, match="communicator 12345 is closed"):
-        communicator.find(12345)
+        reducer.find(12345)
 
 
-def test_tensors_that_cannot_be_reduced() -> None:
-    device = torch.device("cpu")
-    with pytest.raises(UserError, match=r"not torch\.float64"):
-        communicator.require(torch.ones(2, dtype=torch.float64), device)
-    with pytest.raises(UserError, match="the tensor is on cpu, the communicator on cuda:1"):
-        communicator.require(torch.ones(2), torch.device("cuda:1"))
-
-
-def test_norm_arguments_are_checked() -> None:
+def test_norm_arguments_that_the_kernels_do_not_take() -> None:
     device, row = torch.device("cpu"), torch.zeros(2, 64, dtype=torch.bfloat16)
     weight = torch.zeros(64, dtype=torch.bfloat16)
-    residual_rms_norm.check_arguments(row, row, weight, row, row, device)
+    assert residual_rms_norm.takes(row, row, weight, row, row, device)
+    for bad in (
+        (row[:, :7], row, weight, row, row),
+        (row, row[:1], weight, row, row),
+        (row, row, weight, row, row[:1]),
+        (row, row, weight.float(), row, row),
+        (row, row.t().contiguous().t(), weight, row, row),
+        (row.double(), row.double(), weight.double(), row.double(), row.double()),
+    ):
+        assert not residual_rms_norm.takes(*bad, device)
+    assert not residual_rms_norm.takes(row, row, weight, row, row, torch.device("cuda:0"))
+
+
+def test_norm_shapes_that_nobody_takes() -> None:
+    row, weight = torch.zeros(2, 64), torch.zeros(64)
     for bad, message in (
-        ((row[:, :7], row, weight, row, row), "multiples of 16 bytes"),
-        ((row, row[:1], weight, row, row), r"residual is torch\.bfloat16 \[1, 64\]"),
-        ((row, row, weight, row, row[:1]), r"residual_out is"),
-        ((row, row, weight.float(), row, row), r"weight is torch\.float32"),
-        ((row, row.t().contiguous().t(), weight, row, row), "contiguous"),
+        ((row, row[:1], weight, None, None), r"residual is torch\.float32 \[1, 64\]"),
+        ((row, row, weight, None, row[:1]), r"residual_out is"),
+        ((row, row, weight.double(), None, None), r"weight is torch\.float64"),
+        ((row, row, weight[:3], row, None), r"weight is torch\.float32 \[3\]"),
     ):
         with pytest.raises(UserError, match=message):
-            residual_rms_norm.check_arguments(*bad, device)
+            reducer.check_norm_shapes(*bad)
 
 
 @pytest.mark.parametrize("vectors", [1, 8, 33, 360, 512, 1024, 1500, 2048])

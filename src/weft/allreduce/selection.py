@@ -12,10 +12,20 @@ from typing import Final
 
 from weft.fabric.fabric import Fabric, MeasuredTable
 
+AUTO: Final = "auto"
+
 BACKEND: Final = "backend"
 """The library's own all-reduce (gloo's, NCCL's), measured under this name."""
 
+LIBRARY: Final = "library"
+"""How a caller names the library's own."""
+
 MAX_BUCKET: Final = 40
+
+
+def canonical(algorithm: str) -> str:
+    """The name under which an algorithm is measured."""
+    return BACKEND if algorithm == LIBRARY else algorithm
 
 
 def bucket_of(num_bytes: int) -> int:
@@ -48,11 +58,12 @@ def select(
 ) -> Selection:
     """The fastest measured algorithm of ``available`` in each bucket.
 
-    Where the fabric has no table of this group (or there is no fabric), ``default`` says:
-    (largest bytes, algorithm) in ascending order, the library's own above the last.
+    Where the fabric has no table of weft's own for this group (or there is no fabric),
+    ``default`` says: (largest bytes, algorithm) in ascending order, the library's own above
+    the last.
     """
     tables = [] if fabric is None else _tables(fabric, ranks, nodes, dtype, available)
-    if not tables:
+    if all(table.algorithm == BACKEND for table in tables):
         return Selection(
             algorithms=tuple(_by_default(2**bucket, default) for bucket in range(MAX_BUCKET + 1))
         )

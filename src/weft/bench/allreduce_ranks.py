@@ -12,7 +12,7 @@ import torch
 
 from weft.allreduce.algorithms import PROGRAMS
 from weft.allreduce.errors import UnknownAlgorithmError
-from weft.allreduce.selection import BACKEND
+from weft.allreduce.selection import AUTO, BACKEND, LIBRARY, canonical
 from weft.bench.allreduce import (
     AllReduce,
     Benchmark,
@@ -22,11 +22,11 @@ from weft.bench.allreduce import (
     check_right,
     host_runs,
 )
-from weft.comm.all_reduce import ALGORITHMS, AUTO, AllReducer, open_reducer_of
-from weft.comm.communicator import Communicator
+from weft.comm.all_reduce import open_reducer
 from weft.comm.groups import ProcessGroups, open_groups
 from weft.errors import UserError
 from weft.fabric.fingerprint import fingerprint
+from weft.kernels.reducer import Reducer
 from weft.kernels.selection import BETWEEN_NODES, Topology
 from weft.launch.environment import current_rank, pick_device
 from weft.vocabulary.layout import Layout
@@ -72,7 +72,11 @@ def run_benchmark(plan: BenchPlan, publish: Publish) -> None:
         pose_as_hosts(place.rank // plan.ranks_per_node)
     device = pick_device(plan.device, place.local_rank)
     with open_groups(
-        plan.layout, rank=place.rank, device=device, timeout_s=plan.timeout_s
+        plan.layout,
+        rank=place.rank,
+        device=device,
+        timeout_s=plan.timeout_s,
+        all_reduce=LIBRARY,
     ) as groups:
         measure = _measure_on_gpus if device.type == "cuda" else _measure_on_cpu
         rows, details = measure(plan, groups)
@@ -100,31 +104,35 @@ def pose_as_hosts(node: int) -> None:
 def _measure_on_cpu(
     plan: BenchPlan, groups: ProcessGroups
 ) -> tuple[list[Measurement], dict[str, str]]:
-    runs, names = _host_runs(plan, groups.world)
+    runs, names = _host_runs(plan, groups)
     benchmark = Benchmark(groups.world, runs, groups.device)
     rows = benchmark.run(plan.sizes, plan.dtypes, plan.effort)
     return rows, {"algorithms": ", ".join(names)}
 
 
-def _host_runs(plan: BenchPlan, world: Communicator) -> tuple[Runs, list[str]]:
-    reducer = open_reducer_of(world, num_nodes=plan.nodes)
+def _host_runs(plan: BenchPlan, groups: ProcessGroups) -> tuple[Runs, list[str]]:
+    reducer = open_reducer(
+        groups.process_group(groups.world.ranks),
+        groups.device,
+        num_nodes=plan.nodes,
+        timeout_s=plan.timeout_s,
+    )
     chosen: dict[str, AllReduce] = {
         name: partial(reducer.all_reduce, algorithm=name)
         for name in plan.algorithms
         if _worth_running(name, plan)
     }
-    return host_runs(chosen, _alignment(reducer)), list(chosen)
+    return host_runs(chosen, alignment(reducer)), list(chosen)
 
 
 def _measure_on_gpus(
     plan: BenchPlan, groups: ProcessGroups
 ) -> tuple[list[Measurement], dict[str, str]]:
     from weft.bench.device_runs import device_runs
-    from weft.comm.device_all_reduce import torch_transport
     from weft.kernels.contenders import open_field
 
     field = open_field(
-        torch_transport(groups.world).group,
+        groups.process_group(groups.world.ranks),
         plan.algorithms,
         plan.topologies,
         max_bytes=max(plan.sizes),
@@ -142,9 +150,9 @@ def _measure_on_gpus(
     }
 
 
-def _alignment(reducer: AllReducer) -> AllReduce:
+def alignment(reducer: Reducer) -> AllReduce:
     """The cheapest common start: the machine's own shared memory where it can be used."""
-    name = BACKEND if reducer.reason else "one_shot"
+    name = "one_shot" if "one_shot" in reducer.algorithms else BACKEND
     return partial(reducer.all_reduce, algorithm=name)
 
 
@@ -158,7 +166,7 @@ DEFAULT_ALGORITHMS: Final = (BACKEND, AUTO, *PROGRAMS)
 
 def known_algorithms(text: str) -> tuple[str, ...]:
     """The CPU algorithms of a list with commas (``all``: every one), the library's own first."""
-    return _chosen(text, DEFAULT_ALGORITHMS, ALGORITHMS)
+    return _chosen(text, DEFAULT_ALGORITHMS, DEFAULT_ALGORITHMS)
 
 
 def known_device_algorithms(
@@ -172,7 +180,9 @@ def known_device_algorithms(
 
 
 def _chosen(text: str, everything: tuple[str, ...], known: tuple[str, ...]) -> tuple[str, ...]:
-    names = everything if text == "all" else tuple(part.strip() for part in text.split(","))
+    names = everything
+    if text != "all":
+        names = tuple(canonical(part.strip()) for part in text.split(","))
     for name in names:
         if name not in known:
             raise UnknownAlgorithmError(

@@ -17,12 +17,12 @@ import torch
 
 from weft.allreduce.algorithms import PROGRAMS
 from weft.allreduce.fitting import fit_fabric
-from weft.allreduce.selection import BACKEND
+from weft.allreduce.selection import BACKEND, LIBRARY
 from weft.bench.allreduce import Benchmark, Effort, Measurement, check_right, host_runs
-from weft.comm.all_reduce import open_reducer_of
+from weft.bench.allreduce_ranks import alignment
+from weft.comm.all_reduce import open_reducer
 from weft.comm.communicator import Communicator
-from weft.comm.device_all_reduce import torch_transport
-from weft.comm.groups import open_groups
+from weft.comm.groups import ProcessGroups, open_groups
 from weft.errors import EnvironmentUnavailable
 from weft.fabric.fabric import Fabric, MeasuredTable
 from weft.fabric.fingerprint import describe, fingerprint
@@ -129,6 +129,7 @@ def calibrate(
         rank=place.rank,
         device=pick_device(device, place.local_rank),
         timeout_s=timeout_s,
+        all_reduce=LIBRARY,
     ) as groups:
         communicators = {
             size: groups.leading(size) for size in dict.fromkeys(shape.ranks for shape in shapes)
@@ -138,7 +139,7 @@ def calibrate(
             rows = []
             if communicator is not None:
                 measure = _measure_on_gpus if device == "cuda" else _measure_on_cpu
-                rows = measure(shape, communicator, sizes, effort)
+                rows = measure(shape, groups, communicator, sizes, effort)
             measured.append((shape, rows))
             groups.world.all_gather(torch.zeros(1, device=groups.device), site="calibrate")
         if place.rank == 0:
@@ -146,23 +147,31 @@ def calibrate(
 
 
 def _measure_on_cpu(
-    group: _Group, communicator: Communicator, sizes: Sequence[int], effort: Effort
+    group: _Group,
+    groups: ProcessGroups,
+    communicator: Communicator,
+    sizes: Sequence[int],
+    effort: Effort,
 ) -> list[Measurement]:
-    reducer = open_reducer_of(communicator, num_nodes=group.nodes, use_fabric=False)
+    torch_group = groups.process_group(communicator.ranks)
+    reducer = open_reducer(torch_group, groups.device, num_nodes=group.nodes, use_fabric=False)
     calls = {name: partial(reducer.all_reduce, algorithm=name) for name in group.algorithms}
-    align = partial(reducer.all_reduce, algorithm=BACKEND if reducer.reason else "one_shot")
-    benchmark = Benchmark(communicator, host_runs(calls, align), torch.device("cpu"))
+    benchmark = Benchmark(communicator, host_runs(calls, alignment(reducer)), groups.device)
     return benchmark.run(sizes, SCALES["cpu"].dtypes, effort)
 
 
 def _measure_on_gpus(
-    group: _Group, communicator: Communicator, sizes: Sequence[int], effort: Effort
+    group: _Group,
+    groups: ProcessGroups,
+    communicator: Communicator,
+    sizes: Sequence[int],
+    effort: Effort,
 ) -> list[Measurement]:
     from weft.bench.device_runs import device_runs
     from weft.kernels.contenders import open_field
 
     field = open_field(
-        torch_transport(communicator).group,
+        groups.process_group(communicator.ranks),
         (BACKEND, *FLAT),
         (Topology(num_ranks=group.ranks),),
         max_bytes=max(sizes),

@@ -180,7 +180,7 @@ def document(results: list[DecodeResult], llm: LLM, copy_gb_s: float) -> dict[st
             "torch": torch.__version__,
             "copy_gb_s": copy_gb_s,
         },
-        "all_reduce": "nccl" if llm.engine.device_all_reduce is None else "weft",
+        "all_reduce": "library" if llm.groups.reducer is None else llm.groups.reducer.name,
         "rows": [asdict(result) for result in results],
     }
 

@@ -11,9 +11,8 @@ import typer
 
 from weft.cli.messages import in_options
 from weft.cli.output import check_written
-from weft.errors import UserError
 from weft.launch.environment import is_launched
-from weft.vocabulary.conventions import ALL_REDUCE_CHOICES
+from weft.vocabulary import conventions
 from weft.vocabulary.layout import Layout
 
 NumNodes = Annotated[
@@ -24,7 +23,7 @@ MasterAddress = Annotated[str, typer.Option("--master-addr", help="Address of ma
 MasterPort = Annotated[int, typer.Option(help="Free port on machine 0.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 AllReduce = Annotated[
-    str, typer.Option(help="auto (weft's where it can be used), weft or nccl (the library's).")
+    str, typer.Option(help="auto (weft's where it can be used), weft or library (nccl's, gloo's).")
 ]
 
 
@@ -40,10 +39,8 @@ Timeout = Annotated[
 ]
 
 
-def check_all_reduce(name: str) -> None:
-    """UserError for an unknown --all-reduce, before anything is started."""
-    if name not in ALL_REDUCE_CHOICES:
-        raise UserError(f"--all-reduce {name}: choose one of {', '.join(ALL_REDUCE_CHOICES)}")
+check_all_reduce = conventions.check_all_reduce
+"""UserError for an unknown --all-reduce, before anything is started."""
 
 
 def on_every_rank(

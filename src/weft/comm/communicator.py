@@ -6,7 +6,9 @@ from dataclasses import dataclass
 
 import torch
 
+from weft.allreduce.selection import AUTO
 from weft.comm.transport import Transport
+from weft.kernels.reducer import AddNorm, add_rms_norm
 from weft.vocabulary.layout import GroupKind
 
 
@@ -16,7 +18,7 @@ class Communicator:
 
     ``ranks`` are global, ``rank`` is this process's place among them. In a group of
     one every operation returns its input untouched, so callers need no special case.
-    ``transport`` may be exchanged (recording, another all-reduce) between steps.
+    A recorder may stand in front of ``transport`` between steps.
     """
 
     kind: GroupKind
@@ -32,9 +34,39 @@ class Communicator:
     def is_last(self) -> bool:
         return self.rank == self.size - 1
 
-    def all_reduce(self, tensor: torch.Tensor, site: str = "") -> torch.Tensor:
-        """Sum over the group, in place (any shape); returns ``tensor``."""
-        return tensor if self.size == 1 else self.transport.all_reduce(tensor, site)
+    def all_reduce(
+        self,
+        tensor: torch.Tensor,
+        site: str = "",
+        *,
+        out: torch.Tensor | None = None,
+        algorithm: str = AUTO,
+    ) -> torch.Tensor:
+        """Sum over the group into ``out`` (default: in place), any shape; returns it."""
+        if self.size == 1:
+            return tensor if out is None else out.copy_(tensor)
+        return self.transport.all_reduce(tensor, out, algorithm=algorithm, site=site)
+
+    def all_reduce_residual_rms_norm(
+        self,
+        tensor: torch.Tensor,
+        residual: torch.Tensor,
+        weight: torch.Tensor,
+        epsilon: float,
+        site: str = "",
+        *,
+        add_norm: AddNorm = add_rms_norm,
+    ) -> torch.Tensor:
+        """``residual`` += sum over the group of ``tensor``; returns its weighted RMSNorm.
+
+        All [..., hidden], ``weight`` [hidden]; ``tensor`` may be overwritten. add_norm: does it
+        where the sum and the norm are no single kernel.
+        """
+        if self.size == 1:
+            return add_norm(tensor, residual, weight, epsilon)
+        return self.transport.all_reduce_residual_rms_norm(
+            tensor, residual, weight, epsilon, site=site, add_norm=add_norm
+        )
 
     def all_gather(self, tensor: torch.Tensor, dim: int = 0, site: str = "") -> torch.Tensor:
         """Concatenate along ``dim`` in rank order: [.., n, ..] -> [.., size * n, ..]."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pickle
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
 from datetime import timedelta
 from typing import Any, Final, Self
 
@@ -13,12 +14,15 @@ import torch
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import Store, _get_default_store
 
-from weft.comm.all_reduce import AlgorithmTransport
+from weft.allreduce.selection import AUTO, LIBRARY
+from weft.comm.all_reduce import open_reducer
 from weft.comm.communicator import Communicator
 from weft.comm.liveness import Liveness
-from weft.comm.recorder import Recorder, RecordingTransport
-from weft.comm.transport import TorchTransport, Transport
+from weft.comm.recorder import Call, Recorder, RecordingTransport
+from weft.comm.transport import TorchTransport
 from weft.errors import CommunicationError
+from weft.kernels.reducer import Peers, Reducer
+from weft.vocabulary.conventions import check_all_reduce
 from weft.vocabulary.layout import GroupKind, Layout
 
 DEFAULT_TIMEOUT_S: Final = 120.0
@@ -29,7 +33,9 @@ class ProcessGroups:
     """A communicator for each kind of group that this rank belongs to.
 
     ``tp``, ``sp`` (the same ranks as tp), ``pp``, ``ep``, ``dp`` and ``world``. Groups
-    of one rank need no process group. Close it (or use it in ``with``) to free them.
+    of one rank need no process group. The tensor-parallel group (and any other of the same
+    ranks) has the all-reduce that ``all_reduce`` chooses, the others the library's own. Close
+    it (or use it in ``with``) to free them.
     """
 
     def __init__(
@@ -39,16 +45,22 @@ class ProcessGroups:
         device: torch.device,
         store: Store | None,
         timeout_s: float = DEFAULT_TIMEOUT_S,
+        all_reduce: str = LIBRARY,
     ) -> None:
         self.layout, self.rank, self.device = layout, rank, device
         self._timeout_s = timeout_s
         self._store, self._host_messages = store, Counter[str]()
         self._liveness: Liveness | None = None
+        self.recorder: Recorder | None = None
         if store is not None:
             self._liveness = Liveness(store.clone(), rank, layout.world_size)  # type: ignore[attr-defined]
         self._process_groups: dict[tuple[int, ...], dist.ProcessGroup] = {}
+        self._open_communicators(all_reduce)
+
+    def _open_communicators(self, all_reduce: str) -> None:
+        self._reducers: dict[tuple[int, ...], Reducer] = {}
+        self.tp = self._communicator("tp", all_reduce)
         self.world = self._communicator("world")
-        self.tp = self._communicator("tp")
         self.sp = self._communicator("sp")
         self.pp = self._communicator("pp")
         self.ep = self._communicator("ep")
@@ -66,13 +78,23 @@ class ProcessGroups:
     def communicators(self) -> tuple[Communicator, ...]:
         return (self.tp, self.sp, self.pp, self.ep, self.dp, self.world)
 
-    def _communicator(self, kind: GroupKind) -> Communicator:
+    @property
+    def reducer(self) -> Reducer | None:
+        """The all-reduces of the tensor-parallel group; None where it is one rank."""
+        return self._reducers.get(self.tp.ranks)
+
+    def check(self) -> None:
+        """Raise LostRankError if an all-reduce that has run so far gave up on a rank."""
+        for reducer in self._reducers.values():
+            reducer.check()
+
+    def _communicator(self, kind: GroupKind, all_reduce: str = LIBRARY) -> Communicator:
         ranks = self.layout.group_of(kind, self.rank)
         return Communicator(
             kind=kind,
             ranks=ranks,
             rank=ranks.index(self.rank),
-            transport=_NO_PEERS if len(ranks) == 1 else self._transport(ranks),
+            transport=_NO_PEERS if len(ranks) == 1 else self._transport(ranks, all_reduce),
         )
 
     def leading(self, size: int) -> Communicator | None:
@@ -87,25 +109,54 @@ class ProcessGroups:
         transport = self._transport(ranks)
         return Communicator(kind="world", ranks=ranks, rank=self.rank, transport=transport)
 
-    def _transport(self, ranks: tuple[int, ...]) -> Transport:
+    def process_group(self, ranks: tuple[int, ...]) -> dist.ProcessGroup:
+        """The torch group of these ranks, made by all of them together at the first call."""
         if ranks not in self._process_groups:
             self._process_groups[ranks] = (
                 dist.group.WORLD  # type: ignore[assignment]
                 if len(ranks) == self.layout.world_size
                 else dist.new_group(list(ranks), use_local_synchronization=True)
             )
-        group = self._process_groups[ranks]
-        if dist.get_backend(group) == "gloo":
-            return AlgorithmTransport(group, ranks, self._missing_ranks, self._timeout_s)
-        return TorchTransport(group, ranks, self._missing_ranks)
+        return self._process_groups[ranks]
+
+    def _transport(self, ranks: tuple[int, ...], all_reduce: str = LIBRARY) -> TorchTransport:
+        if ranks not in self._reducers:
+            on_gpu = self.device.type == "cuda"
+            nodes = len({self.layout.node_of(rank) for rank in ranks})
+            self._reducers[ranks] = open_reducer(
+                self.process_group(ranks),
+                self.device,
+                all_reduce,
+                peers=Peers(ranks=ranks, missing=self._missing_ranks),
+                num_nodes=nodes if on_gpu else None,
+                timeout_s=self._timeout_s,
+            )
+        return TorchTransport(self._reducers[ranks])
 
     def _missing_ranks(self) -> tuple[int, ...]:
         return self._liveness.missing() if self._liveness else ()
 
     @contextmanager
-    def recording(self) -> Iterator[Recorder]:
-        """Write down every call of every group while the context is open."""
-        recorder = Recorder()
+    def with_all_reduce(self, all_reduce: str) -> Iterator[ProcessGroups]:
+        """The same groups with another all-reduce; collective, closed at the end."""
+        groups = copy(self)
+        groups._open_communicators(all_reduce)  # noqa: SLF001  of our own class
+        yield groups
+        groups.close_reducers()
+
+    def close_reducers(self) -> None:
+        """Give back the memory of the all-reduces; collective."""
+        for reducer in self._reducers.values():
+            reducer.close()
+
+    @contextmanager
+    def recording(self, *, eager: bool = False) -> Iterator[Recorder]:
+        """Write down every call of every group while the context is open.
+
+        eager: without replayed graphs, whose calls are counted but not timed.
+        """
+        recorder, before = Recorder(eager=eager), self.recorder
+        self.recorder = recorder
         plain = [communicator.transport for communicator in self.communicators]
         for communicator in self.communicators:
             communicator.transport = RecordingTransport(
@@ -114,8 +165,14 @@ class ProcessGroups:
         try:
             yield recorder
         finally:
+            self.recorder = before
             for communicator, transport in zip(self.communicators, plain, strict=True):
                 communicator.transport = transport
+
+    def replayed(self, calls: Sequence[Call]) -> None:
+        """A captured graph with these calls ran again: for the recorder, if there is one."""
+        if self.recorder is not None:
+            self.recorder.replayed(calls)
 
     def host_broadcast(self, value: Any, src: int, scope: str = "world") -> Any:
         """Give every rank the (picklable) ``value`` of global rank ``src``, outside the groups.
@@ -144,7 +201,12 @@ class ProcessGroups:
         return [self.host_broadcast(value, src) for src in range(self.layout.world_size)]
 
     def close(self) -> None:
-        """Leave the run and destroy the process groups."""
+        """Close the all-reduces and leave the run; collective."""
+        self.close_reducers()
+        self.leave()
+
+    def leave(self) -> None:
+        """Leave the run and destroy the process groups; waits for no rank."""
         if self._liveness is not None:
             self._liveness.leave()
         if dist.is_initialized():
@@ -153,8 +215,11 @@ class ProcessGroups:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self.leave()
 
 
 def open_groups(
@@ -163,8 +228,13 @@ def open_groups(
     rank: int = 0,
     device: torch.device | None = None,
     timeout_s: float = DEFAULT_TIMEOUT_S,
+    all_reduce: str = AUTO,
 ) -> ProcessGroups:
-    """Join the other ranks (environment variables of the launcher) and build every group."""
+    """Join the other ranks (environment variables of the launcher) and build every group.
+
+    all_reduce: whose the tensor-parallel group uses, one of ALL_REDUCE_CHOICES.
+    """
+    check_all_reduce(all_reduce)
     device = device or torch.device("cpu")
     if layout.world_size == 1:
         return ProcessGroups(layout, 0, device, None)
@@ -181,7 +251,7 @@ def open_groups(
         reason = str(error).strip().splitlines()[0]
         raise CommunicationError(f"rank {rank} cannot join the run: {reason}") from error
     store = _get_default_store()
-    return ProcessGroups(layout, rank, device, store, timeout_s)
+    return ProcessGroups(layout, rank, device, store, timeout_s, all_reduce)
 
 
 def open_fake_groups(layout: Layout, *, rank: int) -> ProcessGroups:

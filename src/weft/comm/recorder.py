@@ -7,13 +7,15 @@ while it is off.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
+from weft.allreduce.selection import AUTO
 from weft.comm.transport import Transport
+from weft.kernels.reducer import AddNorm, add_rms_norm
 from weft.vocabulary.layout import GroupKind
 from weft.vocabulary.schedule import Operation, Phase
 
@@ -23,7 +25,9 @@ class Call:
     """One call: times are seconds of this process's monotonic clock.
 
     On CUDA a call's times are those of its launch; the work itself is ordered on
-    the stream.
+    the stream. A call inside a replayed graph is launched with all the others of the graph:
+    it begins and ends with the replay's launch, and is not ``timed``.
+    fused: what was done in the same call (``residual_rms_norm``).
     """
 
     op: Operation
@@ -37,6 +41,8 @@ class Call:
     phase: Phase
     start_s: float
     end_s: float
+    fused: str | None = None
+    timed: bool = True
 
 
 @dataclass(slots=True)
@@ -52,11 +58,15 @@ class Step:
 
 @dataclass
 class Recorder:
-    """Calls and steps in the order in which they happened."""
+    """Calls and steps in the order in which they happened.
+
+    eager: whether steps have to run without graphs meanwhile, so that every call is timed.
+    """
 
     calls: list[Call] = field(default_factory=list)
     steps: list[Step] = field(default_factory=list)
     phase: Phase = "other"
+    eager: bool = False
 
     @contextmanager
     def step(self, phase: Phase, num_tokens: int) -> Iterator[None]:
@@ -70,6 +80,14 @@ class Recorder:
             step.end_s = time.perf_counter()
             self.phase = "other"
 
+    def replayed(self, calls: Sequence[Call]) -> None:
+        """A captured graph ran again: its ``calls``, noted at the capture, happened in this step."""
+        now, step = time.perf_counter(), len(self.steps) - 1
+        self.calls += [
+            replace(call, step=step, phase=self.phase, start_s=now, end_s=now, timed=False)
+            for call in calls
+        ]
+
 
 class RecordingTransport:
     """Passes every call on to ``inner`` and writes it down."""
@@ -80,10 +98,36 @@ class RecordingTransport:
         self.inner = inner
         self._recorder, self._kind, self._size = recorder, kind, group_size
 
-    def all_reduce(self, tensor: torch.Tensor, site: str) -> torch.Tensor:
+    def all_reduce(
+        self,
+        tensor: torch.Tensor,
+        out: torch.Tensor | None = None,
+        *,
+        algorithm: str = AUTO,
+        site: str = "",
+    ) -> torch.Tensor:
         start = time.perf_counter()
-        result = self.inner.all_reduce(tensor, site)
+        result = self.inner.all_reduce(tensor, out, algorithm=algorithm, site=site)
         self._add("all_reduce", tensor, result, site, start)
+        return result
+
+    def all_reduce_residual_rms_norm(
+        self,
+        tensor: torch.Tensor,
+        residual: torch.Tensor,
+        weight: torch.Tensor,
+        epsilon: float,
+        out: torch.Tensor | None = None,
+        residual_out: torch.Tensor | None = None,
+        *,
+        site: str = "",
+        add_norm: AddNorm = add_rms_norm,
+    ) -> torch.Tensor:
+        start = time.perf_counter()
+        result = self.inner.all_reduce_residual_rms_norm(
+            tensor, residual, weight, epsilon, out, residual_out, site=site, add_norm=add_norm
+        )
+        self._add("all_reduce", tensor, result, site, start, "residual_rms_norm")
         return result
 
     def all_gather(self, tensor: torch.Tensor, dim: int, site: str) -> torch.Tensor:
@@ -134,6 +178,7 @@ class RecordingTransport:
         result: torch.Tensor | None,
         site: str,
         start_s: float,
+        fused: str | None = None,
     ) -> None:
         recorder = self._recorder
         recorder.calls.append(
@@ -149,5 +194,6 @@ class RecordingTransport:
                 recorder.phase,
                 start_s,
                 time.perf_counter(),
+                fused,
             )
         )

@@ -7,14 +7,13 @@ by the group's time-out, and raises CommunicationError naming the operation.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Protocol
 
 import torch
 import torch.distributed as dist
 
-from weft.errors import CommunicationError, LostRankError
+from weft.allreduce.selection import AUTO
+from weft.kernels.reducer import AddNorm, Reducer, add_rms_norm
 
 # torch 2.13 renamed these; 2.11 and 2.12 have the old names only.
 _all_gather_single = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
@@ -24,8 +23,29 @@ _reduce_scatter_single = getattr(dist, "reduce_scatter_single", None) or dist.re
 class Transport(Protocol):
     """The operations of one group. ``site`` names the caller for recorders and errors."""
 
-    def all_reduce(self, tensor: torch.Tensor, site: str) -> torch.Tensor:
-        """Sum over the group, in place; returns ``tensor``."""
+    def all_reduce(
+        self,
+        tensor: torch.Tensor,
+        out: torch.Tensor | None = None,
+        *,
+        algorithm: str = AUTO,
+        site: str = "",
+    ) -> torch.Tensor:
+        """See Reducer.all_reduce."""
+
+    def all_reduce_residual_rms_norm(
+        self,
+        tensor: torch.Tensor,
+        residual: torch.Tensor,
+        weight: torch.Tensor,
+        epsilon: float,
+        out: torch.Tensor | None = None,
+        residual_out: torch.Tensor | None = None,
+        *,
+        site: str = "",
+        add_norm: AddNorm = add_rms_norm,
+    ) -> torch.Tensor:
+        """See Reducer.all_reduce_residual_rms_norm."""
 
     def all_gather(self, tensor: torch.Tensor, dim: int, site: str) -> torch.Tensor:
         """Concatenate every rank's ``tensor`` along ``dim``, in rank order."""
@@ -50,31 +70,14 @@ class Transport(Protocol):
 
 
 class TorchTransport:
-    """torch.distributed: gloo, nccl or fake."""
+    """torch.distributed (gloo, nccl or fake); the all-reduces are the reducer's."""
 
-    def __init__(
-        self,
-        group: dist.ProcessGroup,
-        ranks: tuple[int, ...],
-        missing_ranks: Callable[[], tuple[int, ...]],
-    ) -> None:
-        """``missing_ranks`` is asked after a failure which ranks of the run are gone."""
-        self._group, self._ranks, self._missing_ranks = group, ranks, missing_ranks
-
-    @property
-    def group(self) -> dist.ProcessGroup:
-        """The process group underneath."""
-        return self._group
-
-    @property
-    def missing_ranks(self) -> Callable[[], tuple[int, ...]]:
-        """Asked after a failure which ranks of the run are gone."""
-        return self._missing_ranks
-
-    def all_reduce(self, tensor: torch.Tensor, site: str) -> torch.Tensor:
-        with self._named("all_reduce", site):
-            dist.all_reduce(tensor, group=self._group)
-        return tensor
+    def __init__(self, reducer: Reducer) -> None:
+        self._group, self._ranks, self._named = (
+            reducer.group, reducer.peers.ranks, reducer.peers.named
+        )  # fmt: skip
+        self.all_reduce = reducer.all_reduce
+        self.all_reduce_residual_rms_norm = reducer.all_reduce_residual_rms_norm
 
     def all_gather(self, tensor: torch.Tensor, dim: int, site: str) -> torch.Tensor:
         size = len(self._ranks)
@@ -117,16 +120,3 @@ class TorchTransport:
         with self._named("all_to_all", site):
             dist.all_to_all_single(result, tensor.contiguous(), group=self._group)
         return result
-
-    @contextmanager
-    def _named(self, op: str, site: str) -> Iterator[None]:
-        try:
-            yield
-        except RuntimeError as error:
-            reason = str(error).strip().splitlines()[0]
-            where = f"{op} at {site or 'no site'} among ranks {','.join(map(str, self._ranks))}"
-            missing = self._missing_ranks()
-            if missing:
-                names = ", ".join(map(str, missing))
-                raise LostRankError(f"lost rank {names} during {where}") from error
-            raise CommunicationError(f"{where}: {reason}") from error

@@ -22,8 +22,7 @@ class EngineConfig:
     for the kernels of a GPU); max_batch_*: limits of one step (tokens of prompts, requests);
     overlap: launch the next step before the ids of the one in front are read (default: on
     a GPU); graphs: decode steps as CUDA graphs, for batches of the sizes ``graph_batches``
-    (default: where they can be); all_reduce: ``auto`` (weft's kernels where they can be
-    used), ``weft`` or ``nccl``, on GPUs.
+    (default: where they can be).
     """
 
     conventions: str = "weft"
@@ -38,7 +37,6 @@ class EngineConfig:
     overlap: bool | None = None
     graphs: bool | None = None
     graph_batches: tuple[int, ...] | None = None
-    all_reduce: str = "auto"
 
     def __post_init__(self) -> None:
         if not 0 < self.memory_share <= 1:

@@ -12,7 +12,6 @@ from dataclasses import replace
 
 import torch
 
-from weft.comm.device_all_reduce import use_device_all_reduce
 from weft.comm.groups import ProcessGroups
 from weft.comm.recorder import Recorder
 from weft.engine.block_pool import BlockPool
@@ -47,8 +46,6 @@ class Engine:
             itemsize = getattr(torch, spec.dtype).itemsize
             check_host_memory(spec, groups.layout, config, itemsize)
         conventions = engine_named(config.conventions)
-        self._plain_transport = groups.tp.transport
-        self.device_all_reduce = use_device_all_reduce(groups, config.all_reduce)
         self.runner = StageRunner(spec, groups, conventions)
         self.runner.load(source.directory if config.weights == "auto" else None, config.seed)
         num_groups = groups.layout.pp if conventions.micro_batches else 1
@@ -95,11 +92,8 @@ class Engine:
         self.scheduler.abort(number)
 
     def close(self) -> None:
-        """Give back graphs and communication memory; collective over the tensor-parallel group."""
+        """Give back the graphs."""
         self.runner.drop_graphs()
-        if self.device_all_reduce is not None:
-            self.device_all_reduce.close()
-        self.groups.tp.transport = self._plain_transport
 
     @property
     def has_work(self) -> bool:
@@ -135,8 +129,7 @@ class Engine:
     def _read(self) -> list[Request]:
         launched = self._unread.popleft()
         ids = launched.read_ids()
-        if self.device_all_reduce is not None:
-            self.device_all_reduce.check()
+        self.groups.check()
         sampling = launched.inputs.sampling
         book_logprobs(sampling, launched.read_logprobs())
         return self.scheduler.finish(sampling, ids)

@@ -79,7 +79,9 @@ class Flight:
         output: Boundary | torch.Tensor | None = None
         with _step(recorder, mine):
             if mine is not None:
-                output = self._runner.forward(mine.inputs, eager=recorder is not None)
+                output = self._runner.forward(
+                    mine.inputs, eager=recorder is not None and recorder.eager
+                )
             if leaving is not None:
                 logits = output if isinstance(output, torch.Tensor) else None
                 with _phase(recorder, leaving):

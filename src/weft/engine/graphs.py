@@ -14,6 +14,8 @@ from typing import Final
 import numpy as np
 import torch
 
+from weft.comm.groups import ProcessGroups
+from weft.comm.recorder import Call
 from weft.engine.step_inputs import StepInputs
 from weft.models.decoder import Boundary
 
@@ -66,11 +68,13 @@ class DecodeBuffers:
 
 
 class DecodeGraphs:
-    """``work(bucket)`` captured for every bucket."""
+    """``work(bucket)`` captured for every bucket, with the calls that it makes of ``groups``."""
 
-    def __init__(self, work: Callable[[int], Outputs], buckets: Sequence[int]) -> None:
-        self._buckets = sorted(buckets)
-        self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, Outputs]] = {}
+    def __init__(
+        self, work: Callable[[int], Outputs], buckets: Sequence[int], groups: ProcessGroups
+    ) -> None:
+        self._buckets, self._groups = sorted(buckets), groups
+        self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, Outputs, list[Call]]] = {}
         pool = torch.cuda.graph_pool_handle()
         stream = torch.cuda.Stream()
         for bucket in reversed(self._buckets):
@@ -80,11 +84,14 @@ class DecodeGraphs:
             torch.cuda.current_stream().wait_stream(stream)
             torch.cuda.synchronize()
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(
-                graph, pool=pool, stream=stream, capture_error_mode="thread_local"
+            with (
+                groups.recording() as noted,
+                torch.cuda.graph(
+                    graph, pool=pool, stream=stream, capture_error_mode="thread_local"
+                ),
             ):
                 outputs = work(bucket)
-            self._graphs[bucket] = graph, outputs
+            self._graphs[bucket] = graph, outputs, noted.calls
         torch.cuda.synchronize()
 
     def bucket_for(self, batch: int) -> int | None:
@@ -93,6 +100,7 @@ class DecodeGraphs:
 
     def replay(self, bucket: int) -> Outputs:
         """Run the step; the outputs are static and hold until the next replay."""
-        graph, outputs = self._graphs[bucket]
+        graph, outputs, calls = self._graphs[bucket]
         graph.replay()
+        self._groups.replayed(calls)
         return outputs

@@ -39,11 +39,14 @@ class LLM:
         *,
         device: str = "auto",
         timeout_s: float = DEFAULT_TIMEOUT_S,
+        all_reduce: str = "auto",
         groups: ProcessGroups | None = None,
         **config: Any,
     ) -> None:
         """Load ``model``; ``config`` are the fields of EngineConfig.
 
+        all_reduce: of the groups that it opens: ``auto`` (weft's where it can be used),
+        ``weft`` or ``library`` (nccl's, gloo's); ``groups`` bring their own.
         Raises UserError for what cannot be, CommunicationError where ranks are missing.
         """
         layout = layout or Layout()
@@ -59,6 +62,7 @@ class LLM:
                 rank=place.rank,
                 device=pick_device(device, place.local_rank),
                 timeout_s=timeout_s,
+                all_reduce=all_reduce,
             )
         self.groups = groups
         self.tokenizer = find_tokenizer(source.directory)
@@ -122,7 +126,7 @@ class LLM:
         if kind is None:
             self.close()
         else:
-            self.groups.close()
+            self.groups.leave()
 
     def _sampling_of_each(
         self, sampling: SamplingParams | Sequence[SamplingParams] | None, count: int

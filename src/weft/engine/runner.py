@@ -57,6 +57,7 @@ class StageRunner:
         self._sampler = Sampler(groups, conventions, spec.vocab_size)
         self._logprobs = LogprobReader(groups, conventions, spec.vocab_size)
         self._num_received = 0 if self.stage.is_first else conventions.boundary_tensors
+        self._groups = groups
         self._fused: FusedBatches | None = None
         self._graphs: DecodeGraphs | None = None
         self._graph_ids: torch.Tensor | None = None
@@ -122,7 +123,7 @@ class StageRunner:
             spare_row=self.tables.spare_row,
             like=self._like,
         )
-        self._graphs = DecodeGraphs(self._decode, buckets)
+        self._graphs = DecodeGraphs(self._decode, buckets, self._groups)
 
     def drop_graphs(self) -> None:
         """Forget the captured graphs; steps run eagerly from then on."""

@@ -7,21 +7,21 @@ captured → ``check()`` after a synchronisation → ``close()`` (collective).
 from __future__ import annotations
 
 import ctypes
-import itertools
 from types import TracebackType
-from typing import Any, Self
-from weakref import WeakValueDictionary
+from typing import Any, Literal, Self
 
 import torch
 import torch.distributed as dist
 
+from weft.allreduce.selection import AUTO
 from weft.errors import EnvironmentUnavailable, UserError
-from weft.kernels import modules, selection
-from weft.kernels.calibrated import agreed_selections
+from weft.fabric.local import device_fabric
+from weft.kernels import modules, residual_rms_norm, selection
 from weft.kernels.driver import Kernel
 from weft.kernels.endpoint import CommRecord, Endpoint
 from weft.kernels.modules import ELEMENTS
 from weft.kernels.ordering import StreamOrder
+from weft.kernels.reducer import AddNorm, Peers, Reducer, add_rms_norm, agreed_selections, check_out
 from weft.kernels.selection import Topology, Variant
 from weft.kernels.support import supported
 
@@ -29,12 +29,14 @@ DEFAULT_MAX_BYTES = 64 << 20
 DEFAULT_TIMEOUT_S = 30.0
 
 
-class DeviceAllReduce:
+class DeviceAllReduce(Reducer):
     """Sums over the ranks of ``group``, bitwise equal on all ranks, in fixed rank order.
 
     Calls on one communicator are ordered: from another stream, a call waits for the one before
     it. A captured graph must be replayed in order with the other calls of the communicator.
     """
+
+    name: Literal["library", "weft"] = "weft"
 
     def __init__(
         self,
@@ -47,10 +49,11 @@ class DeviceAllReduce:
         device: torch.device | None = None,
         overlap: bool = True,
         use_fabric: bool = True,
+        peers: Peers | None = None,
     ) -> None:
         """Collective over ``group`` (default: the world).
 
-        max_bytes: the largest message for the kernels; larger ones go to the backend. Costs
+        max_bytes: the largest message for the kernels; larger ones go to the library. Costs
         about four times as much GPU memory.
         nodes: into how many equal nodes, in rank order, the group is divided.
         transport: between nodes: "peer" (GPU memory; the nodes are virtual or share an NVLink
@@ -60,28 +63,35 @@ class DeviceAllReduce:
         use_fabric: let "auto" read this machine's fabric file (else weft's own table).
         Raises EnvironmentUnavailable, on every rank, where the kernels cannot be used.
         """
-        self.group = group if group is not None else _world()
-        self.rank = dist.get_rank(self.group)
-        self.num_ranks = dist.get_world_size(self.group)
+        super().__init__(group if group is not None else _world(), peers)
+        self._open = False
         self.timeout_s = timeout_s
         self.device = device or torch.device("cuda", torch.cuda.current_device())
         self._overlap = overlap
         self._kernels: dict[tuple[str, torch.dtype, int], Kernel] = {}
         self._plans: dict[tuple[int, torch.dtype, str], Plan | None] = {}
-        self._uses: dict[tuple[int, torch.dtype], bool] = {}
         self._order = StreamOrder(self.device)
-        self._open = False
         reason = supported(self.group, self.device, nodes=nodes, transport=transport)
         if reason is not None:
             raise EnvironmentUnavailable(f"weft's GPU all-reduce: {reason}")
         self.topology = Topology(num_ranks=self.num_ranks, nodes=nodes, transport=transport)
         torch.zeros(1, device=self.device)  # the primary context exists and is current
-        self._measured = agreed_selections(self.group, self.topology) if use_fabric else {}
+        self._selections = agreed_selections(
+            self.group,
+            device_fabric if use_fabric else lambda: None,
+            tuple(ELEMENTS),
+            nodes=nodes,
+            algorithms=self.algorithms,
+            default=self.topology.table(),
+        )
         self._end = Endpoint(self.group, self.topology, max_bytes, timeout_s)
         self._open = True
-        self.handle = next(_handles)
-        _communicators[self.handle] = self
         dist.barrier(self.group)  # nobody pushes before everybody has cleared
+
+    @property
+    def algorithms(self) -> tuple[str, ...]:
+        """See Reducer."""
+        return self.topology.algorithms
 
     @property
     def mailbox_bytes(self) -> int:
@@ -91,22 +101,34 @@ class DeviceAllReduce:
     # ---- calls -------------------------------------------------------------------------------
 
     def all_reduce(
-        self, tensor: torch.Tensor, out: torch.Tensor | None = None, *, algorithm: str = "auto"
+        self,
+        tensor: torch.Tensor,
+        out: torch.Tensor | None = None,
+        *,
+        algorithm: str = AUTO,
+        site: str = "",
     ) -> torch.Tensor:
         """Sum ``tensor`` over the ranks into ``out`` (default: in place) and return it.
 
-        tensor, out: contiguous, fp32, fp16 or bf16, any number of elements, any alignment.
-        algorithm: "auto", "backend" (torch.distributed's own) or one of topology.algorithms.
-        Raises LostRankError if an earlier call ran past its bound, UserError for other tensors.
+        tensor, out: fp32, fp16 or bf16, any number of elements, any alignment; other types and
+        sizes go to the library. algorithm: "auto", "library" or one of ``algorithms``.
+        Raises LostRankError if an earlier call ran past its bound.
         """
-        out = tensor if out is None else out
-        self._check(tensor, out)
+        if tensor.device != self.device:
+            raise UserError(f"the tensor is on {tensor.device}, the group's are on {self.device}")
+        if out is None:
+            out = tensor
+        elif out is not tensor:
+            check_out(tensor, out)
+        if not tensor.is_contiguous() or (out is not tensor and not out.is_contiguous()):
+            flat = tensor.clone(memory_format=torch.contiguous_format)
+            return out.copy_(self.all_reduce(flat, algorithm=algorithm, site=site))
         key = (tensor.numel(), tensor.dtype, algorithm)
         plan = self._plans[key] if key in self._plans else self._plan(tensor, algorithm)
         if key[0] == 0:
             return out
         if plan is None:
-            return self._backend(tensor, out)
+            return self.by_library(tensor, out, site)
         source, target, count = plan.kernel.arguments[-3:]
         item = tensor.element_size()
         for first in range(0, key[0], plan.piece):
@@ -124,27 +146,24 @@ class DeviceAllReduce:
         epsilon: float,
         out: torch.Tensor | None = None,
         residual_out: torch.Tensor | None = None,
+        *,
+        site: str = "",
+        add_norm: AddNorm = add_rms_norm,
     ) -> torch.Tensor:
-        """``residual_out = residual + all_reduce(tensor)``; return its ``weight * rms_norm``.
+        """See Reducer; ``tensor`` keeps its values where the kernels take it.
 
-        tensor, residual, out, residual_out: [..., hidden]; out defaults to a new tensor,
-        residual_out to the residual itself; weight: [hidden].
         The residual has the bits of the separate operations; the norm agrees with theirs within a
-        few units in the last place and is the same on all ranks. A row is a multiple of 16 bytes.
+        few units in the last place and is the same on all ranks. The kernels take contiguous rows
+        of a multiple of 16 bytes, aligned; others are composed.
         """
-        from weft.kernels import residual_rms_norm
-
-        out = torch.empty_like(tensor) if out is None else out
-        residual_out = residual if residual_out is None else residual_out
-        residual_rms_norm.run(self, tensor, residual, weight, epsilon, out, residual_out)
-        return out
-
-    def uses_kernel(self, num_bytes: int, dtype: torch.dtype = torch.bfloat16) -> bool:
-        """Whether "auto" reduces a message of this size itself (else the backend does)."""
-        key = (num_bytes, dtype)
-        if key not in self._uses:
-            self._uses[key] = self._choose(num_bytes, dtype, "auto") is not None
-        return self._uses[key]
+        target = torch.empty_like(tensor) if out is None else out
+        kept = residual if residual_out is None else residual_out
+        if not residual_rms_norm.takes(tensor, residual, weight, target, kept, self.device):
+            return super().all_reduce_residual_rms_norm(
+                tensor, residual, weight, epsilon, out, residual_out, site=site, add_norm=add_norm
+            )
+        residual_rms_norm.run(self, tensor, residual, weight, epsilon, target, kept)
+        return target
 
     # ---- faults and the end ----------------------------------------------------------------------
 
@@ -155,13 +174,12 @@ class DeviceAllReduce:
         """
         self._end.fault.raise_if_set(self.rank, self.timeout_s)
 
-    def close(self) -> None:
+    def close(self, *, lost: bool = False) -> None:
         """Release the memory. Collective, unless a rank is lost; the second call does nothing."""
         if not self._open:
             return
-        self._open = False
-        _communicators.pop(self.handle, None)
-        self._end.close(self.device)
+        super().close(lost=lost)
+        self._end.close(self.device, lost=lost)
         self._kernels.clear()
         self._plans.clear()
 
@@ -203,32 +221,30 @@ class DeviceAllReduce:
     def enter(self) -> int:
         """Check for faults and order this call after the one before; the stream to launch on."""
         if not self._open:
-            raise UserError("this communicator is closed; create a new one")
+            self.require_open()
         if self._end.fault.record.raised:
             self.check()
         return self._order.enter()
 
-    def _check(self, tensor: torch.Tensor, out: torch.Tensor) -> None:
-        require(tensor, self.device)
-        if not tensor.is_contiguous():
-            raise UserError("all_reduce takes contiguous tensors; call .contiguous() first")
-        if out is tensor:
-            return
-        alike = (out.shape, out.dtype, out.device) == (tensor.shape, tensor.dtype, tensor.device)
-        if not alike or not out.is_contiguous():
-            raise UserError(f"out is {out.dtype} {list(out.shape)}, not like the tensor")
-
     def _plan(self, tensor: torch.Tensor, algorithm: str) -> Plan | None:
-        num_bytes = tensor.numel() * tensor.element_size()
-        variant = self._choose(num_bytes, tensor.dtype, algorithm)
-        plan = None if variant is None else self.plan_of(variant, tensor.dtype, num_bytes)
+        self.require_open()
+        name, plan = self.check_name(algorithm), None
+        variant = self._choose(tensor.nbytes, tensor.dtype, name)
+        if variant is not None:
+            plan = self.plan_of(variant, tensor.dtype, tensor.nbytes)
         self._plans[tensor.numel(), tensor.dtype, algorithm] = plan
         return plan
 
     def _choose(self, num_bytes: int, dtype: torch.dtype, algorithm: str) -> Variant | None:
-        found = self._measured.get(dtype)
-        pick = None if found is None else found.pick
-        return selection.choose(self.topology, num_bytes, algorithm, self.mailbox_bytes, pick)
+        found = self._selections.get(dtype)
+        if found is not None:
+            room = self.mailbox_bytes
+            return selection.choose(self.topology, num_bytes, algorithm, room, found.pick)
+        if algorithm in self.algorithms:
+            raise EnvironmentUnavailable(
+                f"algorithm {algorithm}: not usable here: it adds {_KNOWN}"
+            )
+        return None
 
     def plan_of(self, variant: Variant, dtype: torch.dtype, num_bytes: int) -> Plan:
         """A ready launch of ``variant`` for a message of ``num_bytes``."""
@@ -244,12 +260,6 @@ class DeviceAllReduce:
         """Make "auto" use ``variant`` for this size (how the tuner tries variants)."""
         num_bytes = num_elements * dtype.itemsize
         self._plans[num_elements, dtype, "auto"] = self.plan_of(variant, dtype, num_bytes)
-
-    def _backend(self, tensor: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
-        if out.data_ptr() != tensor.data_ptr():
-            out.copy_(tensor)
-        dist.all_reduce(out, group=self.group)
-        return out
 
     def _set_epoch(self, epoch: int) -> None:
         """Pretend that ``epoch`` calls (mod 2^32) have been made; on all ranks alike (tests)."""
@@ -268,23 +278,6 @@ class Plan:
         self.piece = piece
 
 
-def require(tensor: torch.Tensor, device: torch.device) -> None:
-    """UserError unless the kernels can take ``tensor``."""
-    if tensor.dtype not in ELEMENTS:
-        known = ", ".join(str(dtype).removeprefix("torch.") for dtype in ELEMENTS)
-        raise UserError(f"all_reduce takes {known}, not {tensor.dtype}; convert it first")
-    if tensor.device != device:
-        raise UserError(f"the tensor is on {tensor.device}, the communicator on {device}")
-
-
-def find(handle: int) -> DeviceAllReduce:
-    """The open communicator of a handle (what the torch operators carry)."""
-    communicator = _communicators.get(handle)
-    if communicator is None:
-        raise UserError(f"all-reduce communicator {handle} is closed or was never opened")
-    return communicator
-
-
 def _world() -> dist.ProcessGroup:
     group = dist.group.WORLD
     if group is None:
@@ -292,5 +285,4 @@ def _world() -> dist.ProcessGroup:
     return group
 
 
-_handles = itertools.count(1)
-_communicators: WeakValueDictionary[int, DeviceAllReduce] = WeakValueDictionary()
+_KNOWN = ", ".join(str(dtype).removeprefix("torch.") for dtype in ELEMENTS)

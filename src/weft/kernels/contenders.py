@@ -14,9 +14,11 @@ from typing import Any, Final
 import torch
 import torch.distributed as dist
 
+from weft.allreduce.selection import AUTO, BACKEND
 from weft.errors import EnvironmentUnavailable, UserError, WeftError
 from weft.kernels.communicator import DeviceAllReduce
-from weft.kernels.selection import AUTO, BACKEND, FLAT, Topology
+from weft.kernels.selection import FLAT, Topology
+from weft.kernels.vote import gather
 
 SYMMETRIC: Final = "nccl_symmetric"
 TORCH: Final = {"torch_one_shot": 4 << 20, "torch_two_shot": 1 << 40}
@@ -118,9 +120,7 @@ def _together(group: dist.ProcessGroup, make: Callable[[], Any]) -> tuple[Any, s
         raise
     except (WeftError, RuntimeError, AttributeError, ValueError) as error:
         problem = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    answers: list[str] = [""] * dist.get_world_size(group)
-    dist.all_gather_object(answers, problem, group=group)
-    first = next((answer for answer in answers if answer), "")
+    first = next((answer for answer in gather(group, problem) if answer), "")
     return (None, first) if first else (made, "")
 
 
@@ -156,7 +156,7 @@ def _weft(call: Callable[[torch.Tensor], object], source: torch.Tensor) -> Job |
     try:
         job.fresh(source)
         job.call()
-    except UserError:
+    except (UserError, EnvironmentUnavailable):
         return None  # a type or a size that this kernel does not take, on any rank
     return job
 

@@ -84,10 +84,10 @@ class Endpoint:
         self.memory.write(ENTERED_OFFSET, word * 32)
         dist.barrier(self._group)
 
-    def close(self, device: torch.device) -> None:
+    def close(self, device: torch.device, *, lost: bool = False) -> None:
         """Release everything. Collective, unless a rank is lost: then it waits for nobody."""
         torch.cuda.synchronize(device)
-        lost = bool(self.fault.record.raised)
+        lost = lost or bool(self.fault.record.raised)
         if not lost:
             dist.barrier(self._group)  # nobody's last words are under way any more
         self.memory.unmap()

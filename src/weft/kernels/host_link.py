@@ -21,7 +21,6 @@ import struct
 import subprocess
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 import torch.distributed as dist
 
@@ -29,6 +28,7 @@ from weft.kernels.driver import checked, driver
 from weft.kernels.host_proxy import Layout
 from weft.kernels.selection import Topology, num_vectors
 from weft.kernels.support import host_identity
+from weft.kernels.vote import gather
 
 CONNECT_S = 60.0
 MAX_LANES = 4  # pairs of proxies, and TCP connections, between two ranks
@@ -94,8 +94,7 @@ class HostLink:
         listener.settimeout(CONNECT_S)
         token = secrets.token_bytes(16)
         mine = (host_identity(), _address(), listener.getsockname()[1], token, num_cores())
-        ranks: list[Any] = [None] * topology.num_ranks
-        dist.all_gather_object(ranks, mine, group=group)
+        ranks = gather(group, mine)
         self._lanes = lanes_for([rank[0] for rank in ranks], [rank[4] for rank in ranks], topology)
         others = [n for n in range(topology.nodes) if n != node]
         outgoing: dict[tuple[int, int], socket.socket] = {}

@@ -1,11 +1,11 @@
 """torch operators, so that calls can be traced by torch.compile and captured in graphs.
 
-A communicator travels as its integer handle. Registered at import:
+A reducer travels as its integer handle. Registered at import, for every device:
 
-- ``weft::device_all_reduce_(Tensor(a!) tensor, int communicator) -> ()``
-- ``weft::device_all_reduce(Tensor tensor, int communicator) -> Tensor``
-- ``weft::device_all_reduce_residual_rms_norm(Tensor tensor, Tensor(a!) residual,
-  Tensor weight, float epsilon, int communicator) -> Tensor``
+- ``weft::all_reduce_(Tensor(a!) tensor, int reducer, str algorithm) -> ()``
+- ``weft::all_reduce(Tensor tensor, int reducer, str algorithm) -> Tensor``
+- ``weft::all_reduce_residual_rms_norm(Tensor tensor, Tensor(a!) residual, Tensor weight,
+  float epsilon, int reducer) -> Tensor``
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from typing import Any
 
 import torch
 
-from weft.kernels.communicator import find
+from weft.kernels.reducer import find
 
 _library: Any = torch.library.Library  # untyped in torch
 LIBRARY = _library("weft", "FRAGMENT")
 
 
-def _all_reduce_(tensor: torch.Tensor, communicator: int) -> None:
-    find(communicator).all_reduce(tensor)
+def _all_reduce_(tensor: torch.Tensor, reducer: int, algorithm: str) -> None:
+    find(reducer).all_reduce(tensor, algorithm=algorithm)
 
 
-def _all_reduce(tensor: torch.Tensor, communicator: int) -> torch.Tensor:
-    return find(communicator).all_reduce(tensor, torch.empty_like(tensor))
+def _all_reduce(tensor: torch.Tensor, reducer: int, algorithm: str) -> torch.Tensor:
+    return find(reducer).all_reduce(tensor, torch.empty_like(tensor), algorithm=algorithm)
 
 
 def _all_reduce_residual_rms_norm(
@@ -33,46 +33,31 @@ def _all_reduce_residual_rms_norm(
     residual: torch.Tensor,
     weight: torch.Tensor,
     epsilon: float,
-    communicator: int,
+    reducer: int,
 ) -> torch.Tensor:
-    device = find(communicator)
-    return device.all_reduce_residual_rms_norm(tensor, residual, weight, epsilon)
+    out = torch.empty_like(tensor)
+    return find(reducer).all_reduce_residual_rms_norm(tensor, residual, weight, epsilon, out)
 
 
-def _nothing(tensor: torch.Tensor, communicator: int) -> None:
-    del tensor, communicator
+def _nothing(*_: Any) -> None:
+    return None
 
 
-def _like(tensor: torch.Tensor, communicator: int) -> torch.Tensor:
-    del communicator
+def _like_first(tensor: torch.Tensor, *_: Any) -> torch.Tensor:
     return torch.empty_like(tensor)
 
 
-def _like_first(
-    tensor: torch.Tensor,
-    residual: torch.Tensor,
-    weight: torch.Tensor,
-    epsilon: float,
-    communicator: int,
-) -> torch.Tensor:
-    del residual, weight, epsilon, communicator
-    return torch.empty_like(tensor)
+_NORM = (
+    "all_reduce_residual_rms_norm(Tensor tensor, Tensor(a!) residual, Tensor weight, "
+    "float epsilon, int reducer) -> Tensor"
+)
 
-
-def _register() -> None:
-    LIBRARY.define("device_all_reduce_(Tensor(a!) tensor, int communicator) -> ()")
-    LIBRARY.define("device_all_reduce(Tensor tensor, int communicator) -> Tensor")
-    LIBRARY.define(
-        "device_all_reduce_residual_rms_norm(Tensor tensor, Tensor(a!) residual, Tensor weight, "
-        "float epsilon, int communicator) -> Tensor"
-    )
-    for name, real, fake in (
-        ("device_all_reduce_", _all_reduce_, _nothing),
-        ("device_all_reduce", _all_reduce, _like),
-        ("device_all_reduce_residual_rms_norm", _all_reduce_residual_rms_norm, _like_first),
-    ):
-        LIBRARY.impl(name, real, "CUDA")
-        torch.library.register_fake(f"weft::{name}", fake, lib=LIBRARY)
-
-
-_register()
+for _schema, _real, _fake in (
+    ("all_reduce_(Tensor(a!) tensor, int reducer, str algorithm) -> ()", _all_reduce_, _nothing),
+    ("all_reduce(Tensor tensor, int reducer, str algorithm) -> Tensor", _all_reduce, _like_first),
+    (_NORM, _all_reduce_residual_rms_norm, _like_first),
+):
+    _name = _schema.partition("(")[0]
+    LIBRARY.define(_schema)
+    LIBRARY.impl(_name, _real, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"weft::{_name}", _fake, lib=LIBRARY)

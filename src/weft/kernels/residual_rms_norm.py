@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import ctypes
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from weft.errors import UserError
 from weft.kernels import selection
-from weft.kernels.communicator import DeviceAllReduce, require
 from weft.kernels.driver import Kernel
+from weft.kernels.modules import ELEMENTS
+
+if TYPE_CHECKING:
+    from weft.kernels.communicator import DeviceAllReduce
 
 SOURCE = "residual_rms_norm.cu"
 FUSED_MAX_BYTES = {2: 4 << 20, 3: 512 << 10, 4: 512 << 10}  # above: two kernels are faster
 FUSED_MAX_BYTES_MANY = 64 << 10
-MAX_ROW_VECTORS = 2048  # 64 warps of a cluster
+MAX_ROW_BYTES = 2048 * selection.VECTOR_BYTES  # 64 warps of a cluster
 THREADS = 128
 MAX_CLUSTER = 8
 MAX_BLOCKS = 264
@@ -46,8 +48,7 @@ def run(
     out: torch.Tensor,
     residual_out: torch.Tensor,
 ) -> None:
-    """See DeviceAllReduce.all_reduce_residual_rms_norm."""
-    check_arguments(tensor, residual, weight, out, residual_out, communicator.device)
+    """See DeviceAllReduce.all_reduce_residual_rms_norm; call ``takes`` first."""
     num_rows, hidden = tensor.numel() // tensor.shape[-1], tensor.shape[-1]
     if num_rows == 0:
         return
@@ -90,39 +91,30 @@ def shape(vectors: int, num_rows: int) -> tuple[int, int]:
     return cluster, -(-vectors // (cluster * 32)) * 32
 
 
-def check_arguments(
+def takes(
     tensor: torch.Tensor,
     residual: torch.Tensor,
     weight: torch.Tensor,
     out: torch.Tensor,
     residual_out: torch.Tensor,
     device: torch.device,
-) -> None:
-    """UserError for shapes, types or strides that the kernels do not take."""
-    require(tensor, device)
+) -> bool:
+    """Whether the kernels run on these: rows of whole aligned vectors, of one type and shape."""
     hidden = tensor.shape[-1] if tensor.dim() else 0
     row_bytes = hidden * tensor.element_size()
-    most = MAX_ROW_VECTORS * selection.VECTOR_BYTES
-    if row_bytes == 0 or row_bytes % selection.VECTOR_BYTES or row_bytes > most:
-        raise UserError(
-            f"a row of {hidden} elements is {row_bytes} bytes; the fused RMSNorm takes "
-            f"multiples of 16 bytes up to {most}"
-        )
-    for name, other, expected in (
-        ("residual", residual, tensor.shape),
-        ("out", out, tensor.shape),
-        ("residual_out", residual_out, tensor.shape),
-        ("weight", weight, (hidden,)),
-    ):
-        if tuple(other.shape) != tuple(expected) or other.dtype != tensor.dtype:
-            found = f"{other.dtype} {list(other.shape)}"
-            raise UserError(f"{name} is {found}, expected {tensor.dtype} {list(expected)}")
-    for one in (tensor, residual, weight, out, residual_out):
-        if not one.is_contiguous() or one.data_ptr() % selection.VECTOR_BYTES:
-            raise UserError(
-                "the fused RMSNorm takes contiguous tensors that start at a multiple of 16 bytes; "
-                "call .contiguous() or .clone() first"
-            )
+    if tensor.dtype not in ELEMENTS or weight.shape != (hidden,):
+        return False
+    if row_bytes == 0 or row_bytes % selection.VECTOR_BYTES or row_bytes > MAX_ROW_BYTES:
+        return False
+    if not tensor.shape == residual.shape == out.shape == residual_out.shape:
+        return False
+    return all(
+        one.dtype == tensor.dtype
+        and one.device == device
+        and one.is_contiguous()
+        and one.data_ptr() % selection.VECTOR_BYTES == 0
+        for one in (tensor, residual, weight, out, residual_out)
+    )
 
 
 def _kernel(

@@ -1,9 +1,8 @@
 """Which kernel, with which launch shape, for a message: decided once a size, not in a call.
 
 The built-in table (launch_shapes.json) was measured, see docs/kernels.md; a message above its
-last row goes to the backend's own all-reduce, which is faster there. Where this machine was
-calibrated, the algorithm comes from its fabric file (weft.kernels.calibrated) and the table
-gives the launch shape.
+last row goes to the library's own all-reduce, which is faster there. Where this machine was
+calibrated, the algorithm comes from its fabric file and the table gives the launch shape.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
+from weft.allreduce.selection import AUTO, BACKEND
 from weft.errors import UserError
 
 FLAT: Final = ("one_shot", "two_shot")
@@ -25,8 +25,6 @@ NVSHMEM: Final = "hierarchical_nvshmem"
 BETWEEN_NODES: Final = {"peer": HIERARCHICAL, "nvshmem": (NVSHMEM,), "tcp": (HOST,)}
 """The algorithms of every transport between nodes."""
 
-BACKEND: Final = "backend"
-AUTO: Final = "auto"
 VECTOR_BYTES: Final = 16
 MAX_BLOCKS: Final = 512  # kMaxBlocks of comm.cuh
 MAX_RANKS: Final = 8
@@ -125,8 +123,16 @@ class Topology:
             return part * (2 * sharing + max(self.nodes, 5))
         return part * 2 * sharing
 
+    def table(self) -> tuple[tuple[int, str], ...]:
+        """(largest bytes, algorithm) of every rule that can apply; the first is preferred."""
+        return tuple((rule.max_bytes, rule.variant.algorithm) for rule in self.rules())
+
+    def preferred(self, num_bytes: int) -> str:
+        """What the built-in table says."""
+        return next((name for most, name in self.table() if num_bytes <= most), BACKEND)
+
     def rules(self) -> Sequence[Rule]:
-        """Every rule that can apply; "auto" reads the first of them, see choose()."""
+        """Every rule that can apply."""
         table = _table()
         known = [int(size) for size in table["flat"]]
         size = next((size for size in known if self.num_ranks <= size), known[-1])
@@ -139,28 +145,30 @@ def choose(
     num_bytes: int,
     algorithm: str,
     capacity_bytes: int,
-    measured: Pick | None = None,
+    pick: Pick | None = None,
 ) -> Variant | None:
-    """The variant for a message, or None for the backend's own all-reduce.
+    """The variant for a message, or None for the library's own all-reduce.
 
     ``algorithm`` is "auto", "backend" or one of the topology's; ``capacity_bytes`` is the size
-    of one mailbox; ``measured`` decides for "auto" in place of the built-in table. UserError
-    names an unknown algorithm or a message that does not fit.
+    of one mailbox; ``pick`` decides for "auto" (default: the built-in table). UserError names
+    a message that does not fit.
     """
+    asked = algorithm != AUTO
+    if not asked:
+        algorithm = pick(num_bytes) if pick is not None else topology.preferred(num_bytes)
     if algorithm == BACKEND:
         return None
-    if algorithm == AUTO:
-        return _automatic(topology, num_bytes, capacity_bytes, measured)
-    if algorithm not in topology.algorithms:
-        known = ", ".join((AUTO, BACKEND, *topology.algorithms))
-        raise UserError(f"unknown all-reduce algorithm {algorithm!r}; known here: {known}")
     if topology.needs(algorithm, num_bytes) > capacity_bytes:
+        if not asked:
+            return None
         raise UserError(
             f"a message of {num_bytes} bytes does not fit {algorithm} with "
             f"{topology.num_ranks} ranks: {capacity_bytes} bytes of mailbox; raise max_bytes of "
             "the communicator"
         )
-    return _shaped(topology, num_bytes, algorithm)
+    same = [rule for rule in topology.rules() if rule.variant.algorithm == algorithm]
+    default = same[-1].variant if same else Variant(algorithm=algorithm, threads=256)
+    return next((rule.variant for rule in same if num_bytes <= rule.max_bytes), default)
 
 
 def capacity(topology: Topology, max_bytes: int) -> int:
@@ -168,9 +176,9 @@ def capacity(topology: Topology, max_bytes: int) -> int:
 
     Every algorithm but one-shot, whose need grows with the ranks, can then be asked for by name.
     """
-    sizes = {max_bytes, *(rule.max_bytes for rule in topology.rules())}
-    chosen = ((size, _automatic(topology, size, 1 << 62)) for size in sizes if size <= max_bytes)
-    needed = [topology.needs(variant.algorithm, size) for size, variant in chosen if variant]
+    sizes = {max_bytes, *(size for size, _ in topology.table() if size <= max_bytes)}
+    chosen = ((size, topology.preferred(size)) for size in sizes)
+    needed = [topology.needs(name, size) for size, name in chosen if name != BACKEND]
     named = (name for name in topology.algorithms if name != "one_shot")
     needed += [topology.needs(name, max_bytes) for name in named]
     return -(-(max(needed) + 4 * topology.num_ranks * VECTOR_BYTES) // 4096) * 4096
@@ -179,26 +187,6 @@ def capacity(topology: Topology, max_bytes: int) -> int:
 def num_vectors(num_bytes: int) -> int:
     """16-byte vectors that hold ``num_bytes``."""
     return -(-num_bytes // VECTOR_BYTES)
-
-
-def _automatic(
-    topology: Topology, num_bytes: int, capacity_bytes: int, measured: Pick | None = None
-) -> Variant | None:
-    if measured is None:
-        variant = next((r.variant for r in topology.rules() if num_bytes <= r.max_bytes), None)
-    else:
-        name = measured(num_bytes)
-        variant = None if name == BACKEND else _shaped(topology, num_bytes, name)
-    if variant is None or topology.needs(variant.algorithm, num_bytes) > capacity_bytes:
-        return None
-    return variant
-
-
-def _shaped(topology: Topology, num_bytes: int, algorithm: str) -> Variant:
-    """The launch shape of a named algorithm."""
-    same = [rule for rule in topology.rules() if rule.variant.algorithm == algorithm]
-    default = same[-1].variant if same else Variant(algorithm=algorithm, threads=256)
-    return next((rule.variant for rule in same if num_bytes <= rule.max_bytes), default)
 
 
 @cache

@@ -13,6 +13,7 @@ from weft.errors import EnvironmentUnavailable
 from weft.kernels import nvrtc, nvshmem
 from weft.kernels.driver import driver
 from weft.kernels.selection import BETWEEN_NODES, MAX_RANKS
+from weft.kernels.vote import gather
 
 TRANSPORTS = tuple(BETWEEN_NODES)
 MIN_CAPABILITY = (9, 0)  # clusters and dependent launches
@@ -55,9 +56,7 @@ def supported(
 
     nodes, transport: as for DeviceAllReduce.
     """
-    places: list[Place | None] = [None] * dist.get_world_size(group)
-    dist.all_gather_object(places, _place(device, transport), group=group)
-    return verdict([place for place in places if place is not None], nodes, transport)
+    return verdict(gather(group, _place(device, transport)), nodes, transport)
 
 
 def verdict(places: list[Place], nodes: int = 1, transport: str = "peer") -> str | None:

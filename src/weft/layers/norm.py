@@ -26,11 +26,22 @@ class RMSNorm(nn.Module):
     def add(
         self, hidden: torch.Tensor, residual: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """(norm(hidden + residual), hidden + residual); shapes [T, h]; may work in place."""
+        """(norm(hidden + residual), hidden + residual); shapes [T, h]; ``residual`` in place."""
+        if residual is not None:
+            return add_rms_norm(hidden, residual, self.weight, self.eps), residual
         if fused.takes(hidden):
-            from weft.layers.fused.elementwise import add_rms_norm
+            from weft.layers.fused import elementwise
 
-            normed = add_rms_norm(hidden, residual, self.weight, self.eps)
-            return normed, hidden if residual is None else residual
-        total = hidden if residual is None else hidden + residual
-        return self(total), total
+            return elementwise.add_rms_norm(hidden, None, self.weight, self.eps), hidden
+        return self(hidden), hidden
+
+
+def add_rms_norm(
+    hidden: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
+) -> torch.Tensor:
+    """rms_norm(hidden + residual) * weight [T, h]; ``residual`` becomes the sum, in place."""
+    if fused.takes(hidden):
+        from weft.layers.fused import elementwise
+
+        return elementwise.add_rms_norm(hidden, residual, weight, eps)
+    return F.rms_norm(residual.add_(hidden), weight.shape, weight, eps)

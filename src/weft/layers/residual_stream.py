@@ -15,7 +15,7 @@ import torch
 from torch.nn import functional as F
 
 from weft.comm.communicator import Communicator
-from weft.layers.norm import RMSNorm
+from weft.layers.norm import RMSNorm, add_rms_norm
 
 
 class ResidualStream(Protocol):
@@ -37,10 +37,7 @@ class ResidualStream(Protocol):
 
 
 class ReplicatedStream:
-    """Every rank of the group holds all rows.
-
-    A transport that has ``all_reduce_residual_rms_norm`` does the three steps in one.
-    """
+    """Every rank of the group holds all rows."""
 
     def __init__(self, tp: Communicator) -> None:
         self._tp = tp
@@ -54,11 +51,12 @@ class ReplicatedStream:
     def reduce_and_norm(
         self, partial: torch.Tensor, residual: torch.Tensor | None, norm: RMSNorm, site: str
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        if self._tp.size > 1 and residual is not None:
-            in_one = getattr(self._tp.transport, "all_reduce_residual_rms_norm", None)
-            if in_one is not None:
-                return in_one(partial, residual, norm.weight, norm.eps, site), residual
-        return norm.add(self._tp.all_reduce(partial, site), residual)
+        if residual is None:
+            return norm.add(self._tp.all_reduce(partial, site), None)
+        normed = self._tp.all_reduce_residual_rms_norm(
+            partial, residual, norm.weight, norm.eps, site, add_norm=add_rms_norm
+        )
+        return normed, residual
 
     def num_rows(self, num_tokens: int) -> int:
         return num_tokens

@@ -28,7 +28,7 @@ class StepProfile:
         self._stack = ExitStack()
         if groups.device.type == "cuda":
             self._stack.enter_context(fenced(groups, torch.cuda.synchronize))
-        self._recorder = self._stack.enter_context(groups.recording())
+        self._recorder = self._stack.enter_context(groups.recording(eager=True))
         if groups.device.type == "cuda":
             self._stack.enter_context(fenced(groups, torch.cuda.synchronize))
         engine.recorder = self._recorder
@@ -62,9 +62,9 @@ class _Fenced:
     def __getattr__(self, name: str) -> Any:
         call = getattr(self._inner, name)
 
-        def waited(*arguments: Any) -> Any:
+        def waited(*arguments: Any, **options: Any) -> Any:
             self._wait()
-            result = call(*arguments)
+            result = call(*arguments, **options)
             self._wait()
             return result
 

@@ -30,20 +30,19 @@ def measure(job: dict[str, Any]) -> None:
     place = current_rank()
     device = pick_device(job["device"], place.local_rank)
     results: list[dict[str, Any]] = []
-    with open_groups(layout, rank=place.rank, device=device) as groups:
+    with open_groups(layout, rank=place.rank, device=device, all_reduce="library") as plain:
         for all_reduce in job["all_reduces"]:
-            llm = open_llm(job, groups, all_reduce, list(workloads.values()))
-            for name, workload in workloads.items():
-                result = take_apart(llm, workload)
-                results.append({"workload": name, "all_reduce": all_reduce} | result)
-            llm.engine.close()
+            with plain.with_all_reduce(all_reduce) as groups:
+                llm = open_llm(job, groups, list(workloads.values()))
+                for name, workload in workloads.items():
+                    result = take_apart(llm, workload)
+                    results.append({"workload": name, "all_reduce": all_reduce} | result)
+                llm.engine.close()
     if place.rank == 0:
         Path(job["output"]).write_text(json.dumps(results), encoding="utf-8")
 
 
-def open_llm(
-    job: dict[str, Any], groups: ProcessGroups, all_reduce: str, workloads: list[Workload]
-) -> LLM:
+def open_llm(job: dict[str, Any], groups: ProcessGroups, workloads: list[Workload]) -> LLM:
     """An engine with room for each of the workloads."""
     most = max(workload.batch for workload in workloads)
     return LLM(
@@ -52,7 +51,6 @@ def open_llm(
         groups=groups,
         weights="dummy",
         conventions=job["engine"],
-        all_reduce="nccl" if all_reduce == "library" else all_reduce,
         cache_tokens=max(w.batch * (w.prompt_tokens + w.decode_tokens + 64) for w in workloads),
         max_batch_requests=-(-most // groups.layout.pp),
         max_batch_tokens=max(8192, *(w.batch * w.prompt_tokens for w in workloads)),

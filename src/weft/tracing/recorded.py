@@ -11,7 +11,10 @@ from weft.vocabulary.schedule import Collective, Statistics, merge_rows
 
 
 def rows_from_calls(calls: Iterable[Call], stage: int, *, timed: bool) -> tuple[Collective, ...]:
-    """One row per kind of call; with ``timed`` also the calls' durations (waiting included)."""
+    """One row per kind of call; with ``timed`` also the calls' durations (waiting included).
+
+    A row of which all calls ran in replayed graphs has none.
+    """
     calls = list(calls)
     singles = [_row(call, stage) for call in calls]
     merged = merge_rows(singles)
@@ -19,9 +22,13 @@ def rows_from_calls(calls: Iterable[Call], stage: int, *, timed: bool) -> tuple[
         return merged
     durations: dict[tuple[object, ...], list[float]] = {}
     for row, call in zip(singles, calls, strict=True):
-        durations.setdefault(row.key, []).append((call.end_s - call.start_s) * 1e6)
+        if call.timed:
+            durations.setdefault(row.key, []).append((call.end_s - call.start_s) * 1e6)
     return tuple(
-        replace(row, duration_us=summarize(durations[row.key]), bound="upper") for row in merged
+        replace(row, duration_us=summarize(durations[row.key]), bound="upper")
+        if row.key in durations
+        else row
+        for row in merged
     )
 
 
@@ -43,5 +50,6 @@ def _row(call: Call, stage: int) -> Collective:
         input_shape=call.input_shape,
         output_shape=call.output_shape,
         dtype=call.dtype,
+        fused=call.fused,
         provenance="metadata",
     )

@@ -12,8 +12,8 @@ from typing import Final, Literal
 
 from weft.errors import UserError
 
-ALL_REDUCE_CHOICES: Final = ("auto", "nccl", "weft")
-"""Whose all-reduce the engine uses: weft's where it can be used, the library's, weft's."""
+ALL_REDUCE_CHOICES: Final = ("auto", "weft", "library")
+"""Whose all-reduce a run uses: weft's where it can be used, weft's, nccl's or gloo's own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,3 +111,9 @@ def engine_named(name: str) -> Conventions:
         return ENGINES[name]
     except KeyError:
         raise UserError(f"`engine` {name}: unknown; choose one of {', '.join(ENGINES)}") from None
+
+
+def check_all_reduce(name: str) -> None:
+    """UserError unless ``name`` is one of ALL_REDUCE_CHOICES."""
+    if name not in ALL_REDUCE_CHOICES:
+        raise UserError(f"`all_reduce` {name}: choose one of {', '.join(ALL_REDUCE_CHOICES)}")

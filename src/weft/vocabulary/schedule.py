@@ -68,7 +68,9 @@ class Collective:
 
     Shapes are per call, in elements; ``input_shape`` is what the rank passes in and
     ``output_shape`` what it holds afterwards. Times are there only for rows that
-    were measured; ``bound`` is "upper" where a time includes waiting for peers.
+    were measured; ``bound`` is "upper" where a time includes waiting for peers. ``fused``
+    names what is done in the same call (``residual_rms_norm``), in a row where that differs for
+    some of its calls; it does not tell rows apart.
     """
 
     stage: int
@@ -85,6 +87,7 @@ class Collective:
     wait_us: Statistics | None = None
     transfer_us: Statistics | None = None
     bound: Literal["upper"] | None = None
+    fused: str | None = field(default=None, compare=False)
 
     @property
     def message_bytes(self) -> int | None:
@@ -138,6 +141,8 @@ class Collective:
             row["wait_us"] = None if self.wait_us is None else asdict(self.wait_us)
             row["transfer_us"] = None if self.transfer_us is None else asdict(self.transfer_us)
             row["bound"] = self.bound
+        if self.fused is not None:
+            row["fused"] = self.fused
         return row
 
 
@@ -220,10 +225,16 @@ def merge_rows(rows: Iterable[Collective]) -> tuple[Collective, ...]:
     """Add up the counts of equal rows; order by stage, phase, operation and size."""
     counts: Counter[tuple[Any, ...]] = Counter()
     first: dict[tuple[Any, ...], Collective] = {}
+    fused: dict[tuple[Any, ...], str | None] = {}
     for row in rows:
         counts[row.key] += row.count
         first.setdefault(row.key, row)
-    merged = [replace(row, count=counts[key]) for key, row in first.items() if counts[key]]
+        fused[row.key] = fused.get(row.key) or row.fused
+    merged = [
+        replace(row, count=counts[key], fused=fused[key])
+        for key, row in first.items()
+        if counts[key]
+    ]
     return tuple(sorted(merged, key=_order))
 
 
