@@ -18,7 +18,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from serve_common import command, machine, write
+from serve_common import MOCK_SERVER, command, machine, write
 from weft.bench.serving.arrivals import at_random, synthetic
 from weft.bench.serving.definitions import DEFINITIONS
 from weft.bench.serving.figures import Limits, figures
@@ -44,8 +44,7 @@ def main() -> int:
     server = subprocess.Popen(
         [
             sys.executable,
-            "-m",
-            "weft.bench.serving.mock_server",
+            str(MOCK_SERVER),
             "--ttft-ms",
             "20",
             "--itl-ms",

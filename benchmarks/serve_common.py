@@ -21,6 +21,8 @@ from weft import __version__
 from weft.fabric.fingerprint import describe, fingerprint
 
 START_S = 180
+TESTS = Path(__file__).parents[1] / "tests"
+MOCK_SERVER = TESTS / "mock_server.py"
 
 
 def machine(*packages: str) -> dict[str, Any]:
@@ -53,7 +55,7 @@ def weft_server(*arguments: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
         text=True,
     )
     assert process.stderr is not None
-    url = process.stderr.readline().strip()
+    url = next(line for line in process.stderr if line.startswith("http://")).strip()
     threading.Thread(target=_pass_on, args=(process,), daemon=True).start()
     try:
         wait_ready(url, "/ready", process)

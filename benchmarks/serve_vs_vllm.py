@@ -34,8 +34,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from serve_common import command, machine, wait_ready, write
-from weft.bench.serving.mock_server import MockBehaviour, MockStream
+from serve_common import (
+    MOCK_SERVER,
+    command,
+    machine,
+    wait_ready,
+    write,
+)
 from weft.bench.serving.prompts import prompt_words
 from weft.bench.serving.records import RequestSpec
 
@@ -195,6 +200,10 @@ def _window(result: dict[str, list[float]], first: float, last: float) -> dict[s
     }
 
 
+sys.path.insert(0, str(MOCK_SERVER.parent))
+from mock_server import MockBehaviour, MockStream  # noqa: E402
+
+
 class _Stamping(MockStream):
     """The mock, noting when each request is whole and when its first chunk is written."""
 
@@ -267,7 +276,7 @@ def _answered(noted: list[list[float]], t0: float) -> tuple[float, float]:
 
 def _cpu(options: argparse.Namespace, model: str, folder: Path) -> dict[str, float]:
     """Both clients against the mock server, which answers on time whatever the load."""
-    with _mock([sys.executable, "-m", "weft.bench.serving.mock_server"]) as (url, _):
+    with _mock([sys.executable, str(MOCK_SERVER)]) as (url, _):
         clients = _Clients(options, url, model, folder, 64)
         return {
             name: round(_cpu_slope_us(getattr(clients, name), folder, options.cpu_requests), 1)

@@ -5,16 +5,15 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
-import uvicorn
-
-from weft.engine.tokenizer import ByteTokenizer
+from fake_engine import FakeEngine
+from weft.engine.tokenizer import ByteTokenizer, Tokenizer
 from weft.serve.app import ServerSettings, create_app
 from weft.serve.chat import ChatTemplate
-from weft.serve.fake_engine import FakeEngine
-from weft.serve.http_server import listen
+from weft.serve.engine_client import EngineLostError
+from weft.serve.http_server import HttpServer, listen
 
 
 @dataclass(kw_only=True)
@@ -24,7 +23,8 @@ class Harness:
     engine: FakeEngine
     settings: ServerSettings
     url: str = ""
-    loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.new_event_loop)
+    server: HttpServer = field(init=False)
+    loop: asyncio.AbstractEventLoop = field(init=False)
 
     @property
     def port(self) -> int:
@@ -32,31 +32,33 @@ class Harness:
 
 
 @contextmanager
-def serving(engine: FakeEngine | None = None, **settings: object) -> Iterator[Harness]:
+def serving(
+    engine: FakeEngine | None = None,
+    drain_s: float = 0.0,
+    tokenizer: Tokenizer | None = None,
+    **settings: object,
+) -> Iterator[Harness]:
     """Serve in a thread until the block ends."""
-    tokenizer = ByteTokenizer()
+    tokenizer = tokenizer or ByteTokenizer()
     options = ServerSettings(model_name="embedded", **settings)  # type: ignore[arg-type]
     harness = Harness(engine=engine or FakeEngine(), settings=options)
-    app = create_app(harness.engine, tokenizer, ChatTemplate(tokenizer, None), options)
+    app = create_app(harness.engine, tokenizer, ChatTemplate(tokenizer), options)
     listener = listen("127.0.0.1", 0)
     harness.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-    server = uvicorn.Server(
-        uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=2, lifespan="on")
-    )
+    server = harness.server = HttpServer(app, harness.engine, drain_s=drain_s)
 
     def run() -> None:
-        asyncio.set_event_loop(harness.loop)
-        harness.loop.run_until_complete(server.serve(sockets=[listener]))
-        harness.loop.run_until_complete(harness.loop.shutdown_asyncgens())
+        with suppress(EngineLostError):
+            server.run_on(listener)
 
     thread = threading.Thread(target=run)
     thread.start()
     try:
         while not server.started:
             thread.join(0.01)
+        harness.loop = harness.engine.loop
         yield harness
     finally:
         server.should_exit = True
         thread.join(20)
         listener.close()
-        harness.loop.close()

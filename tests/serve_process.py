@@ -22,7 +22,7 @@ START_S = 120
 class Server:
     """A ``weft serve`` process and its address."""
 
-    def __init__(self, model: Path, *arguments: str) -> None:
+    def __init__(self, model: Path | str, *arguments: str) -> None:
         fixed = ["--device", "cpu", "--port", "0", "--served-name", "tiny"]
         self.process = subprocess.Popen(
             [sys.executable, "-m", "weft", "serve", str(model), *fixed, *arguments],
@@ -31,8 +31,12 @@ class Server:
             env=os.environ | {"OMP_NUM_THREADS": "1"},
         )
         assert self.process.stderr is not None
-        self.url = self.process.stderr.readline().strip()
         self.lines: list[str] = []
+        self.url = ""
+        while not self.url.startswith("http://"):
+            self.lines.append(line := self.process.stderr.readline())
+            assert line, self.lines
+            self.url = line.strip()
         self._reader = threading.Thread(target=self._read)
         self._reader.start()
         try:

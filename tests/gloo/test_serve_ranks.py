@@ -5,6 +5,10 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
+import subprocess
+import sys
+import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -144,6 +148,49 @@ class TestTwoRanks:
         assert status == 503
         assert answer["error"]["code"] == "engine_unavailable"
         assert two_ranks.get("/v1/models")[0] == 200
+        two_ranks.process.wait(20)
+        said = "".join(two_ranks.lines)
+        assert two_ranks.end() == 3, said
+        assert "killed by SIGKILL" in said
+        assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("drain", ["0", "1"])
+def test_open_streams_end_with_the_drain_and_without_a_traceback(model, drain):
+    server = Server(model, "--weights", "dummy", "--drain", drain)
+    body = {"model": "tiny", "prompt": [7], "max_tokens": 2000, "ignore_eos": True, "stream": True}
+    request = urllib.request.Request(
+        server.url + "/v1/completions",
+        json.dumps(body).encode(),
+        {"Content-Type": "application/json"},
+    )
+    half = socket.create_connection(("127.0.0.1", int(server.url.rsplit(":", 1)[1])))
+    half.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{")
+    with urllib.request.urlopen(request, timeout=60) as response:
+        response.readline()
+        started = time.monotonic()
+        server.process.terminate()
+        rest = response.read().decode()
+    assert "shutting down" in rest
+    assert rest.endswith("data: [DONE]\n\n")
+    assert server.end() == 0
+    assert time.monotonic() - started < 15
+    assert half.recv(100).startswith(b"HTTP/1.1 503")
+    half.close()
+    assert "Traceback" not in "".join(server.lines)
+
+
+def test_what_the_ranks_refuse_is_one_line_and_their_exit_code(model):
+    done = subprocess.run(
+        [sys.executable, "-m", "weft", "serve", str(model), "--port", "0", "--device", "cuda"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 3
+    assert done.stderr.count("weft: error: ") == 1
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -154,6 +201,7 @@ class TestTwoRanks:
         (["--max-waiting", "-1"], "--max-waiting -1"),
         (["--max-prompt", "0"], "--max-prompt 0"),
         (["--cache-tokens", "1"], "--cache-tokens 1"),
+        (["--stream-interval", "0"], "--stream-interval 0"),
         (["--drain", "-1"], "--drain -1"),
         (["--max-body-mb", "0"], "--max-body-mb 0"),
         (["--stall", "0"], "--stall 0"),

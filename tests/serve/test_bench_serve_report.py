@@ -13,10 +13,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from damage import JUNK, places
+from mock_server import MockBehaviour, start_mock
 from weft.bench.serving.arrivals import synthetic
 from weft.bench.serving.figures import Limits
 from weft.bench.serving.http_client import parse_url
-from weft.bench.serving.mock_server import MockBehaviour, start_mock
 from weft.bench.serving.payloads import Target
 from weft.bench.serving.report import serve_report
 from weft.bench.serving.result import to_json

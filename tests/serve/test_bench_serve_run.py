@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mock_server import MockBehaviour, start_mock
 from weft.bench.serving.arrivals import at_random, synthetic
 from weft.bench.serving.definitions import DEFINITIONS
 from weft.bench.serving.figures import Limits
 from weft.bench.serving.http_client import parse_url
-from weft.bench.serving.mock_server import MockBehaviour, start_mock
 from weft.bench.serving.payloads import Api, Target
 from weft.bench.serving.records import RequestSpec
 from weft.bench.serving.result import SCHEMA, to_json
@@ -192,12 +192,14 @@ def test_json_and_vllm_file_agree():
     assert vllm["max_concurrent_requests"] >= 4
 
 
+MOCK_SERVER = Path(__file__).parents[1] / "mock_server.py"
+
+
 @pytest.fixture(scope="module")
 def mock_url() -> Iterator[str]:
     command = [
         sys.executable,
-        "-m",
-        "weft.bench.serving.mock_server",
+        str(MOCK_SERVER),
         "--ttft-ms",
         "4",
         "--itl-ms",

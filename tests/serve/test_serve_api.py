@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import re
 import socket
 import time
 from collections.abc import Iterator
@@ -12,9 +13,9 @@ from typing import Any
 import openai
 import pytest
 
+from fake_engine import FakeEngine
 from serve_harness import Harness, serving
 from weft.serve.engine_client import EngineLimits
-from weft.serve.fake_engine import FakeEngine
 
 
 @pytest.fixture(scope="module")
@@ -179,6 +180,8 @@ def test_models(client):
         ({"top_logprobs": 2}, None),
         ({"echo": True}, None),
         ({"unknown": 1}, "unknown"),
+        ({"prompt": ["a"] * 128, "n": 128}, None),
+        ({"prompt": ["a", 5]}, "prompt"),
         ({"stream_options": {"include_usage": True}}, None),
         ({"seed": 1 << 70}, "seed"),
     ],
@@ -191,6 +194,8 @@ def test_wrong_fields(server, fields, param):
         return
     assert status == 400, answer
     assert answer["error"]["type"] == "invalid_request_error"
+    assert not re.search(r"[\[\]()]|function|constrained", answer["error"]["param"] or "")
+    assert "Value error" not in answer["error"]["message"]
     if param is not None:
         assert answer["error"]["param"].split(".")[0] == param
 
@@ -256,8 +261,9 @@ def test_api_key():
             status, answer = call(server, "POST", "/v1/completions", body, **headers)
             assert status == 401
             assert answer["error"]["type"] == "authentication_error"
-        good = {"Authorization": "Bearer secret"}
-        assert call(server, "POST", "/v1/completions", body, **good)[0] == 200
+        for scheme in ("Bearer", "bearer", "BEARER"):
+            good = {"Authorization": f"{scheme} secret"}
+            assert call(server, "POST", "/v1/completions", body, **good)[0] == 200
         assert call(server, "GET", "/ready")[0] == 200
 
 
@@ -304,6 +310,21 @@ def test_a_client_that_goes_away_frees_its_slot_within_one_step(stream):
         wait_until(lambda: server.engine.stats.running == 0)
         assert server.engine.stats.steps <= steps + 1
         assert sorted(server.engine.aborted) == [0, 1]
+        assert outcomes(server) == {"cancelled": 1}
+
+
+def outcomes(server: Harness) -> dict[str, int]:
+    text = call(server, "GET", "/metrics")[1]["text"].decode()
+    found = re.findall(r'weft_requests_total{outcome="(\w+)"} (\S+)', text)
+    return {name: int(float(value)) for name, value in found}
+
+
+def test_what_was_served_is_counted_as_completed():
+    with serving(FakeEngine()) as server:
+        body = {"model": "embedded", "prompt": "abcdef", "max_tokens": 9}
+        for fields in ({}, {"stop": "c"}, {"stream": True}, {"n": 3, "stop": ["b"]}):
+            assert call(server, "POST", "/v1/completions", body | fields)[0] == 200
+        assert outcomes(server) == {"completed": 4}
 
 
 def wait_until(condition: Any, timeout_s: float = 10.0) -> None:

@@ -31,8 +31,8 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
+from fake_engine import FakeEngine
 from serve_harness import serving
-from weft.serve.fake_engine import FakeEngine
 
 EXAMPLES = int(os.environ.get("WEFT_HOSTILE_EXAMPLES", "240"))
 URL = os.environ.get("WEFT_HOSTILE_URL")

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 
+from fake_engine import FakeEngine
 from serve_harness import serving
 from weft.bench.serving.http_client import ConnectionPool, parse_url, request_bytes
 from weft.bench.serving.sse import EventParser
-from weft.serve.fake_engine import FakeEngine
 
 NUM_STREAMS = 200
 NUM_TOKENS = 60

@@ -11,21 +11,19 @@ from hypothesis import strategies as st
 from weft.engine.request import SamplingParams
 from weft.engine.tokenizer import ByteTokenizer
 from weft.errors import WorkloadError
-from weft.serve.engine_client import EngineLostError, QueueFullError, TokenEvent
-from weft.serve.streams import OpenStreams
+from weft.serve.engine_client import EngineLostError, TokenEvent
+from weft.serve.streams import Inbox, OpenRequests
 from weft.serve.text import GrowingText, IdTokenizer, StopStrings
 from weft.serve.wire import Meeting, Submit, new_key
 
 
-@given(st.text(max_size=30), st.lists(st.integers(1, 5), max_size=40))
-def test_pieces_are_whole_characters_and_add_up(text, sizes):
+@given(st.text(max_size=60))
+def test_pieces_are_whole_characters_and_add_up(text):
     tokens = list(text.encode())
     growing = GrowingText(ByteTokenizer())
-    pieces, rest = [], tokens
-    for size in sizes:
-        pieces.append(growing.add(rest[:size]))
-        rest = rest[size:]
-    pieces.append(growing.add(rest, last=True))
+    pieces = [growing.add(token) for token in tokens]
+    pieces.append(growing.finish())
+    assert growing.length == len(text)
     assert "".join(pieces) == text
     if "\N{REPLACEMENT CHARACTER}" not in text:
         assert all("\N{REPLACEMENT CHARACTER}" not in piece for piece in pieces)
@@ -34,9 +32,9 @@ def test_pieces_are_whole_characters_and_add_up(text, sizes):
 @given(st.lists(st.integers(0, 400), max_size=60))
 def test_any_tokens_come_out_in_the_end(tokens):
     growing = GrowingText(ByteTokenizer())
-    pieces = [growing.add([token]) for token in tokens]
+    pieces = [growing.add(token) for token in tokens]
     assert all(len(piece) <= 8 for piece in pieces)
-    growing.add([], last=True)
+    growing.finish()
 
 
 @given(
@@ -70,25 +68,34 @@ def test_models_without_tokenizer_files():
         IdTokenizer().encode("x")
 
 
-def test_streams_pass_tokens_errors_and_aborts():
+def test_an_inbox_passes_tokens_and_errors_of_its_requests():
     async def main() -> None:
-        streams, aborted = OpenStreams(), []
-        first, second, third = (streams.open(aborted.append, 3) for _ in range(3))
-        with pytest.raises(QueueFullError):
-            streams.open(aborted.append, 3)
-        streams.put(0, TokenEvent(token_id=1))
-        streams.put(0, TokenEvent(token_id=2, finish_reason="length"))
-        assert [[e.token_id for e in events] async for events in first] == [[1, 2]]
-        second.abort()
-        second.abort()
-        assert [events async for events in second] == []
-        assert aborted == [1]
-        streams.put(99, TokenEvent(token_id=1))
-        streams.fail("gone")
-        with pytest.raises(EngineLostError, match="gone"):
-            _ = [events async for events in third]
-        streams.drop(1)
-        assert len(streams) == 0
+        requests, one, other = OpenRequests(), Inbox(), Inbox()
+        first, second, third = (requests.open(inbox) for inbox in (one, one, other))
+        requests.put(first, TokenEvent(1))
+        requests.put(second, TokenEvent(5))
+        requests.put(first, TokenEvent(2, "length"))
+        assert [(n, e.token_id) for n, e in await one.get()] == [
+            (first, 1),
+            (second, 5),
+            (first, 2),
+        ]
+        requests.put(first, TokenEvent(3))
+        assert (requests.drop(first), requests.drop(second), requests.drop(second)) == (
+            False,
+            True,
+            False,
+        )
+        requests.put(99, TokenEvent(1))
+        requests.put(third, TokenEvent(7))
+        requests.fail("gone")
+        assert [event.token_id for _, event in await other.get()] == [7]
+        for _ in range(2):
+            with pytest.raises(EngineLostError, match="gone"):
+                await other.get()
+        one.close()
+        assert await one.get() == []
+        assert len(requests) == 0
 
     asyncio.run(main())
 

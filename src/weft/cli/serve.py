@@ -55,6 +55,7 @@ def serve(
     max_waiting: Annotated[int, typer.Option(help="Requests queued beyond that; then 429.")] = 512,
     max_prompt: Annotated[int | None, typer.Option(help="Longest prompt in tokens.")] = None,
     max_body_mb: Annotated[float, typer.Option(help="Largest request body.")] = 8.0,
+    stream_interval: Annotated[int, typer.Option(help="Tokens in one event of a stream.")] = 1,
     cache_tokens: Annotated[
         int | None,
         typer.Option(help="Positions in the key-value cache [CPU: 16384, GPU: what fits]."),
@@ -81,7 +82,16 @@ def serve(
     source = find_model(model)
     layout.check_model(source.spec)
     ranks.check_all_reduce(all_reduce)
-    _check(weights, max_batch, max_waiting, max_prompt, max_body_mb, cache_tokens, drain, stall)
+    _check_weights(weights)
+    _check_at_least(
+        ("--max-batch", max_batch, 1),
+        ("--max-waiting", max_waiting, 0),
+        ("--max-prompt", max_prompt, 1),
+        ("--stream-interval", stream_interval, 1),
+        ("--cache-tokens", cache_tokens, 16),
+        ("--drain", drain, 0),
+    )
+    _check_above_zero(("--max-body-mb", max_body_mb), ("--stall", stall))
     config: dict[str, Any] = {
         "conventions": engine,
         "seed": seed,
@@ -117,6 +127,7 @@ def serve(
         api_key=api_key or None,
         max_body_bytes=int(max_body_mb * 2**20),
         max_prompt_tokens=max_prompt,
+        stream_interval=stream_interval,
     )
     place = _HttpPlace(
         host=host,
@@ -126,7 +137,7 @@ def serve(
         drain_s=drain,
         stall_s=stall,
     )
-    _serve_http(context, place, source.directory, settings, start_ranks)
+    _serve_http(context, place, source.with_tokenizer().directory, settings, start_ranks)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,7 +171,7 @@ def _serve_http(
 ) -> None:
     """HTTP in this process; the ranks in children, or in this process under a launcher."""
     from weft.launch.environment import is_launched
-    from weft.serve.http_server import listen, run_http
+    from weft.serve.http_server import HttpServer, listen
     from weft.serve.remote_engine import RemoteEngine
 
     listener = listen(place.host, place.port)
@@ -170,9 +181,8 @@ def _serve_http(
         meeting_host = os.environ.get("MASTER_ADDR", meeting_host)
     spawn = None if is_launched() else _spawn_ranks(context)
     remote = RemoteEngine(spawn, host=meeting_host, bind=place.meeting_bind, stall_s=place.stall_s)
-    serve_clients = partial(
-        run_http, _app(remote, directory, settings), listener, drain_s=place.drain_s
-    )
+    app = _app(remote, directory, settings)
+    serve_clients = partial(HttpServer(app, remote, drain_s=place.drain_s).run_on, listener)
     if spawn is not None:
         serve_clients()
         return
@@ -181,30 +191,21 @@ def _serve_http(
     start_ranks()
 
 
-def _check(
-    weights: str,
-    max_batch: int,
-    max_waiting: int,
-    max_prompt: int | None,
-    max_body_mb: float,
-    cache_tokens: int | None,
-    drain: float,
-    stall: float,
-) -> None:
+def _check_weights(weights: str) -> None:
     if weights not in ("auto", "dummy"):
         raise UserError(f"--weights {weights}: choose auto or dummy")
-    for option, value, least in (
-        ("--max-batch", max_batch, 1),
-        ("--max-waiting", max_waiting, 0),
-        ("--max-prompt", max_prompt, 1),
-        ("--cache-tokens", cache_tokens, 16),
-        ("--drain", drain, 0),
-    ):
+
+
+def _check_at_least(*options: tuple[str, float | None, int]) -> None:
+    for option, value, least in options:
         if value is not None and not least <= value < math.inf:
             raise UserError(f"{option} {value:g}: must be at least {least}")
-    for option, seconds in (("--max-body-mb", max_body_mb), ("--stall", stall)):
-        if not seconds > 0:
-            raise UserError(f"{option} {seconds:g}: must be above 0")
+
+
+def _check_above_zero(*options: tuple[str, float]) -> None:
+    for option, value in options:
+        if not value > 0:
+            raise UserError(f"{option} {value:g}: must be above 0")
 
 
 def _need_packages() -> None:
@@ -253,7 +254,7 @@ def _app(engine: EngineClient, directory: Path | None, settings: ServerSettings)
     from weft.serve.text import IdTokenizer
 
     tokenizer = find_tokenizer(directory) or IdTokenizer()
-    return create_app(engine, tokenizer, ChatTemplate(tokenizer, directory), settings)
+    return create_app(engine, tokenizer, ChatTemplate(tokenizer), settings)
 
 
 def _work_as_rank(

@@ -69,6 +69,18 @@ class HubTokenizer:
     def decode(self, token_ids: Sequence[int]) -> str:
         return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=True))
 
+    @property
+    def can_chat(self) -> bool:
+        """Whether the model's files hold a chat template."""
+        return bool(self._tokenizer.chat_template)
+
+    def encode_chat(self, turns: Sequence[dict[str, str]]) -> list[int]:
+        """Token ids of a conversation up to where the answer begins, by the model's template."""
+        ids = self._tokenizer.apply_chat_template(
+            list(turns), add_generation_prompt=True, tokenize=True, return_dict=False
+        )
+        return [int(token) for token in ids]
+
     def piece(self, token_id: int) -> str:
         """The token as the vocabulary writes it; empty for ids outside of it."""
         return str(self._tokenizer.convert_ids_to_tokens(token_id) or "")

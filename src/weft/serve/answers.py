@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import secrets
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+from msgspec.json import encode
 
 from weft.serve.engine_client import EngineLostError
 from weft.serve.errors import error_body
@@ -59,8 +60,8 @@ class AnswerKind:
         return form(piece.shown, self.logprobs_of)
 
 
-def usage(generation: Generation) -> dict[str, int]:
-    prompt, output = generation.num_prompt_tokens, generation.num_output_tokens
+def usage(prompt: int, output: int) -> dict[str, int]:
+    """Token counts in OpenAI's words."""
     return {
         "prompt_tokens": prompt,
         "completion_tokens": output,
@@ -71,68 +72,84 @@ def usage(generation: Generation) -> dict[str, int]:
 async def whole_answer(kind: AnswerKind, generation: Generation) -> dict[str, Any]:
     """Wait for every choice. Raises EngineLostError."""
     pieces: list[list[Piece]] = [[] for _ in generation.choices]
-    async for piece in generation.pieces():
-        pieces[piece.index].append(piece)
-    choices = [
-        kind.whole_choice(joined(index, of_choice)) for index, of_choice in enumerate(pieces)
-    ]
-    return {**kind.envelope(streamed=False), "choices": choices, "usage": usage(generation)}
+    async for several in generation.pieces():
+        for piece in several:
+            pieces[piece.index].append(piece)
+    choices = [kind.whole_choice(joined(of_choice)) for of_choice in pieces if of_choice]
+    return {**kind.envelope(streamed=False), "choices": choices, "usage": _usage(generation)}
 
 
-def joined(index: int, pieces: Sequence[Piece]) -> Piece:
-    """All pieces of one choice as one; a choice that was given up stops where it was."""
+def joined(pieces: Sequence[Piece]) -> Piece:
+    """Consecutive pieces of one choice as one."""
+    last = pieces[-1]
     return Piece(
-        index=index,
+        index=last.index,
         text="".join(piece.text for piece in pieces),
-        num_tokens=pieces[-1].num_tokens if pieces else 0,
-        finish_reason=(pieces[-1].finish_reason if pieces else None) or "stop",
+        num_tokens=last.num_tokens,
+        finish_reason=last.finish_reason,
         token_ids=tuple(token for piece in pieces for token in piece.token_ids),
         shown=tuple(token for piece in pieces for token in piece.shown),
     )
 
 
+class Grouped:
+    """Pieces of ``num_tokens`` tokens each; the last of a choice may have fewer."""
+
+    def __init__(self, num_tokens: int) -> None:
+        self._num_tokens = num_tokens
+        self._held: dict[int, list[Piece]] = {}
+
+    def add(self, piece: Piece) -> Piece | None:
+        """The group that ``piece`` completes, if it does."""
+        if self._num_tokens == 1:
+            return piece
+        held = self._held.setdefault(piece.index, [])
+        held.append(piece)
+        if len(held) < self._num_tokens and piece.finish_reason is None:
+            return None
+        return joined(self._held.pop(piece.index))
+
+
 async def event_stream(
-    kind: AnswerKind, generation: Generation, options: StreamOptions
+    kind: AnswerKind, generation: Generation, options: StreamOptions, interval: int = 1
 ) -> AsyncIterator[bytes]:
-    """Server-sent events; an engine that dies becomes an error event, never a silent end."""
+    """Server-sent events, each with ``interval`` tokens of a choice, written as they come.
+
+    An engine that dies becomes an error event, never a silent end.
+    """
     envelope = kind.envelope(streamed=True)
+    groups = Grouped(interval)
+
+    def chunk(choice: dict[str, Any], num_tokens: int) -> bytes:
+        document = {**envelope, "choices": [choice]}
+        if options.include_usage:
+            running = options.continuous_usage_stats
+            count = usage(generation.num_prompt_tokens, num_tokens) if running else None
+            document["usage"] = count
+        return _event(document)
+
     try:
         if kind.chat:
-            for choice in generation.choices:
-                yield _event(_opening(envelope, choice.index, generation, options))
-        async for piece in generation.pieces():
-            yield _event(_chunk(kind, envelope, piece, generation, options))
+            yield b"".join(chunk(_opening(one.index), 0) for one in generation.choices)
+        async for pieces in generation.pieces():
+            whole = [group for piece in pieces if (group := groups.add(piece)) is not None]
+            if whole:
+                yield b"".join(chunk(kind.streamed_choice(one), one.num_tokens) for one in whole)
         if options.include_usage:
-            yield _event({**envelope, "choices": [], "usage": usage(generation)})
+            yield _event({**envelope, "choices": [], "usage": _usage(generation)})
     except EngineLostError as error:
         yield _event(error_body(503, str(error), code="engine_unavailable"))
     yield b"data: [DONE]\n\n"
 
 
-def _opening(
-    envelope: dict[str, Any], index: int, generation: Generation, options: StreamOptions
-) -> dict[str, Any]:
+def _opening(index: int) -> dict[str, Any]:
     delta = {"role": "assistant", "content": ""}
-    choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
-    return {**envelope, "choices": [choice], **_running_usage(generation, options)}
+    return {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
 
 
-def _chunk(
-    kind: AnswerKind,
-    envelope: dict[str, Any],
-    piece: Piece,
-    generation: Generation,
-    options: StreamOptions,
-) -> dict[str, Any]:
-    choice = kind.streamed_choice(piece)
-    return {**envelope, "choices": [choice], **_running_usage(generation, options)}
-
-
-def _running_usage(generation: Generation, options: StreamOptions) -> dict[str, Any]:
-    if options.include_usage and options.continuous_usage_stats:
-        return {"usage": usage(generation)}
-    return {"usage": None} if options.include_usage else {}
+def _usage(generation: Generation) -> dict[str, int]:
+    return usage(generation.num_prompt_tokens, generation.num_output_tokens)
 
 
 def _event(document: dict[str, Any]) -> bytes:
-    return b"data: " + json.dumps(document, separators=(",", ":")).encode() + b"\n\n"
+    return b"data: " + encode(document) + b"\n\n"

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from weft import __version__
 from weft.engine.tokenizer import Tokenizer
@@ -26,6 +28,8 @@ from weft.serve.protocol import ChatBody, CompletionBody, GenerationBody, Stream
 from weft.serve.token_text import TokenTexts
 
 _PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
+_SHORT_TEXT = 2000
+_MOST_ENCODERS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +40,36 @@ class ServerSettings:
     api_key: str | None = None
     max_body_bytes: int = 8 << 20
     max_prompt_tokens: int | None = None
+    stream_interval: int = 1
+    """Tokens in one event of a stream."""
+
+
+class Encoders:
+    """Threads that turn text into tokens: a long prompt must not stop everybody's streams.
+
+    A text of a few thousand characters takes less than the change of thread would cost others.
+    """
+
+    def __init__(self) -> None:
+        self._threads = ThreadPoolExecutor(_MOST_ENCODERS, thread_name_prefix="encoder")
+
+    async def run(self, encode: Callable[[Any], list[int]], what: Any) -> list[int]:
+        """``encode(what)`` in a thread, unless ``what`` is a short text."""
+        if isinstance(what, str) and len(what) <= _SHORT_TEXT:
+            return encode(what)
+        return await asyncio.get_running_loop().run_in_executor(self._threads, encode, what)
+
+
+class EventStream(StreamingResponse):
+    """Server-sent events; who watches the connection is told by ``_abort_on_disconnect``."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, events: AsyncIterator[bytes]) -> None:
+        super().__init__(events, headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
+        await self.stream_response(send)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,17 +80,18 @@ class _Service:
     settings: ServerSettings
     metrics: Metrics
     texts: TokenTexts
+    encoders: Encoders
 
     async def complete(self, request: Request, body: CompletionBody) -> Response:
         self.check_model(body.model)
-        prompts = [self._ids(prompt) for prompt in _prompts(body)]
+        prompts = [await self._ids(prompt) for prompt in body.prompts]
         wanted = 16 if body.max_tokens is None else body.max_tokens
         return await self._answer(request, body, prompts, wanted, chat=False)
 
     async def chat(self, request: Request, body: ChatBody) -> Response:
         self.check_model(body.model)
         wanted = body.max_completion_tokens or body.max_tokens
-        prompt = self.template.encode(body.messages)
+        prompt = await self.encoders.run(self.template.encode, body.messages)
         return await self._answer(request, body, [prompt], wanted, chat=True)
 
     async def _answer(
@@ -82,9 +117,8 @@ class _Service:
         watch = asyncio.create_task(_abort_on_disconnect(request, generation))
         if body.stream:
             options = body.stream_options or StreamOptions()
-            events = _watched(event_stream(kind, generation, options), generation, watch)
-            headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-            return StreamingResponse(events, media_type="text/event-stream", headers=headers)
+            events = event_stream(kind, generation, options, self.settings.stream_interval)
+            return EventStream(_watched(events, generation, watch))
         try:
             return JSONResponse(await whole_answer(kind, generation))
         finally:
@@ -99,11 +133,11 @@ class _Service:
                 code="model_not_found",
             )
 
-    def _ids(self, prompt: str | Sequence[int]) -> list[int]:
+    async def _ids(self, prompt: str | Sequence[int]) -> Sequence[int]:
         if not isinstance(prompt, str):
-            return list(prompt)
+            return prompt
         try:
-            return self.tokenizer.encode(prompt)
+            return await self.encoders.run(self.tokenizer.encode, prompt)
         except WorkloadError as error:
             raise ApiError(400, str(error), param="prompt") from None
 
@@ -118,12 +152,6 @@ class _Service:
                 param="prompt",
                 code="context_length_exceeded",
             )
-
-
-def _prompts(body: CompletionBody) -> list[str] | list[list[int]]:
-    prompt: Any = body.prompt
-    several = isinstance(prompt, list) and not isinstance(prompt[0], int)
-    return list(prompt) if several else [prompt]
 
 
 async def _abort_on_disconnect(request: Request, generation: Generation) -> None:
@@ -170,6 +198,7 @@ def create_app(
         settings=settings,
         metrics=metrics,
         texts=TokenTexts(tokenizer=tokenizer),
+        encoders=Encoders(),
     )
     app.add_middleware(
         Guard,

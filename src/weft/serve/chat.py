@@ -1,45 +1,40 @@
-"""From messages to a prompt: the model's own template, or plain turns where it has none."""
+"""From messages to a prompt: the model's own template, and no other."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
-from weft.engine.tokenizer import Tokenizer
+from weft.engine.tokenizer import ByteTokenizer, HubTokenizer, Tokenizer
 from weft.serve.errors import ApiError
 from weft.serve.protocol import Message
 
 
 class ChatTemplate:
-    """Turns a conversation into token ids."""
+    """Turns a conversation into token ids.
 
-    def __init__(self, tokenizer: Tokenizer, directory: Path | None) -> None:
+    The embedded model, which has no files, has plain ``role: text`` lines; a model whose files
+    hold no template cannot chat.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self._template = _own_template(directory)
 
     def encode(self, messages: Sequence[Message]) -> list[int]:
         """Token ids up to where the assistant's answer begins. ApiError for what cannot be."""
         turns = [{"role": message.role, "content": message.text} for message in messages]
-        if self._template is None:
+        if isinstance(self._tokenizer, ByteTokenizer):
             text = "".join(f"{turn['role']}: {turn['content']}\n" for turn in turns)
             return self._tokenizer.encode(text + "assistant:")
+        if not (isinstance(self._tokenizer, HubTokenizer) and self._tokenizer.can_chat):
+            raise ApiError(
+                400,
+                "the model's files have no chat template, so it cannot chat; use /v1/completions",
+                param="messages",
+                code="no_chat_template",
+            )
         from jinja2 import TemplateError
 
         try:
-            ids = self._template.apply_chat_template(
-                turns, add_generation_prompt=True, tokenize=True, return_dict=False
-            )
+            return self._tokenizer.encode_chat(turns)
         except (TemplateError, TypeError, ValueError) as error:
             raise ApiError(400, f"messages: {error}", param="messages") from None
-        return [int(token) for token in ids]
-
-
-def _own_template(directory: Path | None) -> Any:
-    """The model's tokenizer where it carries a chat template."""
-    if directory is None or not (directory / "tokenizer_config.json").is_file():
-        return None
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(str(directory), local_files_only=True)
-    return tokenizer if tokenizer.chat_template else None

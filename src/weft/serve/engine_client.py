@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from weft.engine.request import FinishReason, SamplingParams, TokenLogprobs
 from weft.errors import EnvironmentUnavailable, WeftError
+
+if TYPE_CHECKING:
+    from weft.serve.streams import Inbox
 
 
 class EngineLostError(EnvironmentUnavailable):
@@ -42,8 +45,22 @@ class EngineStats:
     steps: int = 0
     communication_share: float | None = None
 
+    @staticmethod
+    def of_all(each: Sequence[EngineStats]) -> EngineStats:
+        """Several replicas as one: sums, and means of what is a share."""
+        if not each:
+            return EngineStats()
+        shares = [one.communication_share for one in each if one.communication_share is not None]
+        return EngineStats(
+            running=sum(one.running for one in each),
+            waiting=sum(one.waiting for one in each),
+            cache_use=sum(one.cache_use for one in each) / len(each),
+            steps=sum(one.steps for one in each),
+            communication_share=sum(shares) / len(shares) if shares else None,
+        )
 
-@dataclass(frozen=True, kw_only=True)
+
+@dataclass(frozen=True)
 class TokenEvent:
     """One generated token; the last one of a request has a ``finish_reason``."""
 
@@ -63,19 +80,6 @@ class StepTimes:
     """Seconds inside the collectives of the step by operation."""
 
 
-class TokenStream(Protocol):
-    """The tokens of one request as they come; several at once where the reader is late.
-
-    Iterating raises EngineLostError when the engine dies. After ``abort`` it ends.
-    """
-
-    def __aiter__(self) -> AsyncIterator[Sequence[TokenEvent]]: ...
-
-    def abort(self) -> None:
-        """Give the request up: its slot is free before the engine's next step."""
-        ...
-
-
 class EngineClient(Protocol):
     """Submit, abort, stats, alive."""
 
@@ -92,8 +96,19 @@ class EngineClient(Protocol):
         """Why the engine cannot serve now (starting, lost a rank, stalled); None if it can."""
         ...
 
-    def submit(self, prompt: Sequence[int], sampling: SamplingParams) -> TokenStream:
-        """Queue a request. Raises QueueFullError or EngineLostError."""
+    def submit(self, prompt: Sequence[int], sampling: SamplingParams, inbox: Inbox) -> int:
+        """Queue a request; its tokens come to ``inbox`` under the number that is returned.
+
+        Raises QueueFullError or EngineLostError.
+        """
+        ...
+
+    def abort(self, number: int) -> None:
+        """Give a request up: its slot is free before the engine's next step."""
+        ...
+
+    def fail_open(self, reason: str) -> None:
+        """End every open request with this error."""
         ...
 
     async def start(self) -> None: ...
@@ -104,6 +119,10 @@ class EngineClient(Protocol):
 
     async def stop_profile(self) -> Sequence[Sequence[StepTimes]]:
         """End it: the steps of each replica. Raises EngineLostError."""
+        ...
+
+    async def lost(self) -> WeftError:
+        """Wait until the engine is gone for good; why, as the error to end with."""
         ...
 
     async def close(self) -> None:

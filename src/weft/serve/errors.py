@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -14,6 +15,7 @@ from starlette.exceptions import HTTPException
 from weft.errors import UserError
 from weft.serve.engine_client import EngineLostError, QueueFullError
 
+_FIELD: Final = re.compile(r"(?!(?:body|str|int|float|bool)$)[a-z_]\w*")
 _TYPES = {
     400: "invalid_request_error",
     401: "authentication_error",
@@ -106,11 +108,12 @@ def _answer(
 
 
 def _place(location: Sequence[Any]) -> str | None:
-    parts = [str(part) for part in location if part != "body"]
-    return ".".join(parts)[:100] or None
+    """The field, without the names that pydantic gives to the members of a union."""
+    fields = [part for part in location if isinstance(part, int) or _FIELD.fullmatch(part)]
+    return ".".join(map(str, fields))[:100] or None
 
 
 def _message(error: Mapping[str, Any]) -> str:
     if error.get("type") == "json_invalid":
         return "the body is not valid JSON"
-    return str(error.get("msg", "invalid"))[:300]
+    return str(error.get("msg", "invalid"))[:300].removeprefix("Value error, ")

@@ -10,11 +10,12 @@ from typing import Literal
 
 from weft.engine.request import SamplingParams
 from weft.engine.tokenizer import Tokenizer
-from weft.serve.engine_client import EngineClient, TokenEvent, TokenStream
+from weft.serve.engine_client import EngineClient, TokenEvent
 from weft.serve.errors import ApiError
 from weft.serve.logprobs import ShownToken
 from weft.serve.metrics import Metrics
 from weft.serve.protocol import GenerationBody
+from weft.serve.streams import Inbox
 from weft.serve.text import GrowingText, StopStrings
 
 Finish = Literal["stop", "length"]
@@ -22,15 +23,15 @@ Finish = Literal["stop", "length"]
 
 @dataclass(frozen=True, kw_only=True)
 class Piece:
-    """What one step added to one choice."""
+    """What one token added to one choice."""
 
     index: int
     text: str
     num_tokens: int
-    """Output tokens of this choice so far."""
+    """Output tokens of all choices so far."""
     finish_reason: Finish | None = None
     token_ids: tuple[int, ...] = ()
-    """The tokens of this step, a stop token included."""
+    """The tokens of this piece, a stop token included."""
     shown: tuple[ShownToken, ...] = ()
     """The tokens of the text with their log-probabilities, where they are wanted."""
 
@@ -40,42 +41,29 @@ class Choice:
     """One answer while it grows."""
 
     index: int
-    stream: TokenStream
+    number: int
+    prompt: Sequence[int]
     text: GrowingText
     stops: StopStrings
-    stop_ids: frozenset[int]
-    num_tokens: int = 0
 
-    def take(self, events: Sequence[TokenEvent]) -> Piece:
-        """The piece that these tokens make; ends the request where a stop string is met."""
-        self.num_tokens += len(events)
-        reason = events[-1].finish_reason
-        token_ids = tuple(event.token_id for event in events)
-        ids = list(token_ids)
-        if reason == "stop":
-            ids.pop()
-        last = reason is not None
-        text = self.stops.add(self.text.add(ids, last=last), last=last)
+    def take(self, event: TokenEvent, num_tokens: int) -> Piece:
+        """The piece that this token makes, the request's ``num_tokens``-th."""
+        reason = event.finish_reason
+        offset, last = self.text.length, reason is not None
+        added = self.text.finish() if reason == "stop" else self.text.add(event.token_id, last=last)
+        text = self.stops.add(added, last=last)
+        shown: tuple[ShownToken, ...] = ()
+        if event.logprobs is not None and reason != "stop":
+            shown = (ShownToken(event.token_id, event.logprobs, offset),)
         if self.stops.hit:
-            self.stream.abort()
             reason = "stop"
-        shown = self._shown(events[: len(ids)])
-        finish: Finish | None = None if reason is None else "stop" if reason == "stop" else "length"
         return Piece(
             index=self.index,
             text=text,
-            num_tokens=self.num_tokens,
-            finish_reason=finish,
-            token_ids=token_ids,
+            num_tokens=num_tokens,
+            finish_reason=None if reason is None else "stop" if reason == "stop" else "length",
+            token_ids=(event.token_id,),
             shown=shown,
-        )
-
-    def _shown(self, events: Sequence[TokenEvent]) -> tuple[ShownToken, ...]:
-        offsets = self.text.offsets[len(self.text.offsets) - len(events) :]
-        return tuple(
-            ShownToken(token_id=event.token_id, logprobs=event.logprobs, text_offset=offset)
-            for event, offset in zip(events, offsets, strict=True)
-            if event.logprobs is not None
         )
 
 
@@ -83,38 +71,57 @@ class Choice:
 class Generation:
     """All choices of one API request. Always leave it through ``abort`` or its end."""
 
+    engine: EngineClient
+    inbox: Inbox
     choices: Sequence[Choice]
     num_prompt_tokens: int
     metrics: Metrics
-    arrived_s: float = field(default_factory=time.perf_counter)
+    arrived_s: float
+    num_output_tokens: int = 0
+    _open: dict[int, Choice] = field(init=False)
     _first_s: float | None = None
     _counted: bool = False
 
-    @property
-    def num_output_tokens(self) -> int:
-        return sum(choice.num_tokens for choice in self.choices)
+    def __post_init__(self) -> None:
+        self._open = {choice.number: choice for choice in self.choices}
 
     def abort(self) -> None:
-        """Give every unfinished choice up."""
-        for choice in self.choices:
-            choice.stream.abort()
+        """Give every unfinished choice up; the request counts as cancelled then."""
+        if self._open:
+            self._count("cancelled")
+        for number in self._open:
+            self.engine.abort(number)
+        self._open.clear()
+        self.inbox.close()
 
-    async def pieces(self) -> AsyncIterator[Piece]:
-        """Every piece of every choice in the order in which they come."""
+    async def pieces(self) -> AsyncIterator[Sequence[Piece]]:
+        """Every piece of every choice, one a token; those that are there together at once."""
         try:
-            async for piece in self._merged():
-                if self._first_s is None:
-                    self._first_s = time.perf_counter()
-                yield piece
+            while self._open:
+                yield [
+                    self._advance(self._open[number], event)
+                    for number, event in await self.inbox.get()
+                    if number in self._open
+                ]
             self._count("completed")
         except (GeneratorExit, asyncio.CancelledError):
-            self._count("cancelled")
             raise
         except Exception:
             self._count("failed")
             raise
         finally:
             self.abort()
+
+    def _advance(self, choice: Choice, event: TokenEvent) -> Piece:
+        if self._first_s is None:
+            self._first_s = time.perf_counter()
+        self.num_output_tokens += 1
+        piece = choice.take(event, self.num_output_tokens)
+        if piece.finish_reason is not None:
+            del self._open[choice.number]
+            if event.finish_reason is None:
+                self.engine.abort(choice.number)
+        return piece
 
     def _count(self, outcome: str) -> None:
         if not self._counted:
@@ -127,41 +134,6 @@ class Generation:
                 num_output_tokens=self.num_output_tokens,
                 num_choices=len(self.choices),
             )
-
-    async def _merged(self) -> AsyncIterator[Piece]:
-        if len(self.choices) == 1:
-            async for piece in _pieces_of(self.choices[0]):
-                yield piece
-            return
-        queue: asyncio.Queue[Piece | Exception | None] = asyncio.Queue()
-        tasks = [asyncio.create_task(_pump(choice, queue)) for choice in self.choices]
-        try:
-            for _ in tasks:
-                while (item := await queue.get()) is not None:
-                    if isinstance(item, Exception):
-                        raise item
-                    yield item
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-
-
-async def _pieces_of(choice: Choice) -> AsyncIterator[Piece]:
-    async for events in choice.stream:
-        piece = choice.take(events)
-        yield piece
-        if piece.finish_reason is not None:
-            return
-
-
-async def _pump(choice: Choice, queue: asyncio.Queue[Piece | Exception | None]) -> None:
-    try:
-        async for piece in _pieces_of(choice):
-            queue.put_nowait(piece)
-    except Exception as error:  # noqa: BLE001 - handed to the reader of the queue
-        queue.put_nowait(error)
-    queue.put_nowait(None)
 
 
 def start_generation(
@@ -177,26 +149,29 @@ def start_generation(
     Raises ApiError for what cannot run, QueueFullError, EngineLostError.
     """
     arrived_s = time.perf_counter()
+    inbox = Inbox()
     choices: list[Choice] = []
+    limits = [checked_length(engine, prompt, max_tokens) for prompt in prompts]
     try:
-        for prompt in prompts:
-            limit = checked_length(engine, prompt, max_tokens)
+        for prompt, limit in zip(prompts, limits, strict=True):
             for copy in range(body.num_choices):
-                sampling = _sampling(body, limit, copy)
+                number = engine.submit(prompt, _sampling(body, limit, copy), inbox)
                 choices.append(
                     Choice(
                         index=len(choices),
-                        stream=engine.submit(prompt, sampling),
+                        number=number,
+                        prompt=prompt,
                         text=GrowingText(tokenizer),
                         stops=StopStrings(body.stops),
-                        stop_ids=frozenset(sampling.stop_token_ids),
                     )
                 )
     except Exception:
         for choice in choices:
-            choice.stream.abort()
+            engine.abort(choice.number)
         raise
     return Generation(
+        engine=engine,
+        inbox=inbox,
         choices=choices,
         num_prompt_tokens=sum(map(len, prompts)),
         metrics=metrics,
@@ -209,13 +184,6 @@ def checked_length(engine: EngineClient, prompt: Sequence[int], max_tokens: int 
     limits = engine.limits
     if limits is None:
         raise ApiError(503, engine.trouble or "starting", code="engine_unavailable")
-    wrong = next((token for token in prompt if token >= limits.vocab_size), None)
-    if wrong is not None:
-        raise ApiError(
-            400,
-            f"token id {wrong}: outside the vocabulary (0 to {limits.vocab_size - 1})",
-            param="prompt",
-        )
     room = limits.max_tokens - len(prompt)
     wanted = room if max_tokens is None else max_tokens
     if room < 1 or wanted > room:
@@ -225,6 +193,12 @@ def checked_length(engine: EngineClient, prompt: Sequence[int], max_tokens: int 
             "that this server takes; shorten the prompt or lower max_tokens",
             param="messages" if max_tokens is None else "max_tokens",
             code="context_length_exceeded",
+        )
+    if max(prompt) >= limits.vocab_size:
+        raise ApiError(
+            400,
+            f"token id {max(prompt)}: outside the vocabulary (0 to {limits.vocab_size - 1})",
+            param="prompt",
         )
     return wanted
 

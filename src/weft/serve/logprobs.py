@@ -10,7 +10,7 @@ from weft.engine.request import TokenLogprobs
 from weft.serve.token_text import TokenTexts
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class ShownToken:
     """A sampled token of the answer with its log-probabilities."""
 

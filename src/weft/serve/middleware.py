@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import json
 
@@ -39,11 +40,12 @@ class Guard:
     def _allowed(self, given: bytes | None) -> bool:
         if self._key is None:
             return True
-        return hmac.compare_digest(given or b"", b"Bearer " + self._key.encode())
+        scheme, _, key = (given or b"").partition(b" ")
+        return scheme.lower() == b"bearer" and hmac.compare_digest(key.strip(), self._key.encode())
 
     async def _limited(self, scope: Scope, receive: Receive, send: Send) -> None:
         received = 0
-        refused = False
+        refused = started = False
 
         async def counted() -> Message:
             nonlocal received
@@ -54,6 +56,8 @@ class Guard:
             return message
 
         async def guarded(message: Message) -> None:
+            nonlocal started
+            started = True
             if not refused:
                 await send(message)
 
@@ -62,6 +66,9 @@ class Guard:
         except _TooLargeError:
             refused = True
             await _refuse(send, 413, self._too_large)
+        except asyncio.CancelledError:  # by uvicorn, once, where a request outlives the drain
+            if not started:
+                await _refuse(send, 503, "the server is shutting down")
 
 
 class _TooLargeError(BaseException):

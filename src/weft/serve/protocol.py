@@ -6,6 +6,7 @@ are accepted with the value that asks for nothing, and named in the error otherw
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
@@ -18,8 +19,10 @@ TokenId = Annotated[int, Field(ge=0, strict=True)]
 
 
 def _encodable(text: str) -> str:
-    if any("\ud800" <= character <= "\udfff" for character in text):
-        raise ValueError("the text has a lone surrogate, which is no character")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("the text has a lone surrogate, which is no character") from None
     return text
 
 
@@ -137,6 +140,22 @@ class CompletionBody(GenerationBody):
         | Annotated[list[TokenIds], Field(min_length=1, max_length=MOST_CHOICES)]
     )
     logprobs: Annotated[int, Field(ge=0, le=5, strict=True)] | None = None
+
+    @property
+    def prompts(self) -> Sequence[str | TokenIds]:
+        """One or several, as a list."""
+        prompt: Any = self.prompt
+        return prompt if isinstance(prompt, list) and not isinstance(prompt[0], int) else [prompt]
+
+    @model_validator(mode="after")
+    def _not_too_many_answers(self) -> Self:
+        wanted = len(self.prompts) * self.num_choices
+        if wanted > MOST_CHOICES:
+            raise ValueError(
+                f"{len(self.prompts)} prompts with n {self.num_choices} are {wanted} answers, "
+                f"more than the {MOST_CHOICES} of one request"
+            )
+        return self
 
     @property
     def num_logprobs(self) -> int | None:

@@ -28,6 +28,7 @@ from weft.serve.wire import (
     StepDone,
     Stop,
     Submit,
+    socket_of,
 )
 
 _IDLE_S: Final = 0.5
@@ -62,6 +63,7 @@ class _Link:
             raise EnvironmentUnavailable(
                 f"cannot reach the HTTP process at {meeting.host}:{meeting.port}: {error}"
             ) from None
+        socket_of(self._connection).close()
         limits = EngineLimits(
             vocab_size=engine.spec.vocab_size,
             max_tokens=min(engine.spec.max_position, engine.scheduler.pool.capacity_tokens),

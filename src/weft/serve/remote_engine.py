@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import queue
 import subprocess
 import sys
 import threading
@@ -12,9 +11,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from multiprocessing import AuthenticationError
 from multiprocessing.connection import Connection, Listener
-from typing import Any
+from typing import Any, Final
 
 from weft.engine.request import SamplingParams
+from weft.errors import EnvironmentUnavailable, UserError, WeftError
 from weft.serve.engine_client import (
     EngineLimits,
     EngineLostError,
@@ -22,35 +22,43 @@ from weft.serve.engine_client import (
     QueueFullError,
     StepTimes,
     TokenEvent,
-    TokenStream,
 )
-from weft.serve.streams import OpenStreams
-from weft.serve.wire import Abort, Command, Hello, Meeting, Profile, StepDone, Stop, Submit, new_key
+from weft.serve.streams import Inbox, OpenRequests
+from weft.serve.wire import (
+    Abort,
+    Command,
+    Hello,
+    Meeting,
+    Profile,
+    StepDone,
+    Stop,
+    Submit,
+    new_key,
+    receive,
+    send,
+    socket_of,
+)
 
-_LEAVE_S = 4.0
-_REASON_S = 6.0
-_PROFILE_S = 30.0
-_GONE = "the engine's process is gone"
+_LEAVE_S: Final = 4.0
+_REASON_S: Final = 6.0
+_PROFILE_S: Final = 30.0
+_GONE: Final = "the engine's process is gone"
+_ERROR: Final = "weft: error: "
 
 
 @dataclass(kw_only=True, eq=False)
 class _Replica:
-    """One leader's connection. Two threads move the messages; the event loop owns the rest."""
+    """One leader's connection, owned by the event loop."""
 
-    connection: Connection
+    writer: asyncio.StreamWriter
     limits: EngineLimits
     open: set[int] = field(default_factory=set)
     stats: EngineStats = field(default_factory=EngineStats)
     profile: asyncio.Future[tuple[StepTimes, ...]] | None = None
     seen_s: float = field(default_factory=time.monotonic)
-    outbox: queue.SimpleQueue[Command | None] = field(default_factory=queue.SimpleQueue)
 
-    def write(self) -> None:
-        while (command := self.outbox.get()) is not None:
-            try:
-                self.connection.send(command)
-            except OSError:
-                return
+    def tell(self, command: Command) -> None:
+        send(self.writer, command)
 
 
 class RemoteEngine:
@@ -74,12 +82,14 @@ class RemoteEngine:
         self._process: subprocess.Popen[str] | None = None
         self._replicas: dict[int, _Replica] = {}
         self._num_replicas: int | None = None
-        self._streams = OpenStreams()
+        self._requests = OpenRequests()
         self._owner: dict[int, _Replica] = {}
         self._failure: str | None = None
+        self._gone = asyncio.Event()
+        self._conversations: set[asyncio.Task[None]] = set()
         self._last_line = ""
+        self._exit_code: int | None = None
         self._closing = False
-        self._done = threading.Event()
 
     @property
     def limits(self) -> EngineLimits | None:
@@ -88,17 +98,7 @@ class RemoteEngine:
 
     @property
     def stats(self) -> EngineStats:
-        each = [replica.stats for replica in self._replicas.values()]
-        if not each:
-            return EngineStats()
-        shares = [one.communication_share for one in each if one.communication_share is not None]
-        return EngineStats(
-            running=sum(one.running for one in each),
-            waiting=sum(one.waiting for one in each),
-            cache_use=sum(one.cache_use for one in each) / len(each),
-            steps=sum(one.steps for one in each),
-            communication_share=sum(shares) / len(shares) if shares else None,
-        )
+        return EngineStats.of_all([replica.stats for replica in self._replicas.values()])
 
     @property
     def trouble(self) -> str | None:
@@ -111,119 +111,117 @@ class RemoteEngine:
             return f"the engine has said nothing for more than {self._stall_s:g} s"
         return None
 
-    def submit(self, prompt: Sequence[int], sampling: SamplingParams) -> TokenStream:
+    def submit(self, prompt: Sequence[int], sampling: SamplingParams, inbox: Inbox) -> int:
         if self._failure is not None or self.limits is None:
             raise EngineLostError(self.trouble or "the engine is starting")
         replica = min(self._replicas.values(), key=lambda one: len(one.open))
         if len(replica.open) >= replica.limits.max_open:
             raise QueueFullError(
-                f"{len(self._streams)} requests are open, the most this server takes; try later"
+                f"{len(self._requests)} requests are open, the most this server takes; try later"
             )
-        stream = self._streams.open(self._abort, sys.maxsize)
-        replica.open.add(stream.number)
-        self._owner[stream.number] = replica
-        replica.outbox.put(Submit(number=stream.number, prompt=tuple(prompt), sampling=sampling))
-        return stream
+        number = self._requests.open(inbox)
+        replica.open.add(number)
+        self._owner[number] = replica
+        replica.tell(Submit(number=number, prompt=tuple(prompt), sampling=sampling))
+        return number
+
+    def abort(self, number: int) -> None:
+        self._requests.drop(number)
+        replica = self._owner.get(number)
+        if replica is not None:
+            self._forget(number)
+            replica.tell(Abort(number=number))
+
+    def fail_open(self, reason: str) -> None:
+        for number in list(self._owner):
+            self._owner[number].tell(Abort(number=number))
+            self._forget(number)
+        self._requests.fail(reason)
 
     async def start(self) -> None:
         """Start the ranks and return at once; ``trouble`` says when they are up."""
-        self._loop = asyncio.get_running_loop()
-        threading.Thread(target=self._accept, daemon=True).start()
+        loop = asyncio.get_running_loop()
+        threading.Thread(target=self._accept, args=(loop,), daemon=True).start()
         if self._spawn is not None:
             self._process = self._spawn(self.meeting)
-            threading.Thread(target=self._watch_process, daemon=True).start()
+            threading.Thread(target=self._watch, args=(loop, self._process), daemon=True).start()
 
     async def start_profile(self) -> None:
         for replica in self._replicas.values():
-            replica.outbox.put(Profile(start=True))
+            replica.tell(Profile(start=True))
 
     async def stop_profile(self) -> Sequence[Sequence[StepTimes]]:
         if self._failure is not None:
             raise EngineLostError(self._failure)
         for replica in self._replicas.values():
-            replica.profile = self._loop.create_future()
-            replica.outbox.put(Profile(start=False))
+            replica.profile = asyncio.get_running_loop().create_future()
+            replica.tell(Profile(start=False))
         waiting = [one.profile for one in self._replicas.values() if one.profile is not None]
         try:
             return await asyncio.wait_for(asyncio.gather(*waiting), _PROFILE_S)
         except TimeoutError:
             raise EngineLostError(f"no profile within {_PROFILE_S:g} s") from None
 
+    async def lost(self) -> WeftError:
+        await self._gone.wait()
+        kind = UserError if self._exit_code == UserError.exit_code else EnvironmentUnavailable
+        return kind(self._failure or _GONE)
+
     async def close(self) -> None:
         """Ask the ranks to leave; end them where they do not within seconds."""
         self._closing = True
-        self._done.set()
+        self.fail_open("the server is shutting down")
         for replica in self._replicas.values():
-            replica.outbox.put(Stop())
-        self._streams.fail("the server is shutting down")
+            replica.tell(Stop())
         if self._process is not None:
-            await asyncio.to_thread(self._end_process, self._process)
+            await asyncio.to_thread(_end, self._process)
         self._listener.close()
         for replica in self._replicas.values():
-            replica.outbox.put(None)
-
-    def _end_process(self, process: subprocess.Popen[str]) -> None:
-        for end in (None, process.terminate, process.kill):
-            if end is not None:
-                end()
-            try:
-                process.wait(_LEAVE_S)
-            except subprocess.TimeoutExpired:
-                continue
-            return
-
-    def _abort(self, number: int) -> None:
-        self._streams.drop(number)
-        replica = self._owner.pop(number, None)
-        if replica is not None:
-            replica.open.discard(number)
-            replica.outbox.put(Abort(number=number))
+            replica.writer.close()
+        for conversation in self._conversations:
+            conversation.cancel()
+        await asyncio.gather(*self._conversations, return_exceptions=True)
 
     # Threads: each hands what it learns to the event loop.
 
-    def _tell_loop(self, callback: Callable[..., None], *values: Any) -> None:
-        try:
-            self._loop.call_soon_threadsafe(callback, *values)
-        except RuntimeError:
-            return
-
-    def _accept(self) -> None:
-        while not self._done.is_set():
+    def _accept(self, loop: asyncio.AbstractEventLoop) -> None:
+        while not self._closing:
             try:
                 connection = self._listener.accept()
+                hello: Hello = connection.recv()
             except (AuthenticationError, OSError, EOFError):
                 continue
-            threading.Thread(target=self._read, args=(connection,), daemon=True).start()
+            _tell(loop, self._join, hello, connection)
 
-    def _read(self, connection: Connection) -> None:
-        try:
-            hello: Hello = connection.recv()
-            replica = _Replica(connection=connection, limits=hello.limits)
-            threading.Thread(target=replica.write, daemon=True).start()
-            self._tell_loop(self._joined, hello, replica)
-            while True:
-                self._tell_loop(self._stepped, replica, connection.recv())
-        except (EOFError, OSError):
-            self._tell_loop(self._lost_contact)
-
-    def _watch_process(self) -> None:
-        """Pass the ranks' messages on and keep the last one: it says why they ended."""
-        process = self._process
-        assert process is not None
+    def _watch(self, loop: asyncio.AbstractEventLoop, process: subprocess.Popen[str]) -> None:
+        """Pass the ranks' messages on; their last error is kept: it says why they ended."""
         assert process.stderr is not None
         for line in process.stderr:
-            if not self._closing:
+            if line.startswith(_ERROR):
+                self._last_line = line.strip().removeprefix(_ERROR)
+            elif not self._closing:
                 sys.stderr.write(line)
-            self._last_line = line.strip() or self._last_line
-        code = process.wait()
-        reason = self._last_line.removeprefix("weft: error: ") or f"exit code {code}"
-        self._tell_loop(self._failed, f"the engine ended: {reason}")
+        self._exit_code = code = process.wait()
+        _tell(loop, self._failed, self._last_line or f"the engine ended with exit code {code}")
 
     # Event loop.
 
-    def _joined(self, hello: Hello, replica: _Replica) -> None:
+    def _join(self, hello: Hello, connection: Connection) -> None:
+        task = asyncio.create_task(self._converse(hello, connection))
+        self._conversations.add(task)
+        task.add_done_callback(self._conversations.discard)
+
+    async def _converse(self, hello: Hello, connection: Connection) -> None:
+        reader, writer = await asyncio.open_connection(sock=socket_of(connection))
+        connection.close()
+        replica = _Replica(writer=writer, limits=hello.limits)
         self._num_replicas = hello.num_replicas
         self._replicas[hello.replica] = replica
+        try:
+            while True:
+                self._stepped(replica, await receive(reader))
+        except (asyncio.IncompleteReadError, OSError):
+            self._lost_contact()
 
     def _stepped(self, replica: _Replica, done: StepDone) -> None:
         replica.seen_s = time.monotonic()
@@ -231,13 +229,12 @@ class RemoteEngine:
         if done.profile is not None and replica.profile and not replica.profile.done():
             replica.profile.set_result(done.profile)
         for number, token, reason in done.tokens:
-            logprobs = done.logprobs.get(number)
-            event = TokenEvent(token_id=token, finish_reason=reason, logprobs=logprobs)
-            self._streams.put(number, event)
+            event = TokenEvent(token, reason, done.logprobs.get(number))
+            self._requests.put(number, event)
             if reason is not None:
                 self._forget(number)
         for rejected in done.rejected:
-            self._streams.fail(rejected.reason, [rejected.number])
+            self._requests.fail(rejected.reason, [rejected.number])
             self._forget(rejected.number)
 
     def _forget(self, number: int) -> None:
@@ -251,12 +248,31 @@ class RemoteEngine:
             return
         self._failure = _GONE
         wait_s = 0.0 if self._process is None else _REASON_S
-        self._loop.call_later(wait_s, self._failed, self._failure)
+        asyncio.get_running_loop().call_later(wait_s, self._failed, self._failure)
 
     def _failed(self, reason: str) -> None:
         if self._closing:
             return
         if self._failure is None or reason != _GONE:
             self._failure = reason
-        self._streams.fail(self._failure)
+        self._requests.fail(self._failure)
         self._owner.clear()
+        self._gone.set()
+
+
+def _tell(loop: asyncio.AbstractEventLoop, callback: Callable[..., None], *values: Any) -> None:
+    try:
+        loop.call_soon_threadsafe(callback, *values)
+    except RuntimeError:  # the loop has ended
+        return
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    for end in (None, process.terminate, process.kill):
+        if end is not None:
+            end()
+        try:
+            process.wait(_LEAVE_S)
+        except subprocess.TimeoutExpired:
+            continue
+        return

@@ -9,6 +9,7 @@ from weft.errors import WorkloadError
 
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 _LONGEST_CHARACTER_TOKENS = 4
+_LONGEST_TAIL = 12
 
 
 class IdTokenizer:
@@ -29,37 +30,38 @@ class GrowingText:
     """The text of one answer, given out piece by piece.
 
     A token that ends inside a character is held back until the character is whole. Only a
-    short tail of the tokens is decoded again at each step.
+    short tail of the tokens is decoded, once a token.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self._tokens: list[int] = []
-        self._context = 0
-        self._given = 0
-        self._length = 0
-        self.offsets: list[int] = []
-        """For each token the characters that were complete before it."""
+        self._tail: list[int] = []
+        self._told = ""
+        self._num_pending = 0
+        self.length = 0
+        """Characters given out so far."""
 
-    def add(self, tokens: Sequence[int], *, last: bool = False) -> str:
-        """The characters that these tokens complete; all that is left if ``last``."""
-        text = "".join(self._add_one(token) for token in tokens)
-        return text + self._give() if last else text
+    def add(self, token: int, *, last: bool = False) -> str:
+        """The characters that this token completes; all that is left if ``last``."""
+        self._tail.append(token)
+        self._num_pending += 1
+        return self._give(hold_partial=not last and self._num_pending < _LONGEST_CHARACTER_TOKENS)
 
-    def _add_one(self, token: int) -> str:
-        self._tokens.append(token)
-        self.offsets.append(self._length)
-        num_pending = len(self._tokens) - self._given
-        return self._give(hold_partial=num_pending < _LONGEST_CHARACTER_TOKENS)
+    def finish(self) -> str:
+        """All that is left."""
+        return self._give(hold_partial=False) if self._num_pending else ""
 
-    def _give(self, *, hold_partial: bool = False) -> str:
-        before = self._tokenizer.decode(self._tokens[self._context : self._given])
-        after = self._tokenizer.decode(self._tokens[self._context :])
-        if hold_partial and after.endswith(_REPLACEMENT):
+    def _give(self, *, hold_partial: bool) -> str:
+        text = self._tokenizer.decode(self._tail)
+        if hold_partial and text.endswith(_REPLACEMENT):
             return ""
-        self._context, self._given = self._given, len(self._tokens)
-        self._length += len(after) - len(before)
-        return after[len(before) :]
+        piece, self._told = text[len(self._told) :], text
+        self.length += len(piece)
+        if len(self._tail) > _LONGEST_TAIL:
+            del self._tail[: -self._num_pending]
+            self._told = self._tokenizer.decode(self._tail)
+        self._num_pending = 0
+        return piece
 
 
 class StopStrings:
@@ -78,7 +80,7 @@ class StopStrings:
             self.hit = True
             self._held = ""
             return text[: min(found)]
-        keep = 0 if last else self._possible_start(text)
+        keep = 0 if last or not self._stops else self._possible_start(text)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]
 

@@ -1,21 +1,28 @@
 """What goes between the HTTP process and the leaders of the replicas, and how they meet.
 
 ``multiprocessing.connection``: framed, pickled messages over TCP, both sides proving that
-they know a key which only the processes of this run have.
+they know a key which only the processes of this run have. Once they have, the HTTP process
+moves the same frames in its event loop.
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
+import pickle
 import secrets
+import socket
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from multiprocessing.connection import Connection
+from typing import Any, Final
 
 from weft.engine.request import FinishReason, SamplingParams, TokenLogprobs
 from weft.serve.engine_client import EngineLimits, EngineStats, StepTimes
 
 MEETING_VARIABLE: Final = "WEFT_SERVE_MEETING"
+_HEADER: Final = struct.Struct("!i")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,3 +110,27 @@ class Meeting:
 
 def new_key() -> bytes:
     return secrets.token_bytes(32)
+
+
+def send_at_once(sock: socket.socket) -> None:
+    """No waiting for the other side's acknowledgement: a message may be 40 ms late otherwise."""
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+
+def socket_of(connection: Connection) -> socket.socket:
+    """The connection's socket, sending at once; both must be closed."""
+    sock = socket.socket(fileno=os.dup(connection.fileno()))
+    send_at_once(sock)
+    return sock
+
+
+async def receive(reader: asyncio.StreamReader) -> Any:
+    """The next message of a peer that has proved the key."""
+    (size,) = _HEADER.unpack(await reader.readexactly(_HEADER.size))
+    return pickle.loads(await reader.readexactly(size))  # noqa: S301
+
+
+def send(writer: asyncio.StreamWriter, message: Command) -> None:
+    """Queue a message; what is waiting is bounded by the requests that may be open."""
+    data = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
+    writer.write(_HEADER.pack(len(data)) + data)

@@ -14,7 +14,8 @@ from weft.vocabulary.builtin_models import BUILTIN_MODELS
 from weft.vocabulary.families import spec_from_config
 from weft.vocabulary.model_spec import ModelSpec
 
-_FILES: Final = ["*.json", "*.safetensors", "tokenizer.model", "*.txt"]
+_TEXT_FILES: Final = ["tokenizer*", "*.jinja", "vocab*", "merges.txt", "*_tokens*.json"]
+_FILES: Final = ["*.json", "*.safetensors", *_TEXT_FILES]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,10 +31,17 @@ class ModelSource:
 
         Raises ModelConfigError where the hub's files are neither cached nor reachable.
         """
+        return self._with(_FILES)
+
+    def with_tokenizer(self) -> ModelSource:
+        """The same model with tokenizer and chat template in place, as :meth:`with_files`."""
+        return self._with(["config.json", *_TEXT_FILES])
+
+    def _with(self, patterns: list[str]) -> ModelSource:
         if self.hub_id is None:
             return self
         snapshot = _from_hub(
-            self.hub_id, lambda hub, name: hub.snapshot_download(name, allow_patterns=_FILES)
+            self.hub_id, lambda hub, name: hub.snapshot_download(name, allow_patterns=patterns)
         )
         return replace(self, directory=snapshot)
 

@@ -16,11 +16,11 @@ from weft.serve.engine_client import (
     EngineLimits,
     EngineLostError,
     EngineStats,
+    QueueFullError,
     StepTimes,
     TokenEvent,
-    TokenStream,
 )
-from weft.serve.streams import OpenStreams
+from weft.serve.streams import Inbox, OpenRequests
 
 
 @dataclass(kw_only=True)
@@ -41,11 +41,13 @@ class FakeEngine:
     max_running: int = 256
     trouble: str | None = "starting"
     aborted: list[int] = field(default_factory=list)
-    _open: OpenStreams = field(default_factory=OpenStreams)
+    _open: OpenRequests = field(default_factory=OpenRequests)
+    _lost: asyncio.Future[str] | None = None
     _requests: dict[int, _Running] = field(default_factory=dict)
     _steps: int = 0
     _steps_before: float = 0.0
     _task: asyncio.Task[None] | None = None
+    loop: asyncio.AbstractEventLoop = field(init=False)
 
     @property
     def stats(self) -> EngineStats:
@@ -58,15 +60,27 @@ class FakeEngine:
             communication_share=0.0,
         )
 
-    def submit(self, prompt: Sequence[int], sampling: SamplingParams) -> TokenStream:
+    def submit(self, prompt: Sequence[int], sampling: SamplingParams, inbox: Inbox) -> int:
         if self.trouble is not None:
             raise EngineLostError(self.trouble)
-        stream = self._open.open(self._abort, self.limits.max_open)
-        self._requests[stream.number] = _Running(prompt=tuple(prompt), sampling=sampling)
-        return stream
+        if len(self._open) >= self.limits.max_open:
+            raise QueueFullError(f"{len(self._open)} requests are open; try later")
+        number = self._open.open(inbox)
+        self._requests[number] = _Running(prompt=tuple(prompt), sampling=sampling)
+        return number
+
+    def fail_open(self, reason: str) -> None:
+        self._requests.clear()
+        self._open.fail(reason)
+
+    async def lost(self) -> EngineLostError:
+        assert self._lost is not None
+        return EngineLostError(await self._lost)
 
     async def start(self) -> None:
         self.trouble = None
+        self.loop = asyncio.get_running_loop()
+        self._lost = self.loop.create_future()
         self._task = asyncio.create_task(self._run())
 
     async def close(self) -> None:
@@ -87,13 +101,14 @@ class FakeEngine:
     def lose_rank(self, reason: str) -> None:
         """What the death of a rank looks like from here."""
         self.trouble = reason
-        self._requests.clear()
-        self._open.fail(reason)
+        self.fail_open(reason)
+        if self._lost is not None:
+            self._lost.set_result(reason)
 
-    def _abort(self, number: int) -> None:
-        self.aborted.append(number)
-        self._requests.pop(number, None)
-        self._open.drop(number)
+    def abort(self, number: int) -> None:
+        if self._open.drop(number):
+            self.aborted.append(number)
+            self._requests.pop(number, None)
 
     async def _run(self) -> None:
         while True:

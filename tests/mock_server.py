@@ -1,6 +1,6 @@
 """A server that answers on time and computes nothing, to measure the client itself.
 
-``python -m weft.bench.serving.mock_server --port 0`` prints its address on one line and
+``python tests/mock_server.py --port 0`` prints its address on one line and
 streams ``max_tokens`` chunks with fixed delays to whoever asks. One process, one thread,
 no framework: what a client reports beyond the delays is the client's own doing.
 """
@@ -46,7 +46,7 @@ class MockStream(asyncio.Protocol):
         self._transport = cast("asyncio.Transport", transport)
         self._loop = asyncio.get_running_loop()
 
-    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
+    def connection_lost(self, exc: Exception | None) -> None:
         if self._timer is not None:
             self._timer.cancel()
 
