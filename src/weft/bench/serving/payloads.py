@@ -31,7 +31,8 @@ class Target:
     model: str
     api: Api = Api.COMPLETIONS
     api_key: str | None = None
-    temperature: float = 0.0
+    temperature: float | None = None
+    """None leaves it to the server, which is 1 by the API's definition."""
     ignore_eos: bool = True
     continuous_usage: bool = True
     """Ask for the running token count with every chunk (vLLM, SGLang and weft know it)."""
@@ -64,10 +65,11 @@ class Target:
             "model": self.model,
             **self._prompt(spec, index),
             "max_tokens": spec.output_tokens,
-            "temperature": self.temperature,
             "stream": True,
             "stream_options": options,
         }
+        if self.temperature is not None:
+            body["temperature"] = self.temperature
         if self.ignore_eos:
             body["ignore_eos"] = True
         return body | self.extra_body
