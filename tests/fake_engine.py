@@ -128,8 +128,14 @@ class FakeEngine:
             if reason:
                 del self._requests[number]
             logprobs = self._logprobs(token, request.sampling.logprobs)
-            event = TokenEvent(token_id=token, finish_reason=reason, logprobs=logprobs)
+            of_prompt = self._of_prompt(request) if request.produced == 1 else ()
+            event = TokenEvent(token, reason, logprobs, of_prompt)
             self._open.put(number, event)
+
+    def _of_prompt(self, request: _Running) -> list[TokenLogprobs]:
+        wanted = request.sampling.prompt_logprobs
+        found = (self._logprobs(token, wanted) for token in request.prompt[1:])
+        return [one for one in found if one is not None]
 
     def _logprobs(self, token: int, num_top: int | None) -> TokenLogprobs | None:
         """The token itself and the ids after it, each half as likely as the one before."""

@@ -178,7 +178,7 @@ def test_models(client):
         ({"frequency_penalty": 0.5}, None),
         ({"logprobs": 6}, "logprobs"),
         ({"top_logprobs": 2}, None),
-        ({"echo": True}, None),
+        ({"prompt_logprobs": 21}, "prompt_logprobs"),
         ({"unknown": 1}, "unknown"),
         ({"prompt": ["a"] * 128, "n": 128}, None),
         ({"prompt": ["a", 5]}, "prompt"),

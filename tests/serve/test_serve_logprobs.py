@@ -47,6 +47,56 @@ def test_completions(client, stream):
     ]
 
 
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("max_tokens", [0, 2])
+def test_echo_has_the_prompt_before_its_answer(client, stream, max_tokens):
+    options = {"model": "embedded", "prompt": list("aéb".encode()), "echo": True}
+    answer = client.completions.create(
+        **options, max_tokens=max_tokens, logprobs=1, stream=stream, n=2
+    )
+    choices = [choice for one in (answer if stream else [answer]) for choice in one.choices]
+    for index in (0, 1):
+        mine = [choice for choice in choices if choice.index == index]
+        text = "".join(choice.text for choice in mine)
+        assert text == "aéb" + "a\N{REPLACEMENT CHARACTER}"[:max_tokens]
+        found = [choice.logprobs for choice in mine if choice.logprobs]
+        names = ["a", "bytes:\\xc3", "bytes:\\xa9", "b", "a", "bytes:\\xc3"]
+        assert joined(found, "tokens") == names[: 4 + max_tokens]
+        assert joined(found, "token_logprobs") == [None] + [HALF] * (3 + max_tokens)
+        assert joined(found, "text_offset") == [0, 1, 1, 2, 3, 4][: 4 + max_tokens]
+        assert joined(found, "top_logprobs")[:2] == [None, {names[1]: HALF}]
+    plain = client.completions.create(**options, max_tokens=1)
+    assert (plain.choices[0].text, plain.choices[0].logprobs) == ("aéba", None)
+    if not stream:
+        assert answer.usage.completion_tokens == 2 * max_tokens
+
+
+def test_prompt_logprobs_in_vllms_form(client):
+    answer = client.completions.create(
+        model="embedded", prompt=list(b"abc"), max_tokens=1, extra_body={"prompt_logprobs": 2}
+    )
+    assert answer.choices[0].text == "a"
+    assert answer.choices[0].logprobs is None
+    first, second, third = answer.choices[0].model_extra["prompt_logprobs"]
+    assert first is None
+    assert second == {
+        "98": {"logprob": HALF, "rank": 1, "decoded_token": "b"},
+        "99": {"logprob": 2 * HALF, "rank": 2, "decoded_token": "c"},
+    }
+    assert set(third) == {"99", "100"}
+    none = client.completions.create(
+        model="embedded", prompt=list(b"ab"), max_tokens=1, extra_body={"prompt_logprobs": 0}
+    )
+    assert none.choices[0].model_extra["prompt_logprobs"][1] == {
+        "98": {"logprob": HALF, "rank": None, "decoded_token": "b"}
+    }
+
+
+def test_nothing_to_answer_needs_a_prompt_to_show(client):
+    with pytest.raises(openai.BadRequestError, match="max_tokens 0"):
+        client.completions.create(model="embedded", prompt="x", max_tokens=0)
+
+
 def joined(found: list, field: str) -> list:
     return [value for one in found for value in getattr(one, field)]
 

@@ -14,6 +14,7 @@ from weft.engine.llm import LLM
 from weft.engine.logprobs import LEAST, LogprobReader, book_logprobs
 from weft.engine.request import Request, SamplingParams
 from weft.engine.scheduler import Chunk
+from weft.engine.step_inputs import PromptRows
 from weft.errors import WorkloadError
 from weft.vocabulary.conventions import ENGINES
 
@@ -61,10 +62,10 @@ def test_any_split_gives_the_softmax_of_the_whole(vocab_size, tp, wanted, engine
     found = None
     for rank, reader in enumerate(readers(conventions, vocab_size, tp)):
         part = padded[:, rank * shard : (rank + 1) * shard]
-        found = reader.read(part.clone(), ids, chunks)
+        found = reader.read(part.clone(), ids, chunks, PromptRows())
     rows = [row for row, one in enumerate(wanted) if one is not None]
     assert (found is None) == (not rows)
-    book_logprobs(chunks, [] if found is None else found.tolist())
+    book_logprobs(chunks, PromptRows(), [] if found is None else found.tolist())
     expected = whole.log_softmax(-1)
     for row, (one, count) in enumerate(zip(chunks, wanted, strict=True)):
         if count is None:
@@ -82,7 +83,7 @@ def test_any_split_gives_the_softmax_of_the_whole(vocab_size, tp, wanted, engine
 
 def test_what_is_no_number_is_the_least():
     one = chunk(1)
-    book_logprobs([one], [[float("nan"), float("-inf"), 3.0]])
+    book_logprobs([one], PromptRows(), [[float("nan"), float("-inf"), 3.0]])
     (token,) = one.request.logprobs
     assert (token.logprob, token.top) == (LEAST, ((3, LEAST),))
 
@@ -90,7 +91,7 @@ def test_what_is_no_number_is_the_least():
 def test_of_a_request_that_ended_nothing_is_booked():
     one = chunk(0)
     one.request.finish_reason = "abort"
-    book_logprobs([one], [[-1.0]])
+    book_logprobs([one], PromptRows(), [[-1.0]])
     assert one.request.logprobs == []
 
 
@@ -98,6 +99,8 @@ def test_of_a_request_that_ended_nothing_is_booked():
 def test_the_limit_is_named(count):
     with pytest.raises(WorkloadError, match="0 to 20"):
         SamplingParams(logprobs=count)
+    with pytest.raises(WorkloadError, match="prompt_logprobs"):
+        SamplingParams(prompt_logprobs=count)
 
 
 @pytest.fixture(scope="module")
@@ -141,3 +144,27 @@ def test_asking_changes_no_token(directory):
         for one in (None, 5)
     )
     assert [one.token_ids for one in without] == [one.token_ids for one in with_them]
+
+
+@pytest.mark.parametrize("config", [{}, {"max_batch_tokens": 7}, {"cache_tokens": 96}])
+@pytest.mark.parametrize("overlap", [False, True])
+def test_those_of_prompts_are_those_of_transformers(directory, overlap, config):
+    """In chunks, beside others, and computed again after preemption: each token once."""
+    llm = LLM(str(directory), dtype="float32", overlap=overlap, **config)
+    model = reference_model(directory)
+    generator = torch.Generator().manual_seed(0)
+    prompts = [torch.randint(199, (n,), generator=generator).tolist() for n in (40, 1, 23, 2, 33)]
+    wanted = [3, 2, None, 20, 0]
+    sampling = [
+        SamplingParams(max_tokens=20, ignore_eos=True, prompt_logprobs=one, logprobs=extra)
+        for one, extra in zip(wanted, (None, 4, 1, None, 0), strict=True)
+    ]
+    for prompt, num_top, done in zip(prompts, wanted, llm.generate(prompts, sampling), strict=True):
+        if num_top is None:
+            assert done.prompt_logprobs == ()
+            continue
+        expected = reference_logits(model, prompt).log_softmax(-1)[:-1]
+        assert len(done.prompt_logprobs) == len(prompt) - 1
+        for row, token, got in zip(expected, prompt[1:], done.prompt_logprobs, strict=True):
+            assert got.logprob == pytest.approx(float(row[token]), abs=2e-4)
+            assert [one for one, _ in got.top] == row.topk(num_top).indices.tolist()

@@ -131,7 +131,7 @@ class Engine:
         ids = launched.read_ids()
         self.groups.check()
         sampling = launched.inputs.sampling
-        book_logprobs(sampling, launched.read_logprobs())
+        book_logprobs(sampling, launched.inputs.prompt_rows, launched.read_logprobs())
         return self.scheduler.finish(sampling, ids)
 
     def _check_prompt(self, prompt: Sequence[int], sampling: SamplingParams) -> None:

@@ -147,6 +147,7 @@ class LLM:
             text=None if self.tokenizer is None else self.tokenizer.decode(visible),
             finish_reason=request.finish_reason,
             logprobs=tuple(request.logprobs),
+            prompt_logprobs=tuple(request.prompt_logprobs),
         )
 
     def _collect(self, done: dict[int, Completion]) -> list[Completion]:

@@ -1,4 +1,4 @@
-"""Log-probabilities of sampled tokens, for the requests that ask for them.
+"""Log-probabilities of sampled tokens and of prompts, for the requests that ask for them.
 
 A step without such a request never comes here: nothing is computed, moved or sent for it.
 """
@@ -16,17 +16,20 @@ from weft.comm.groups import ProcessGroups
 from weft.engine.batch import to_device
 from weft.engine.request import TokenLogprobs
 from weft.engine.scheduler import Chunk
+from weft.engine.step_inputs import PromptRows
 from weft.vocabulary.conventions import Conventions
 
 LEAST: Final = -9999.0
 """What stands for a logarithm that is no finite number."""
+_ROWS_AT_ONCE: Final = 256
+"""Rows of a prompt whose logits are held in fp32 at once."""
 
 
 class LogprobReader:
     """Reads them from each rank's part of the logits.
 
-    Shapes: N sampled sequences, R of them with log-probabilities, K the most that one of
-    them wants, v vocabulary size, t tensor-parallel degree.
+    Shapes: N sampled sequences and M rows of prompts, R of both with log-probabilities, K the
+    most that one of them wants, v vocabulary size, t tensor-parallel degree.
     """
 
     def __init__(self, groups: ProcessGroups, conventions: Conventions, vocab_size: int) -> None:
@@ -35,24 +38,36 @@ class LogprobReader:
         self._first_id = groups.tp.rank * conventions.logits_shard(vocab_size, groups.tp.size)
 
     def read(
-        self, logits: torch.Tensor | None, ids: torch.Tensor, chunks: Sequence[Chunk]
+        self,
+        logits: torch.Tensor | None,
+        ids: torch.Tensor,
+        chunks: Sequence[Chunk],
+        prompt: PromptRows,
     ) -> torch.Tensor | None:
-        """Logits [N, ceil(v/t)] and sampled ids [N] -> [R, 1 + 2K] fp32 on every rank.
+        """Logits [N + M, ceil(v/t)] and sampled ids [N] -> [R, 1 + 2K] fp32 on every rank.
 
         A row: the token's log-probability, K best ones, K ids. None where no request wants any.
         Each rank of the last stage offers its sum, its part of the token and its K best.
         """
         rows = [row for row, chunk in enumerate(chunks) if _wanted(chunk) is not None]
+        most = max((_wanted(chunks[row]) or 0 for row in rows), default=0)
+        rows += range(len(chunks), len(chunks) + len(prompt.targets))
         if not rows:
             return None
-        num_top = min(max(_wanted(chunks[row]) or 0 for row in rows), self._vocab_size)
+        num_top = min(max(most, prompt.num_top), self._vocab_size)
         if logits is None:
             found = torch.empty(
                 (len(rows), 1 + 2 * num_top), dtype=torch.float32, device=self._device
             )
         else:
-            (index,) = to_device(self._device, np.array(rows))
-            found = self._joined(self._offer(logits[index].float(), ids[index], num_top), num_top)
+            index, targets = to_device(self._device, np.array(rows), np.array(prompt.targets))
+            every = torch.cat((ids, targets))
+            found = torch.cat(
+                [
+                    self._joined(self._offer(logits[part].float(), every[part], num_top), num_top)
+                    for part in index.split(_ROWS_AT_ONCE)
+                ]
+            )
         return self._pp.broadcast(found, self._pp.size - 1, "logprobs")
 
     def _offer(self, logits: torch.Tensor, ids: torch.Tensor, num_top: int) -> torch.Tensor:
@@ -85,20 +100,33 @@ class LogprobReader:
         return torch.cat((own[:, None], best - total[:, None], ids.gather(1, places)), dim=1)
 
 
-def book_logprobs(chunks: Sequence[Chunk], found: Sequence[Sequence[float]]) -> None:
-    """Give each request of ``chunks`` that wants them its row of ``read``."""
+def book_logprobs(
+    chunks: Sequence[Chunk], prompt: PromptRows, found: Sequence[Sequence[float]]
+) -> None:
+    """Give each request that wants them its rows of ``read``.
+
+    A prompt that is computed again after preemption is booked once.
+    """
     if not found:
         return
-    wanting = [chunk for chunk in chunks if _wanted(chunk) is not None]
-    for chunk, row in zip(wanting, found, strict=True):
-        request, num_top = chunk.request, (len(row) - 1) // 2
-        if request.is_finished:
-            continue
-        values, ids = row[1 : 1 + num_top], row[1 + num_top :]
-        best = list(zip(map(int, ids), map(_finite, values), strict=True))
-        request.logprobs.append(
-            TokenLogprobs(logprob=_finite(row[0]), top=tuple(best[: _wanted(chunk)]))
-        )
+    rows = iter(found)
+    for chunk in chunks:
+        if _wanted(chunk) is not None:
+            row = next(rows)
+            if not chunk.request.is_finished:
+                chunk.request.logprobs.append(_token_logprobs(row, _wanted(chunk)))
+    for request, first, count in prompt.spans:
+        for place, row in zip(range(first, first + count), rows, strict=False):
+            if len(request.prompt_logprobs) == place - 1:
+                wanted = request.sampling.prompt_logprobs
+                request.prompt_logprobs.append(_token_logprobs(row, wanted))
+
+
+def _token_logprobs(row: Sequence[float], num_wanted: int | None) -> TokenLogprobs:
+    num_top = (len(row) - 1) // 2
+    values, ids = row[1 : 1 + num_top], row[1 + num_top :]
+    best = list(zip(map(int, ids), map(_finite, values), strict=True))
+    return TokenLogprobs(logprob=_finite(row[0]), top=tuple(best[:num_wanted]))
 
 
 def _wanted(chunk: Chunk) -> int | None:

@@ -18,7 +18,8 @@ class SamplingParams:
     temperature 0 is greedy. top_k 0 and top_p 1 keep the whole vocabulary. With a
     ``seed`` a request's tokens depend on nothing but its prompt, the weights and
     these parameters; without one the engine's seed and the request's number decide.
-    logprobs: log-probabilities of each sampled token and of this many likeliest ones.
+    logprobs: log-probabilities of each sampled token and of this many likeliest ones;
+    prompt_logprobs: the same of the prompt's tokens but the first.
     """
 
     max_tokens: int = 128
@@ -29,6 +30,7 @@ class SamplingParams:
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
 
     def __post_init__(self) -> None:
         if self.max_tokens < 1:
@@ -39,8 +41,10 @@ class SamplingParams:
             raise WorkloadError(f"--top-k {self.top_k}: must be 0 (off) or positive")
         if not 0 < self.top_p <= 1:
             raise WorkloadError(f"--top-p {self.top_p}: must be above 0 and at most 1")
-        if self.logprobs is not None and not 0 <= self.logprobs <= MOST_LOGPROBS:
-            raise WorkloadError(f"logprobs {self.logprobs}: must be 0 to {MOST_LOGPROBS}")
+        for name in ("logprobs", "prompt_logprobs"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= MOST_LOGPROBS:
+                raise WorkloadError(f"{name} {value}: must be 0 to {MOST_LOGPROBS}")
 
     @property
     def is_greedy(self) -> bool:
@@ -49,7 +53,7 @@ class SamplingParams:
 
 @dataclass(frozen=True, kw_only=True)
 class TokenLogprobs:
-    """One sampled token: its own log-probability and (id, log-probability) of the likeliest.
+    """One token: its own log-probability and (id, log-probability) of the likeliest.
 
     Of the softmax of the model's raw logits: before temperature, top-k and top-p.
     """
@@ -73,6 +77,7 @@ class Request:
     stop_ids: frozenset[int]
     output: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprobs] = field(default_factory=list)
+    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
     num_computed: int = 0
     num_pending: int = 0
     group: int = 0
@@ -112,7 +117,8 @@ class Request:
 class Completion:
     """A finished request. ``token_ids`` has the stop token where one ended it.
 
-    ``logprobs`` has one entry a token where the request asked for them.
+    ``logprobs`` has one entry a token where the request asked for them, and
+    ``prompt_logprobs`` one for each of the prompt's tokens but the first.
     """
 
     prompt_token_ids: tuple[int, ...]
@@ -120,3 +126,4 @@ class Completion:
     text: str | None
     finish_reason: FinishReason
     logprobs: tuple[TokenLogprobs, ...] = ()
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()

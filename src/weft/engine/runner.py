@@ -188,7 +188,7 @@ class StageRunner:
         )
         ids = self._graph_ids if in_graph else None
         if logits is not None and ids is None:
-            ids = self._sampler.choose(logits, chunks)
+            ids = self._sampler.choose(logits[: len(chunks)], chunks)
         ids = self._sampler.share(ids, len(chunks))
         if not in_graph or self._num_stages > 1:
             (rows,) = to_device(self.device, inputs.sampling_rows)
@@ -200,7 +200,7 @@ class StageRunner:
         self, logits: torch.Tensor | None, ids: torch.Tensor, inputs: StepInputs
     ) -> torch.Tensor | None:
         """What ``LogprobReader.read`` says of the sampled ``ids``; None where nobody asks."""
-        return self._logprobs.read(logits, ids, inputs.sampling)
+        return self._logprobs.read(logits, ids, inputs.sampling, inputs.prompt_rows)
 
     def run(self, inputs: StepInputs) -> torch.Tensor:
         """A whole step with nothing else under way: the ids [N]."""

@@ -11,9 +11,44 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from weft.engine.request import Request
 from weft.engine.scheduler import Chunk
 
 Integers = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptRows:
+    """M rows of prompts whose next token, known already, is asked for its log-probability.
+
+    spans: (request, place in the prompt of the first of these tokens, how many); rows [M]: of
+    the step; targets [M]: the tokens; num_top: most likeliest tokens that one of them wants.
+    """
+
+    spans: Sequence[tuple[Request, int, int]] = ()
+    rows: Sequence[int] = ()
+    targets: Sequence[int] = ()
+
+    @property
+    def num_top(self) -> int:
+        return max((one.sampling.prompt_logprobs or 0 for one, _, _ in self.spans), default=0)
+
+    @classmethod
+    def of(cls, chunks: Sequence[Chunk]) -> PromptRows:
+        """Those of a step's chunks, in their order."""
+        spans: list[tuple[Request, int, int]] = []
+        rows: list[int] = []
+        targets: list[int] = []
+        first = 0
+        for chunk in chunks:
+            request = chunk.request
+            if request.sampling.prompt_logprobs is not None:
+                after = request.prompt[chunk.start + 1 : chunk.start + 1 + chunk.count]
+                spans.append((request, chunk.start + 1, len(after)))
+                rows += range(first, first + len(after))
+                targets += after
+            first += chunk.count
+        return cls(spans=spans, rows=rows, targets=targets)
 
 
 @dataclass(kw_only=True)
@@ -23,7 +58,7 @@ class StepInputs:
     token_ids, positions [T]; fed_rows [T]: the request row whose last sampled id is the
     token, or -1 where token_ids has it; query_lengths, context_lengths [S]: rows of the
     step and positions including them; blocks: each sequence's cache blocks; rows [S]:
-    request rows; logit_rows [N]; new_blocks [.., 3]: (request row, place, block) that the
+    request rows; logit_rows [N + M]: those sampled, then those of ``prompt_rows``; new_blocks [.., 3]: (request row, place, block) that the
     device's table lacks.
     """
 
@@ -36,6 +71,7 @@ class StepInputs:
     blocks: Sequence[Sequence[int]]
     rows: Integers
     logit_rows: Integers
+    prompt_rows: PromptRows
     new_blocks: Integers
 
     @classmethod
@@ -45,6 +81,7 @@ class StepInputs:
         counts = np.array([chunk.count for chunk in chunks], dtype=np.int64)
         starts = np.array([chunk.start for chunk in chunks], dtype=np.int64)
         ends = counts.cumsum()
+        prompt_rows = PromptRows.of(chunks)
         first_rows: Integers = np.repeat(starts - (ends - counts), counts)
         return cls(
             chunks=chunks,
@@ -56,9 +93,13 @@ class StepInputs:
             blocks=[tuple(chunk.request.blocks) for chunk in chunks],
             rows=np.array([chunk.request.row for chunk in chunks], dtype=np.int64),
             logit_rows=np.array(
-                [end - 1 for end, chunk in zip(ends, chunks, strict=True) if chunk.samples],
+                [
+                    *(end - 1 for end, chunk in zip(ends, chunks, strict=True) if chunk.samples),
+                    *prompt_rows.rows,
+                ],
                 dtype=np.int64,
             ),
+            prompt_rows=prompt_rows,
             new_blocks=_new_blocks(chunks),
         )
 

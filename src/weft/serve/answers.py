@@ -13,7 +13,7 @@ from msgspec.json import encode
 from weft.serve.engine_client import EngineLostError
 from weft.serve.errors import error_body
 from weft.serve.generation import Generation, Piece
-from weft.serve.logprobs import chat_logprobs, completion_logprobs
+from weft.serve.logprobs import chat_logprobs, completion_logprobs, prompt_logprobs
 from weft.serve.protocol import StreamOptions
 from weft.serve.token_text import TokenTexts
 
@@ -24,10 +24,10 @@ class AnswerKind:
 
     chat: bool
     model: str
+    texts: TokenTexts
+    """How tokens are shown in log-probabilities."""
     token_ids: bool = False
     """Whether choices carry their tokens beside their text."""
-    logprobs_of: TokenTexts | None = None
-    """How tokens are shown in log-probabilities, where these are wanted."""
     id: str = field(default_factory=lambda: secrets.token_hex(12))
     created: int = field(default_factory=lambda: int(time.time()))
 
@@ -51,13 +51,15 @@ class AnswerKind:
     def _choice(self, piece: Piece, content: dict[str, Any]) -> dict[str, Any]:
         choice = {"index": piece.index, **content, "logprobs": self._logprobs(piece)}
         choice["finish_reason"] = piece.finish_reason
+        if piece.of_prompt is not None:
+            choice["prompt_logprobs"] = prompt_logprobs(*piece.of_prompt, self.texts)
         return choice | ({"token_ids": piece.token_ids} if self.token_ids else {})
 
     def _logprobs(self, piece: Piece) -> dict[str, Any] | None:
-        if self.logprobs_of is None or not piece.shown:
+        if not piece.shown:
             return None
         form = chat_logprobs if self.chat else completion_logprobs
-        return form(piece.shown, self.logprobs_of)
+        return form(piece.shown, self.texts)
 
 
 def usage(prompt: int, output: int) -> dict[str, int]:
@@ -89,6 +91,7 @@ def joined(pieces: Sequence[Piece]) -> Piece:
         finish_reason=last.finish_reason,
         token_ids=tuple(token for piece in pieces for token in piece.token_ids),
         shown=tuple(token for piece in pieces for token in piece.shown),
+        of_prompt=pieces[0].of_prompt,
     )
 
 

@@ -112,7 +112,7 @@ class _Service:
             chat=chat,
             model=self.settings.model_name,
             token_ids=body.return_token_ids,
-            logprobs_of=None if body.num_logprobs is None else self.texts,
+            texts=self.texts,
         )
         watch = asyncio.create_task(_abort_on_disconnect(request, generation))
         if body.stream:

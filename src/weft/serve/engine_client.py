@@ -67,6 +67,8 @@ class TokenEvent:
     token_id: int
     finish_reason: FinishReason | None = None
     logprobs: TokenLogprobs | None = None
+    prompt_logprobs: Sequence[TokenLogprobs] = ()
+    """With the first token, of the prompt's tokens but the first, where they are wanted."""
 
 
 @dataclass(frozen=True, kw_only=True)

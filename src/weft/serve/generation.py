@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from weft.engine.request import SamplingParams
+from weft.engine.request import SamplingParams, TokenLogprobs
 from weft.engine.tokenizer import Tokenizer
 from weft.serve.engine_client import EngineClient, TokenEvent
 from weft.serve.errors import ApiError
@@ -34,6 +34,8 @@ class Piece:
     """The tokens of this piece, a stop token included."""
     shown: tuple[ShownToken, ...] = ()
     """The tokens of the text with their log-probabilities, where they are wanted."""
+    of_prompt: tuple[Sequence[int], Sequence[TokenLogprobs]] | None = None
+    """In a choice's first piece: prompt and its log-probabilities, where they are wanted."""
 
 
 @dataclass(kw_only=True)
@@ -45,9 +47,42 @@ class Choice:
     prompt: Sequence[int]
     text: GrowingText
     stops: StopStrings
+    body: GenerationBody
+    _started: bool = False
+
+    @property
+    def only_prompt(self) -> bool:
+        """Whether nothing but the prompt is wanted: the engine's one token is left out."""
+        return self.body.max_tokens == 0
 
     def take(self, event: TokenEvent, num_tokens: int) -> Piece:
         """The piece that this token makes, the request's ``num_tokens``-th."""
+        if self._started:
+            return self._answer(event, num_tokens)
+        self._started = True
+        text, shown = self._echo(event) if self.body.echoes else ("", ())
+        if self.only_prompt:
+            piece = Piece(index=self.index, text="", num_tokens=0, finish_reason="length")
+        else:
+            piece = self._answer(event, num_tokens)
+        wanted = getattr(self.body, "prompt_logprobs", None) is not None
+        found = (self.prompt, event.prompt_logprobs) if wanted else None
+        return replace(piece, text=text + piece.text, shown=shown + piece.shown, of_prompt=found)
+
+    def _echo(self, event: TokenEvent) -> tuple[str, tuple[ShownToken, ...]]:
+        """The prompt's text and, where they are known, its tokens."""
+        growing, offsets, pieces = GrowingText(self.text.tokenizer), [], []
+        for token in self.prompt:
+            offsets.append(growing.length)
+            pieces.append(growing.add(token))
+        text = "".join([*pieces, growing.finish()])
+        self.text.length = len(text)
+        if self.body.num_logprobs is None:
+            return text, ()
+        each = (None, *event.prompt_logprobs)
+        return text, tuple(map(ShownToken, self.prompt, each, offsets))
+
+    def _answer(self, event: TokenEvent, num_tokens: int) -> Piece:
         reason = event.finish_reason
         offset, last = self.text.length, reason is not None
         added = self.text.finish() if reason == "stop" else self.text.add(event.token_id, last=last)
@@ -115,7 +150,7 @@ class Generation:
     def _advance(self, choice: Choice, event: TokenEvent) -> Piece:
         if self._first_s is None:
             self._first_s = time.perf_counter()
-        self.num_output_tokens += 1
+        self.num_output_tokens += not choice.only_prompt
         piece = choice.take(event, self.num_output_tokens)
         if piece.finish_reason is not None:
             del self._open[choice.number]
@@ -163,6 +198,7 @@ def start_generation(
                         prompt=prompt,
                         text=GrowingText(tokenizer),
                         stops=StopStrings(body.stops),
+                        body=body,
                     )
                 )
     except Exception:
@@ -185,7 +221,7 @@ def checked_length(engine: EngineClient, prompt: Sequence[int], max_tokens: int 
     if limits is None:
         raise ApiError(503, engine.trouble or "starting", code="engine_unavailable")
     room = limits.max_tokens - len(prompt)
-    wanted = room if max_tokens is None else max_tokens
+    wanted = room if max_tokens is None else max(max_tokens, 1)
     if room < 1 or wanted > room:
         raise ApiError(
             400,
@@ -213,4 +249,5 @@ def _sampling(body: GenerationBody, max_tokens: int, copy: int) -> SamplingParam
         stop_token_ids=tuple(body.stop_token_ids or ()),
         ignore_eos=body.ignore_eos,
         logprobs=body.num_logprobs,
+        prompt_logprobs=body.num_prompt_logprobs,
     )

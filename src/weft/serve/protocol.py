@@ -45,6 +45,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "audio": (None,),
     "modalities": (None, ["text"]),
     "prediction": (None,),
+    "prompt_logprobs": (None,),
     "functions": (None, []),
     "function_call": (None, "none"),
     "web_search_options": (None,),
@@ -127,11 +128,23 @@ class GenerationBody(BaseModel):
         """Likeliest tokens to name beside each sampled one; None: no log-probabilities."""
         return None
 
+    @property
+    def echoes(self) -> bool:
+        """Whether the prompt comes before its answer."""
+        return False
+
+    @property
+    def num_prompt_logprobs(self) -> int | None:
+        """Likeliest tokens to name beside each of the prompt; None: no log-probabilities."""
+        return None
+
 
 class CompletionBody(GenerationBody):
     """``POST /v1/completions``."""
 
-    neutral: ClassVar[dict[str, tuple[Any, ...]]] = _NEUTRAL | {"top_logprobs": (None, 0)}
+    neutral: ClassVar[dict[str, tuple[Any, ...]]] = {
+        name: values for name, values in _NEUTRAL.items() if name not in ("echo", "prompt_logprobs")
+    } | {"top_logprobs": (None, 0)}
 
     prompt: (
         Text
@@ -139,7 +152,16 @@ class CompletionBody(GenerationBody):
         | Annotated[list[Text], Field(min_length=1, max_length=MOST_CHOICES)]
         | Annotated[list[TokenIds], Field(min_length=1, max_length=MOST_CHOICES)]
     )
+    max_tokens: Annotated[int, Field(ge=0)] | None = None
     logprobs: Annotated[int, Field(ge=0, le=5, strict=True)] | None = None
+    echo: bool | None = False
+    prompt_logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS, strict=True)] | None = None
+
+    @model_validator(mode="after")
+    def _nothing_only_of_a_prompt(self) -> Self:
+        if self.max_tokens == 0 and not self.echo and self.prompt_logprobs is None:
+            raise ValueError("max_tokens 0 is only allowed with echo or prompt_logprobs")
+        return self
 
     @property
     def prompts(self) -> Sequence[str | TokenIds]:
@@ -160,6 +182,15 @@ class CompletionBody(GenerationBody):
     @property
     def num_logprobs(self) -> int | None:
         return self.logprobs
+
+    @property
+    def echoes(self) -> bool:
+        return bool(self.echo)
+
+    @property
+    def num_prompt_logprobs(self) -> int | None:
+        wanted = [self.prompt_logprobs, self.logprobs if self.echo else None]
+        return max((one for one in wanted if one is not None), default=None)
 
 
 class TextPart(BaseModel):

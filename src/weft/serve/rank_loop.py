@@ -187,11 +187,17 @@ class _Loop:
         )
         tokens = tuple((one.number, one.output[-1], one.finish_reason) for one in advanced)
         logprobs = {one.number: one.logprobs[-1] for one in advanced if one.logprobs}
+        of_prompts = {
+            one.number: one.prompt_logprobs
+            for one in advanced
+            if one.prompt_logprobs and len(one.output) == 1
+        }
         profile, self._profiled = self._profiled, None
         return StepDone(
             tokens=tokens,
             rejected=tuple(rejected),
             stats=stats,
             logprobs=logprobs,
+            prompt_logprobs=of_prompts,
             profile=profile,
         )

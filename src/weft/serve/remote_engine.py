@@ -229,7 +229,8 @@ class RemoteEngine:
         if done.profile is not None and replica.profile and not replica.profile.done():
             replica.profile.set_result(done.profile)
         for number, token, reason in done.tokens:
-            event = TokenEvent(token, reason, done.logprobs.get(number))
+            of_prompt = done.prompt_logprobs.get(number, ())
+            event = TokenEvent(token, reason, done.logprobs.get(number), of_prompt)
             self._requests.put(number, event)
             if reason is not None:
                 self._forget(number)

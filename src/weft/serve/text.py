@@ -34,7 +34,7 @@ class GrowingText:
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
         self._tail: list[int] = []
         self._told = ""
         self._num_pending = 0
@@ -52,14 +52,14 @@ class GrowingText:
         return self._give(hold_partial=False) if self._num_pending else ""
 
     def _give(self, *, hold_partial: bool) -> str:
-        text = self._tokenizer.decode(self._tail)
+        text = self.tokenizer.decode(self._tail)
         if hold_partial and text.endswith(_REPLACEMENT):
             return ""
         piece, self._told = text[len(self._told) :], text
         self.length += len(piece)
         if len(self._tail) > _LONGEST_TAIL:
             del self._tail[: -self._num_pending]
-            self._told = self._tokenizer.decode(self._tail)
+            self._told = self.tokenizer.decode(self._tail)
         self._num_pending = 0
         return piece
 

@@ -13,7 +13,7 @@ import pickle
 import secrets
 import socket
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from typing import Any, Final
@@ -77,13 +77,15 @@ class Rejected:
 class StepDone:
     """One step's tokens (number, token id, finish reason); none: a sign of life.
 
-    ``logprobs`` of the requests that want them, by number.
+    ``logprobs`` of the requests that want them, by number; ``prompt_logprobs`` with a request's
+    first token.
     """
 
     tokens: tuple[tuple[int, int, FinishReason | None], ...]
     rejected: tuple[Rejected, ...]
     stats: EngineStats
     logprobs: dict[int, TokenLogprobs] = field(default_factory=dict)
+    prompt_logprobs: Mapping[int, Sequence[TokenLogprobs]] = field(default_factory=dict)
     profile: tuple[StepTimes, ...] | None = None
 
 
