@@ -76,3 +76,14 @@ def cases(draw):
 @given(cases())
 def test_random_models(case):
     assert_same(*case)
+
+
+def test_a_row_says_what_its_calls_are_fused_with():
+    dry = dry_run(BUILTIN_MODELS["llama-3.1-8b"], Layout(tp=2), Workload())
+    fused = {(row.phase, row.op): row.fused for row in dry.collectives}
+    assert fused == {
+        ("prefill", "all_reduce"): "residual_rms_norm",
+        ("prefill", "all_gather"): None,
+        ("decode", "all_reduce"): "residual_rms_norm",
+        ("decode", "all_gather"): None,
+    }

@@ -178,7 +178,7 @@ def test_doctor_and_models(capsys):
 def test_an_unknown_all_reduce_is_named_before_anything_starts(command, capsys):
     assert run([*command, "embedded", "--all-reduce", "fast"]) == 2
     captured = capsys.readouterr()
-    assert captured.err == "weft: error: --all-reduce fast: choose one of auto, nccl, weft\n"
+    assert captured.err == "weft: error: --all-reduce fast: choose one of auto, weft, library\n"
     assert captured.out == ""
 
 
