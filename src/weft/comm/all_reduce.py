@@ -42,7 +42,7 @@ def all_reduce(
     group: a process group of torch.distributed, None for all ranks, or a communicator of weft.
     algorithm: ``auto``, ``library`` (nccl's or gloo's own) or the name of one of weft's.
     out: where the sum goes (default: in place). Works in captured graphs and under
-    torch.compile (the group no argument of the compiled function). The first call with a group sets it up, so all of its ranks must make it,
+    torch.compile. The first call with a group sets it up, so all of its ranks must make it,
     outside of a capture. Raises what :meth:`Reducer.all_reduce` raises, and UserError outside
     of the group or for a closed one.
     """
@@ -215,11 +215,9 @@ def _two_threads(reducer: Reducer) -> None:
 
 def _handle(group: Group, device: str) -> int:
     """What stands for the group in a compiled graph."""
-    if type(group).__name__ == "FakeScriptObject" or isinstance(group, Communicator):
-        raise UserError(
-            "all_reduce: under torch.compile the group must be a process group that the compiled "
-            "function finds by itself (a global, an attribute), not an argument of it"
-        )
+    if isinstance(group, Communicator):
+        raise UserError("all_reduce: pass the process group under torch.compile")
+    group = getattr(group, "real_obj", group)  # torch 2.13 traces with a stand-in of the group
     return _reducer_of(group, torch.device(device)).handle
 
 
