@@ -71,6 +71,21 @@ def test_echo_has_the_prompt_before_its_answer(client, stream, max_tokens):
         assert answer.usage.completion_tokens == 2 * max_tokens
 
 
+def test_echo_lists_the_stop_token(client):
+    """Evaluation tools leave out the last token, so there must be one after the prompt."""
+    answer = client.completions.create(
+        model="embedded",
+        prompt=list(b"abc"),
+        max_tokens=1,
+        logprobs=1,
+        echo=True,
+        extra_body={"stop_token_ids": [97]},
+    )
+    choice = answer.choices[0]
+    assert (choice.text, choice.finish_reason) == ("abc", "stop")
+    assert choice.logprobs.tokens == ["a", "b", "c", "a"]
+
+
 def test_prompt_logprobs_in_vllms_form(client):
     answer = client.completions.create(
         model="embedded", prompt=list(b"abc"), max_tokens=1, extra_body={"prompt_logprobs": 2}

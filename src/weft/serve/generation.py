@@ -88,7 +88,7 @@ class Choice:
         added = self.text.finish() if reason == "stop" else self.text.add(event.token_id, last=last)
         text = self.stops.add(added, last=last)
         shown: tuple[ShownToken, ...] = ()
-        if event.logprobs is not None and reason != "stop":
+        if event.logprobs is not None and (reason != "stop" or self.body.echoes):
             shown = (ShownToken(event.token_id, event.logprobs, offset),)
         if self.stops.hit:
             reason = "stop"
