@@ -40,7 +40,7 @@ class Server:
         self._reader = threading.Thread(target=self._read)
         self._reader.start()
         try:
-            wait_until(lambda: self.get("/ready")[0] == 200, START_S)
+            wait_until(lambda: self.get("/ready", timeout_s=START_S)[0] == 200, START_S)
         except BaseException:
             self.end()
             raise

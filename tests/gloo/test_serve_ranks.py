@@ -61,7 +61,7 @@ def completions(server: Server, **fields: Any) -> tuple[int, Any]:
 
 @pytest.mark.parametrize("layout", [[], ["--dp", "2"], ["--pp", "2"]])
 def test_answers_are_the_librarys(model, layout, expected):
-    server = Server(model, "--weights", "dummy", *layout)
+    server = Server(model, "--weights", "dummy", "--max-batch-tokens", "8", *layout)
     try:
         status, answer = completions(server)
         assert status == 200, answer
@@ -201,6 +201,7 @@ def test_what_the_ranks_refuse_is_one_line_and_their_exit_code(model):
         (["--max-waiting", "-1"], "--max-waiting -1"),
         (["--max-prompt", "0"], "--max-prompt 0"),
         (["--cache-tokens", "1"], "--cache-tokens 1"),
+        (["--max-batch-tokens", "0"], "--max-batch-tokens 0"),
         (["--stream-interval", "0"], "--stream-interval 0"),
         (["--drain", "-1"], "--drain -1"),
         (["--max-body-mb", "0"], "--max-body-mb 0"),

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from weft.serve.engine_client import EngineClient
     from weft.serve.wire import Meeting
 
-CPU_CACHE_TOKENS: Final = 16384
+CPU_DEFAULTS: Final = {"cache_tokens": 16384, "max_batch_tokens": 128}
 
 
 def serve(
@@ -56,6 +56,10 @@ def serve(
     max_prompt: Annotated[int | None, typer.Option(help="Longest prompt in tokens.")] = None,
     max_body_mb: Annotated[float, typer.Option(help="Largest request body.")] = 8.0,
     stream_interval: Annotated[int, typer.Option(help="Tokens in one event of a stream.")] = 1,
+    max_batch_tokens: Annotated[
+        int | None,
+        typer.Option(help="Prompt tokens computed in one step [CPU: 128, GPU: 8192]."),
+    ] = None,
     cache_tokens: Annotated[
         int | None,
         typer.Option(help="Positions in the key-value cache [CPU: 16384, GPU: what fits]."),
@@ -88,6 +92,7 @@ def serve(
         ("--max-waiting", max_waiting, 0),
         ("--max-prompt", max_prompt, 1),
         ("--stream-interval", stream_interval, 1),
+        ("--max-batch-tokens", max_batch_tokens, 1),
         ("--cache-tokens", cache_tokens, 16),
         ("--drain", drain, 0),
     )
@@ -101,6 +106,8 @@ def serve(
     }
     if dtype is not None:
         config["dtype"] = dtype
+    if max_batch_tokens is not None:
+        config["max_batch_tokens"] = max_batch_tokens
     if cache_tokens is not None:
         config["cache_tokens"] = cache_tokens
 
@@ -271,6 +278,6 @@ def _work_as_rank(
     from weft.serve.wire import Meeting
 
     if pick_device(device, current_rank().local_rank).type == "cpu":
-        config = {"cache_tokens": CPU_CACHE_TOKENS} | config
+        config = CPU_DEFAULTS | config
     with LLM(model, layout, device=device, timeout_s=timeout_s, **config) as llm:
         serve_rank(llm.engine, llm.groups, Meeting.from_environment(), max_waiting)
