@@ -90,6 +90,13 @@ def test_no_source_touches_multicast() -> None:
         assert "multimem" not in path.read_text()
 
 
+def test_one_header_holds_the_assembly_and_the_shared_memory() -> None:
+    """So that a host can run everything else (tests/adversary)."""
+    for path in nvrtc.SOURCES.iterdir():
+        if path.name != "ptx.cuh":
+            assert not re.search(r"\basm\b|\bvolatile\b", path.read_text()), path.name
+
+
 @pytest.mark.skipif(nvshmem.problem() is not None, reason=str(nvshmem.problem()))
 @pytest.mark.parametrize("nodes", [2, 4])
 def test_nvshmem_links(nodes: int) -> None:

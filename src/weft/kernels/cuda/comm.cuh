@@ -22,7 +22,6 @@ constexpr int kMaxWorld = 8;
 constexpr int kMaxBlocks = 512;
 constexpr u32 kEmpty = 0xFFFFFFFFu;        // NaN in fp32, two NaNs in fp16 and bf16
 constexpr u32 kEmptyStandIn = 0x7FFFFFFFu;  // NaNs as well: sent where the data is kEmpty
-constexpr u32 kSpinsPerClockRead = 256;
 
 enum Step : u32 { kStepExchange = 1, kStepScatter = 2, kStepGather = 3, kStepBetweenNodes = 4 };
 
@@ -54,31 +53,6 @@ struct Comm {  // by value in every launch; mirrored in communicator.py
 
 // ---- words on the fabric --------------------------------------------------------------------
 
-__device__ __forceinline__ void push(u8* slot, const Vec& vec) {
-  asm volatile("st.relaxed.sys.global.v4.u32 [%0], {%1,%2,%3,%4};" ::"l"(slot), "r"(vec.w[0]),
-               "r"(vec.w[1]), "r"(vec.w[2]), "r"(vec.w[3])
-               : "memory");
-}
-
-__device__ __forceinline__ Vec peek(const u8* slot) {
-  Vec vec;
-  asm volatile("ld.relaxed.sys.global.v4.u32 {%0,%1,%2,%3}, [%4];"
-               : "=r"(vec.w[0]), "=r"(vec.w[1]), "=r"(vec.w[2]), "=r"(vec.w[3])
-               : "l"(slot)
-               : "memory");
-  return vec;
-}
-
-__device__ __forceinline__ void push_word(u32* word, u32 value) {
-  asm volatile("st.relaxed.sys.global.u32 [%0], %1;" ::"l"(word), "r"(value) : "memory");
-}
-
-__device__ __forceinline__ u32 peek_word(const u32* word) {
-  u32 value;
-  asm volatile("ld.relaxed.sys.global.u32 %0, [%1];" : "=r"(value) : "l"(word) : "memory");
-  return value;
-}
-
 __device__ __forceinline__ bool arrived(const Vec& vec) {
   return vec.w[0] != kEmpty && vec.w[1] != kEmpty && vec.w[2] != kEmpty && vec.w[3] != kEmpty;
 }
@@ -89,23 +63,7 @@ __device__ __forceinline__ Vec sendable(Vec vec) {
   return vec;
 }
 
-__device__ __forceinline__ void put_back(u8* slot) {
-  asm volatile("st.global.v4.u32 [%0], {%1,%1,%1,%1};" ::"l"(slot), "r"(kEmpty) : "memory");
-}
-
-__device__ __forceinline__ u64 nanoseconds() {
-  u64 value;
-  asm volatile("mov.u64 %0, %globaltimer;" : "=l"(value));
-  return value;
-}
-
-__device__ __forceinline__ void wait_for_kernel_before() {
-  asm volatile("griddepcontrol.wait;" ::: "memory");
-}
-
-__device__ __forceinline__ void let_next_kernel_start() {
-  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-}
+__device__ __forceinline__ void put_back(u8* slot) { fill(slot, kEmpty); }
 
 // ---- faults -----------------------------------------------------------------------------------
 
@@ -130,12 +88,12 @@ __device__ __noinline__ void raise_fault(const Comm& comm, u32 step, u32 epoch, 
     if (comm.peer[k] == nullptr) continue;
     push_word(&reinterpret_cast<Header*>(comm.peer[k])->poison, poison);
   }
-  volatile Fault* fault = comm.fault;
-  fault->missing = poison & 0xFFFFu;
-  fault->step = poison >> 16 & 0x7FFFu;
-  fault->epoch = epoch;
+  Fault* fault = comm.fault;
+  store_volatile(poison & 0xFFFFu, &fault->missing);
+  store_volatile(poison >> 16 & 0x7FFFu, &fault->step);
+  store_volatile(epoch, &fault->epoch);
   __threadfence_system();
-  fault->raised = 1;
+  store_volatile(1u, &fault->raised);
 }
 
 __device__ __forceinline__ u32 block_of_grid() { return blockIdx.y * gridDim.x + blockIdx.x; }
@@ -200,7 +158,7 @@ struct Call {
     const u32 num_blocks = gridDim.y * gridDim.x;
     for (u32 b = block_of_grid() + threadIdx.x * num_blocks; b < kMaxBlocks;
          b += blockDim.x * num_blocks) {
-      header->epoch[b] = epoch;
+      store_word(epoch, &header->epoch[b]);
     }
   }
 

@@ -152,8 +152,8 @@ struct HostLink {
         part(part_),
         parity(shared.epoch & 1) {
     if (blockIdx.x != 0 || threadIdx.x != 0) return;
-    *static_cast<volatile u64*>(record.shape + parity) =
-        static_cast<u64>(call.epoch) << 32 | blockDim.x / 32 << 26 | part;
+    store_volatile(static_cast<u64>(call.epoch) << 32 | blockDim.x / 32 << 26 | part,
+                   record.shape + parity);
   }
 
   __device__ __forceinline__ u8* inbox(u32 from, u32 index) const {
@@ -170,13 +170,8 @@ struct HostLink {
     u32 spins = 0;
     u64 deadline = 0;
     while (true) {
-      u32 flag;
-      asm volatile("ld.acquire.sys.global.u8 %0, [%1];"
-                   : "=r"(flag)
-                   : "l"(in_flag(from, tile))
-                   : "memory");
-      if (flag != 0) return true;
-      if (++spins % 16 != 0) continue;
+      if (acquire_flag(in_flag(from, tile)) != 0) return true;
+      if (++spins % kSpinsPerClockReadOfChunk != 0) continue;
       const u64 now = nanoseconds();
       if (deadline == 0) deadline = now + call.comm.timeout_ns;
       // A counterpart that is there itself waits for another rank of its node. Whoever misses
@@ -195,11 +190,7 @@ struct HostLink {
     if (__syncthreads_or(!complete)) return false;
     if (threadIdx.x == 0) {
       __threadfence_system();
-      const u32 one = 1;
-      asm volatile("st.relaxed.sys.global.u8 [%0], %1;" ::"l"(record.out_flag +
-                                                              parity * record.max_chunks + tile),
-                   "r"(one)
-                   : "memory");
+      push_flag(record.out_flag + parity * record.max_chunks + tile, 1);
     }
     bool here = true;
     if (threadIdx.x < kNodes && threadIdx.x != node) here = wait_for_chunk(threadIdx.x, tile);
@@ -213,11 +204,7 @@ struct HostLink {
     }
     vec = sendable(pack(sum));
     __syncthreads();
-    if (threadIdx.x < kNodes && threadIdx.x != node) {
-      const u32 zero = 0;
-      asm volatile("st.relaxed.sys.global.u8 [%0], %1;" ::"l"(in_flag(threadIdx.x, tile)), "r"(zero)
-                   : "memory");
-    }
+    if (threadIdx.x < kNodes && threadIdx.x != node) push_flag(in_flag(threadIdx.x, tile), 0);
     return true;
   }
 };

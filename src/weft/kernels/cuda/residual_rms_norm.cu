@@ -25,20 +25,6 @@ struct Rows {
   float epsilon;
 };
 
-__device__ __forceinline__ Vec load(const Vec* vec) {
-  Vec value;
-  asm volatile("ld.global.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];"
-               : "=r"(value.w[0]), "=r"(value.w[1]), "=r"(value.w[2]), "=r"(value.w[3])
-               : "l"(vec));
-  return value;
-}
-
-__device__ __forceinline__ void store(Vec* vec, const Vec& value) {
-  asm volatile("st.global.v4.u32 [%0], {%1,%2,%3,%4};" ::"l"(vec), "r"(value.w[0]),
-               "r"(value.w[1]), "r"(value.w[2]), "r"(value.w[3])
-               : "memory");
-}
-
 __device__ __forceinline__ float round_to_element(float value) {
 #if WEFT_ELEMENT == 0
   return value;
@@ -53,17 +39,6 @@ __device__ __forceinline__ float sum_over_warp(float value) {
   return value;
 }
 
-__device__ __forceinline__ u32 shared_address(const void* pointer) {
-  return static_cast<u32>(__cvta_generic_to_shared(pointer));
-}
-
-// The same shared variable in block `block` of the cluster.
-__device__ __forceinline__ u32 in_block(u32 address, u32 block) {
-  u32 remote;
-  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(remote) : "r"(address), "r"(block));
-  return remote;
-}
-
 // Sums over all threads of a cluster, in a fixed order. Every warp stores its share into every
 // block together with its count (st.async), so nothing waits for the stores to other GPUs that
 // are still under way, as a barrier with release semantics would. `turn` numbers the sums.
@@ -75,13 +50,10 @@ struct ClusterSum {
   __device__ __forceinline__ void prepare() const {
     if (gridDim.x == 1) return;
     if (threadIdx.x == 0) {
-      for (int i = 0; i < 2; ++i) {
-        asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(shared_address(&arrived[i])));
-      }
-      asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+      for (int i = 0; i < 2; ++i) barrier_init(shared_address(&arrived[i]));
+      show_barriers_to_cluster();
     }
-    asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
-    asm volatile("barrier.cluster.wait.aligned;" ::: "memory");
+    meet_cluster();
   }
 
   __device__ __forceinline__ float over(float value, u32 turn) const {
@@ -89,44 +61,29 @@ struct ClusterSum {
     const u32 lane = threadIdx.x % 32;
     value = sum_over_warp(value);
     if (gridDim.x == 1) {
-      if (lane == 0) share[turn % 2][threadIdx.x / 32] = value;
+      if (lane == 0) store_shared(value, &share[turn % 2][threadIdx.x / 32]);
       __syncthreads();
     } else if (!exchange(value, turn, shares)) {
       return __int_as_float(0x7FC00000);
     }
-    const volatile float* mine = share[turn % 2];
-    float total = lane < shares ? mine[lane] : 0.0f;
-    if (lane + 32 < shares) total += mine[lane + 32];
+    const float* mine = share[turn % 2];
+    float total = lane < shares ? load_shared(mine + lane) : 0.0f;
+    if (lane + 32 < shares) total += load_shared(mine + lane + 32);
     return sum_over_warp(total);
   }
 
   __device__ __forceinline__ bool exchange(float value, u32 turn, u32 shares) const {
     const u32 lane = threadIdx.x % 32;
     const u32 barrier = shared_address(&arrived[turn % 2]);
-    if (threadIdx.x == 0) {
-      asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier),
-                   "r"(shares * 4)
-                   : "memory");
-    }
+    if (threadIdx.x == 0) barrier_expect(barrier, shares * 4);
     if (lane < gridDim.x) {
       const u32 warp = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
       const u32 place = in_block(shared_address(&share[turn % 2][warp]), lane);
-      asm volatile(
-          "st.async.shared::cluster.mbarrier::complete_tx::bytes.u32 [%0], %1, [%2];" ::"r"(place),
-          "r"(__float_as_uint(value)), "r"(in_block(barrier, lane))
-          : "memory");
+      store_async(place, __float_as_uint(value), in_block(barrier, lane));
     }
     u64 deadline = 0;
     for (u32 spins = 1;; ++spins) {
-      u32 complete;
-      asm volatile(
-          "{\n\t.reg .pred p;\n\t"
-          "mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n\t"
-          "selp.u32 %0, 1, 0, p;\n\t}"
-          : "=r"(complete)
-          : "r"(barrier), "r"(turn / 2 % 2)
-          : "memory");
-      if (complete != 0) return true;
+      if (barrier_passed(barrier, turn / 2 % 2)) return true;
       if (spins % kSpinsPerClockRead != 0) continue;
       if (deadline == 0) deadline = nanoseconds() + 1000000000;
       if (nanoseconds() > deadline) return false;  // every warp comes here, so only a fault can
@@ -151,18 +108,17 @@ __device__ __forceinline__ void add_and_normalise(const Rows& rows, const Cluste
       value[i] = round_to_element(added[i] + value[i]);
       squares += value[i] * value[i];
     }
-    if (complete) store(rows.residual_out + place, pack(value));
+    if (complete) store_vector(rows.residual_out + place, pack(value));
   }
   if (!complete) squares = __int_as_float(0x7FC00000);  // a row with a hole is no number at all
   const float mean = sums.over(squares, turn) * rows.per_element;
-  float scale;
-  asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(scale) : "f"(mean + rows.epsilon));
+  const float scale = reciprocal_square_root(mean + rows.epsilon);
   if (!inside || !complete) return;
   float factor[kElements];
   unpack(weight, factor);
 #pragma unroll
   for (int i = 0; i < kElements; ++i) value[i] = factor[i] * round_to_element(value[i] * scale);
-  store(rows.output + place, pack(value));
+  store_vector(rows.output + place, pack(value));
 }
 
 extern "C" __global__ void __launch_bounds__(1024, 1) all_reduce_residual_rms_norm(
@@ -183,7 +139,7 @@ extern "C" __global__ void __launch_bounds__(1024, 1) all_reduce_residual_rms_no
     Vec own;
     Vec added;
     Vec weights;
-    if (inside) own = sendable(load(rows.input + index));
+    if (inside) own = sendable(load_vector(rows.input + index));
 #pragma unroll
     for (int k = 1; k < kWorld; ++k) {
       if (inside && !call.poisoned) {
@@ -192,8 +148,8 @@ extern "C" __global__ void __launch_bounds__(1024, 1) all_reduce_residual_rms_no
     }
     if (turn == 0) call.announce();
     if (inside) {
-      added = load(rows.residual + index);
-      weights = load(rows.weight + column);
+      added = load_vector(rows.residual + index);
+      weights = load_vector(rows.weight + column);
     }
 #pragma unroll
     for (int s = 0; s < kWorld; ++s) {
@@ -227,9 +183,9 @@ extern "C" __global__ void __launch_bounds__(1024, 1)
     Vec added;
     Vec weights;
     if (inside) {
-      sum = load(rows.input + index);
-      added = load(rows.residual + index);
-      weights = load(rows.weight + column);
+      sum = load_vector(rows.input + index);
+      added = load_vector(rows.residual + index);
+      weights = load_vector(rows.weight + column);
     }
     add_and_normalise(rows, sums, row, column, turn, sum, added, weights, true);
   }

@@ -1,13 +1,8 @@
 // Sixteen bytes of a tensor: loads, stores, conversion to fp32 and back.
 //
-// No CUDA header is included, so that NVRTC needs no include path. The element
-// type is chosen by WEFT_ELEMENT (0 fp32, 1 fp16, 2 bf16) when compiling.
+// The element type is chosen by WEFT_ELEMENT (0 fp32, 1 fp16, 2 bf16) when compiling.
 #pragma once
-
-using u8 = unsigned char;
-using u16 = unsigned short;
-using u32 = unsigned int;
-using u64 = unsigned long long;
+#include "ptx.cuh"
 
 #if WEFT_ELEMENT == 0
 using Bits = u32;
@@ -18,33 +13,25 @@ using Bits = u16;
 constexpr int kElementBytes = sizeof(Bits);
 constexpr int kElements = 16 / kElementBytes;  // elements of one vector
 
-struct alignas(16) Vec {
-  u32 w[4];
-};
-
 // ---- one element --------------------------------------------------------------------------
 
 __device__ __forceinline__ float to_float(Bits bits) {
-  float value;
 #if WEFT_ELEMENT == 0
-  value = __uint_as_float(bits);
+  return __uint_as_float(bits);
 #elif WEFT_ELEMENT == 1
-  asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(bits));
+  return half_to_float(bits);
 #else
-  value = __uint_as_float(static_cast<u32>(bits) << 16);
+  return __uint_as_float(static_cast<u32>(bits) << 16);
 #endif
-  return value;
 }
 
 // Two neighbouring elements rounded to nearest even and packed (fp32: see pack below).
 __device__ __forceinline__ u32 pack_pair(float low, float high) {
-  u32 packed;
 #if WEFT_ELEMENT == 1
-  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
+  return pack_halves(low, high);
 #else
-  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
+  return pack_bfloats(low, high);
 #endif
-  return packed;
 }
 
 // ---- one vector ---------------------------------------------------------------------------
@@ -102,19 +89,13 @@ struct Tensor {
 
   // Vector `index`; elements past the end read as zero.
   __device__ __forceinline__ Vec load(u64 index) const {
-    Vec vec;
-    if (whole(index)) {
-      asm volatile("ld.global.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];"
-                   : "=r"(vec.w[0]), "=r"(vec.w[1]), "=r"(vec.w[2]), "=r"(vec.w[3])
-                   : "l"(data + index * 16));
-      return vec;
-    }
+    if (whole(index)) return load_vector(data + index * 16);
     u64 half[2] = {0, 0};
 #pragma unroll 1
     for (int i = 0; i < kElements; ++i) {  // rare: short code matters more than speed
       const u64 element = index * kElements + i;
       if (element >= num_elements) break;
-      const u64 bits = reinterpret_cast<const volatile Bits*>(data)[element];
+      const u64 bits = load_volatile(reinterpret_cast<const Bits*>(data) + element);
       const u64 shifted = bits << (8 * kElementBytes * i % 64);
       half[0] |= i * 2 < kElements ? shifted : 0;
       half[1] |= i * 2 < kElements ? 0 : shifted;
@@ -126,9 +107,7 @@ struct Tensor {
   // Elements past the end are not written.
   __device__ __forceinline__ void store(u64 index, const Vec& vec) const {
     if (whole(index)) {
-      asm volatile("st.global.v4.u32 [%0], {%1,%2,%3,%4};" ::"l"(data + index * 16),
-                   "r"(vec.w[0]), "r"(vec.w[1]), "r"(vec.w[2]), "r"(vec.w[3])
-                   : "memory");
+      store_vector(data + index * 16, vec);
       return;
     }
     const u64 low = static_cast<u64>(vec.w[1]) << 32 | vec.w[0];
@@ -138,8 +117,8 @@ struct Tensor {
       const u64 element = index * kElements + i;
       if (element >= num_elements) break;
       const u64 half = i * 2 < kElements ? low : high;
-      reinterpret_cast<volatile Bits*>(data)[element] =
-          static_cast<Bits>(half >> (8 * kElementBytes * i % 64));
+      store_volatile(static_cast<Bits>(half >> (8 * kElementBytes * i % 64)),
+                     reinterpret_cast<Bits*>(data) + element);
     }
   }
 };
