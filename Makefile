@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test check unit format clean
+.PHONY: demo test check unit adversary format clean
 
 demo: $(VENV)/run
 	$(BIN)/weft study
@@ -18,6 +18,10 @@ check: $(VENV)/dev
 
 unit: $(VENV)/dev
 	$(BIN)/python -m pytest
+
+# 500,000 cases of the GPU kernels' source; docs/all-reduce-proof.md
+adversary: $(VENV)/dev
+	$(BIN)/python tests/adversary
 
 format: $(VENV)/dev
 	$(BIN)/ruff format .

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from weft.allreduce.algorithms import PROGRAMS, build
 from weft.allreduce.errors import UnknownAlgorithmError
 from weft.allreduce.numerics import STORAGE, add_in_order, from_float, to_float
-from weft.allreduce.packets import buffer_bytes
 from weft.allreduce.pairing import Pairing
 from weft.allreduce.program import Topology, slice_of
 from weft.allreduce.reference import all_reduce_reference
@@ -143,18 +142,3 @@ def test_rounding_is_torchs(dtype):
     special = from_float(np.array([np.nan, np.inf], dtype=np.float32), dtype)
     assert np.isnan(to_float(special, dtype)[0])
     assert np.isinf(to_float(special, dtype)[1])
-
-
-def test_buffer_sizes_are_what_the_documentation_says():
-    topology = Topology(gpus_per_node=4)
-    sizes = {
-        name: buffer_bytes([build(name, topology, 4096, rank) for rank in range(4)], 4, "16-byte")
-        for name in PROGRAMS
-    }
-    message = 4096 * 4
-    both_buffers_with_flags = 2 * 2 * message
-    assert sizes["one_shot"] == 3 * both_buffers_with_flags
-    assert sizes["two_shot"] == 1.5 * both_buffers_with_flags
-    assert sizes["ring"] == 1.5 * both_buffers_with_flags
-    assert sizes["recursive_doubling"] == 2 * both_buffers_with_flags
-    assert sizes["halving_doubling"] == 1.5 * both_buffers_with_flags

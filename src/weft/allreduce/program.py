@@ -1,8 +1,7 @@
 """A rank's program: who gets which slice from whom, and in which order it is summed.
 
-A program says nothing of how bytes travel. The emulator runs it over packets with an
-adversary between the ranks, the simulator over α-β links, the communicator over shared
-memory or sockets, the kernels over NVLink.
+A program says nothing of how bytes travel. The simulator runs it over α-β links, the
+communicator over shared memory or sockets.
 
 Rules that every program keeps:
 * each rank has as many steps as every other; a step may be empty;

@@ -3,9 +3,9 @@
 Every rank has an outbox for each of two buffers, taken by turns, and a control block. A
 rank writes a slice to its own outbox, then raises its progress counter; readers wait for
 the counter, then read. Nothing is written twice in a call, and a rank writes to a buffer
-again two calls later, when every rank has left the call that used it (see
-weft.allreduce.packets for why). Data before counter needs stores to be seen in order,
-which x86-64 guarantees; other processors use sockets.
+again two calls later, when every rank has left the call that used it (docs/allreduce.md
+says why). Data before counter needs stores to be seen in order, which x86-64 guarantees;
+other processors use sockets.
 """
 
 from __future__ import annotations

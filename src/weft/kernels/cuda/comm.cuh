@@ -19,7 +19,6 @@
 
 constexpr int kWorld = WEFT_WORLD;
 constexpr int kMaxWorld = 8;
-constexpr int kMaxBlocks = 512;
 constexpr u32 kEmpty = 0xFFFFFFFFu;        // NaN in fp32, two NaNs in fp16 and bf16
 constexpr u32 kEmptyStandIn = 0x7FFFFFFFu;  // NaNs as well: sent where the data is kEmpty
 

@@ -5,6 +5,7 @@
 #pragma once
 #include "types.cuh"
 
+constexpr int kMaxBlocks = 512;  // of a grid
 constexpr u32 kSpinsPerClockRead = 256;
 constexpr u32 kSpinsPerClockReadOfChunk = 16;
 

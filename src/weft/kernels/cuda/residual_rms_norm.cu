@@ -56,23 +56,29 @@ struct ClusterSum {
     meet_cluster();
   }
 
-  __device__ __forceinline__ float over(float value, u32 turn) const {
+  // call: of which the sum is a part, if any.
+  __device__ __forceinline__ float over(float value, u32 turn, const Call* call) const {
     const u32 shares = gridDim.x * (blockDim.x / 32);
     const u32 lane = threadIdx.x % 32;
     value = sum_over_warp(value);
     if (gridDim.x == 1) {
       if (lane == 0) store_shared(value, &share[turn % 2][threadIdx.x / 32]);
       __syncthreads();
-    } else if (!exchange(value, turn, shares)) {
-      return __int_as_float(0x7FC00000);
     }
+    const bool complete = gridDim.x == 1 || exchange(value, turn, shares, call);
     const float* mine = share[turn % 2];
     float total = lane < shares ? load_shared(mine + lane) : 0.0f;
     if (lane + 32 < shares) total += load_shared(mine + lane + 32);
+    if (!complete) total = __int_as_float(0x7FC00000);
     return sum_over_warp(total);
   }
 
-  __device__ __forceinline__ bool exchange(float value, u32 turn, u32 shares) const {
+  __device__ __forceinline__ static u64 patience_ns(const Call* call) {
+    return 1000000000 + (call != nullptr ? 2 * call->comm.timeout_ns : 0);
+  }
+
+  __device__ __forceinline__ bool exchange(float value, u32 turn, u32 shares,
+                                           const Call* call) const {
     const u32 lane = threadIdx.x % 32;
     const u32 barrier = shared_address(&arrived[turn % 2]);
     if (threadIdx.x == 0) barrier_expect(barrier, shares * 4);
@@ -85,16 +91,21 @@ struct ClusterSum {
     for (u32 spins = 1;; ++spins) {
       if (barrier_passed(barrier, turn / 2 % 2)) return true;
       if (spins % kSpinsPerClockRead != 0) continue;
-      if (deadline == 0) deadline = nanoseconds() + 1000000000;
-      if (nanoseconds() > deadline) return false;  // every warp comes here, so only a fault can
+      // Every warp comes here, after it has given up on a rank at the latest. A block must not
+      // end before: the others store into its memory.
+      if (deadline == 0) deadline = nanoseconds() + patience_ns(call);
+      if (nanoseconds() <= deadline) continue;
+      if (call != nullptr) raise_fault(call->comm, kStepExchange, call->epoch, call->comm.rank);
+      return false;
     }
   }
 };
 
 // Add the reduced vector of this thread to the residual, normalise the row and store both.
 __device__ __forceinline__ void add_and_normalise(const Rows& rows, const ClusterSum& sums,
-                                                  u32 row, u32 column, u32 turn, const Vec& sum, const Vec& residual,
-                                                  const Vec& weight, bool complete) {
+                                                  u32 row, u32 column, u32 turn, const Vec& sum,
+                                                  const Vec& residual, const Vec& weight,
+                                                  bool complete, const Call* call) {
   const bool inside = column < rows.row_vectors;
   const u64 place = static_cast<u64>(row) * rows.row_vectors + column;
   float value[kElements];
@@ -111,7 +122,7 @@ __device__ __forceinline__ void add_and_normalise(const Rows& rows, const Cluste
     if (complete) store_vector(rows.residual_out + place, pack(value));
   }
   if (!complete) squares = __int_as_float(0x7FC00000);  // a row with a hole is no number at all
-  const float mean = sums.over(squares, turn) * rows.per_element;
+  const float mean = sums.over(squares, turn, call) * rows.per_element;
   const float scale = reciprocal_square_root(mean + rows.epsilon);
   if (!inside || !complete) return;
   float factor[kElements];
@@ -161,7 +172,7 @@ extern "C" __global__ void __launch_bounds__(1024, 1) all_reduce_residual_rms_no
     __syncwarp();  // lanes leave the wait one by one; shuffles of a split warp cost 0.9 us
     const Vec sum = reduce_in_rank_order(own, received, comm.rank);
     if (complete) call.clear(slot, pending);
-    add_and_normalise(rows, sums, row, column, turn, sum, added, weights, complete);
+    add_and_normalise(rows, sums, row, column, turn, sum, added, weights, complete, &call);
   }
   call.finish();
 }
@@ -187,6 +198,6 @@ extern "C" __global__ void __launch_bounds__(1024, 1)
       added = load_vector(rows.residual + index);
       weights = load_vector(rows.weight + column);
     }
-    add_and_normalise(rows, sums, row, column, turn, sum, added, weights, true);
+    add_and_normalise(rows, sums, row, column, turn, sum, added, weights, true, nullptr);
   }
 }

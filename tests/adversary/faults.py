@@ -1,0 +1,179 @@
+"""Faults to plant in the kernels' real source, each as it could be made by hand."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from adversary.machine import Patch
+from adversary.world import Shape
+
+THREE = Shape(ranks=3, nodes=1)
+FUSED = ("all_reduce_residual_rms_norm",)
+NODES = Shape(ranks=3, nodes=3)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fault:
+    """What is wrong, where, and which cases can show it."""
+
+    name: str
+    patch: Patch
+    kernels: tuple[str, ...] = ("one_shot", "two_shot")
+    shape: Shape = field(default=THREE)
+    lose: bool = False
+
+
+FAULTS = (
+    Fault(
+        name="one mailbox instead of two",
+        patch=("comm.cuh", "kHeaderBytes + (epoch & 1) * comm.mailbox_bytes;", "kHeaderBytes;"),
+    ),
+    Fault(
+        name="the idle word is not put back",
+        patch=("comm.cuh", "put_back(u8* slot) { fill(slot, kEmpty); }", "put_back(u8*) {}"),
+    ),
+    Fault(
+        name="arrived looks at one word of four",
+        patch=(
+            "comm.cuh",
+            " && vec.w[1] != kEmpty && vec.w[2] != kEmpty && vec.w[3] != kEmpty",
+            "",
+        ),
+    ),
+    Fault(
+        name="arrived leaves out the third word",
+        patch=("comm.cuh", " && vec.w[2] != kEmpty", ""),
+    ),
+    Fault(
+        name="the epoch advances before the block has read it",
+        patch=(
+            "comm.cuh",
+            "    __syncthreads();\n    const u32 num_blocks",
+            "    const u32 num_blocks",
+        ),
+    ),
+    Fault(
+        name="no wait for the kernel before",
+        patch=("comm.cuh", "    wait_for_kernel_before();\n", ""),
+    ),
+    Fault(
+        name="the epoch advances only for the blocks of this grid",
+        patch=("comm.cuh", "b < kMaxBlocks;", "b < num_blocks;"),
+    ),
+    Fault(
+        name="a dropped tail",
+        patch=(
+            "vector.cuh",
+            "return (num_elements + kElements - 1) / kElements;",
+            "return num_elements / kElements;",
+        ),
+    ),
+    Fault(
+        name="a part that is rounded down",
+        patch=("all_reduce.cu", "(num_vectors + kWorld - 1) / kWorld", "num_vectors / kWorld"),
+        kernels=("two_shot",),
+    ),
+    Fault(
+        name="elements past the end are written",
+        patch=(
+            "vector.cuh",
+            "      if (element >= num_elements) break;\n      const u64 half",
+            "      const u64 half",
+        ),
+    ),
+    Fault(
+        name="an idle word is sent as data",
+        patch=("all_reduce.cu", "const Vec own = sendable(", "const Vec own = ("),
+        kernels=("one_shot",),
+    ),
+    Fault(
+        name="the sum begins with the own values",
+        patch=(
+            "comm.cuh",
+            "vec.w[i] = s == rank ? own.w[i] : vec.w[i];\n    accumulate(sum, vec);\n  }\n  return pack(sum);",
+            """vec.w[i] = s == rank ? own.w[i] : vec.w[i];
+    if (s != rank) accumulate(sum, vec);
+  }
+  accumulate(sum, own);
+  return pack(sum);""",
+        ),
+        shape=Shape(ranks=3, dtype="float32"),
+    ),
+    Fault(
+        name="put back before it has come",
+        patch=(
+            "all_reduce.cu",
+            "    if (!call.wait(slot, received, pending, kStepExchange)) break;",
+            """    call.clear(slot, pending);
+    if (!call.wait(slot, received, pending, kStepExchange)) break;""",
+        ),
+        kernels=("one_shot",),
+    ),
+    Fault(
+        name="a lost rank's part is summed all the same",
+        patch=(
+            "all_reduce.cu",
+            "if (!call.wait(slot, received, pending, kStepExchange)) break;",
+            "call.wait(slot, received, pending, kStepExchange);",
+        ),
+        kernels=("one_shot",),
+        lose=True,
+    ),
+    Fault(
+        name="the host hears of a fault before it can read it",
+        patch=(
+            "comm.cuh",
+            "  __threadfence_system();\n  store_volatile(1u, &fault->raised);",
+            "  store_volatile(1u, &fault->raised);",
+        ),
+        lose=True,
+    ),
+    Fault(
+        name="the missing ranks are those that came",
+        patch=("comm.cuh", "- epoch) < 0)", "- epoch) >= 0)"),
+        lose=True,
+    ),
+    Fault(
+        name="a cluster waits no longer than for itself",
+        patch=("residual_rms_norm.cu", "(call != nullptr ? 2 * call->comm.timeout_ns : 0)", "0"),
+        kernels=FUSED,
+        lose=True,
+    ),
+    Fault(
+        name="one buffer for the sums of a cluster",
+        patch=("residual_rms_norm.cu", "&share[turn % 2][warp]", "&share[0][warp]"),
+        kernels=FUSED,
+    ),
+    Fault(
+        name="a barrier's phase is not that of its turn",
+        patch=("residual_rms_norm.cu", "turn / 2 % 2)) return true", "turn % 2)) return true"),
+        kernels=FUSED,
+    ),
+    Fault(
+        name="the sums of a block are read before they are there",
+        patch=(
+            "residual_rms_norm.cu",
+            "      __syncthreads();\n    }\n    const bool complete",
+            "    }\n    const bool complete",
+        ),
+        kernels=FUSED,
+    ),
+    Fault(
+        name="rounds of recursive doubling share a slot",
+        patch=("link.cuh", "base + round * part + index};", "base + index};"),
+        kernels=("hierarchical_doubling",),
+        shape=NODES,
+    ),
+    Fault(
+        name="nodes write where the gather is",
+        patch=("hierarchical.cuh", "part, 2 * gather);", "part, gather);"),
+        kernels=("hierarchical_direct",),
+        shape=Shape(ranks=4, nodes=2),
+    ),
+    Fault(
+        name="what a node got is not put back",
+        patch=("link.cuh", "    call.clear(slot, pending);\n    return true;", "    return true;"),
+        kernels=("hierarchical_direct",),
+        shape=NODES,
+    ),
+)
