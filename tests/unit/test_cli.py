@@ -52,6 +52,8 @@ from weft.vocabulary.workload import Workload
         (["predict", "/nonexistent/model"], "/nonexistent/model"),
         (["trace", "qwen2.5-7b", "--tp", "8", "--dry-run"], "--tp 8"),
         (["run", "embedded", "--ids", "1,b"], "1,b"),
+        (["run", "embedded", "--text", "a", "--batch", "4"], "--batch 4"),
+        (["run", "embedded", "--ids", "1", "--prompt", "4"], "--prompt 4"),
         (["run", "embedded", "--ids", "999999"], "999999"),
         (["run", "embedded", "--prompt", "9000"], "8192"),
         (["run", "embedded", "--temperature", "-1"], "--temperature"),

@@ -71,6 +71,8 @@ def run(
     if weights not in ("auto", "dummy"):
         raise UserError(f"--weights {weights}: choose auto or dummy")
     ranks.check_all_reduce(all_reduce)
+    if text or ids:
+        _refuse_sizes(prompt=prompt, batch=batch)
     load = options.make_workload("paper", prompt, decode, batch)
     prompts = _prompts(text, ids, load, seed, spec.vocab_size)
 
@@ -105,6 +107,14 @@ def run(
         master_address=master_addr,
         master_port=master_port,
     )
+
+
+def _refuse_sizes(**sizes: int | None) -> None:
+    for name, value in sizes.items():
+        if value is not None:
+            raise UserError(
+                f"--{name} {value}: is about made-up prompts; leave it out with --text and --ids"
+            )
 
 
 def _prompts(

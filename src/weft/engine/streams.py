@@ -38,8 +38,8 @@ def _exchange(spec: ModelSpec, groups: ProcessGroups, conventions: Conventions) 
         return AllToAllExperts(groups.ep, experts)
     if layout.ep != layout.tp:
         raise LayoutError(
-            f"--ep {layout.ep}: engine {conventions.name} adds up its experts over the "
-            f"tensor-parallel group; set --ep {layout.tp} or --engine weft"
+            f"`ep` {layout.ep}: engine {conventions.name} adds up its experts over the "
+            f"tensor-parallel group; set `ep` {layout.tp} or `conventions` weft"
         )
     share = experts // layout.ep
     return LocalExperts(range(groups.ep.rank * share, (groups.ep.rank + 1) * share))
