@@ -24,6 +24,7 @@ ALLOWED = {
     "planning": LIGHT | {"closed_form", "fabric", "allreduce", "prediction", "report"},
     "launch": {"errors"},
     "kernels": LIGHT | {"fabric", "allreduce"},
+    "plugins": LIGHT | {"comm", "kernels"},
     "comm": LIGHT | {"launch", "fabric", "allreduce", "kernels"},
     "layers": LIGHT | {"comm"},
     "models": LIGHT | {"layers"},

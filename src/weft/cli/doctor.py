@@ -29,7 +29,7 @@ def doctor(output_format: Format = OutputFormat.TABLE) -> None:
 
     Example: weft doctor
     """
-    rows = [*_machine(), *_packages(), *_devices(), *_all_reduce()]
+    rows = [*_machine(), *_packages(), *_devices(), *_all_reduce(), *_plugins()]
     print_rows(rows, output_format)
 
 
@@ -122,3 +122,18 @@ def _selection() -> dict[str, str]:
         advice = "weft calibrate --device cuda measures this machine"
         return _row("all-reduce", "table of the GPU kernels", "built in", advice)
     return _row("all-reduce", "table of the GPU kernels", "calibrated", f"fabric {fabric.name}")
+
+
+def _plugins() -> Iterator[dict[str, str]]:
+    from weft.plugins import switch
+    from weft.plugins.entry import ENGINES
+
+    choice = os.environ.get(switch.VARIABLE, "")
+    for engine, packages, oldest, newest in ENGINES:
+        version = switch.installed(packages)
+        if version is None:
+            yield _row("plugin", engine, "no", "not installed here")
+            continue
+        reason = switch.refusal(choice or switch.ON, engine, version, oldest, newest)
+        state = "off" if choice in switch.OFF or reason else "on"
+        yield _row("plugin", engine, state, reason or f"{version}; {switch.VARIABLE}=1 turns it on")

@@ -78,6 +78,10 @@ class ProgramReducer(Reducer):
         """See Reducer."""
         return tuple(PROGRAMS)
 
+    def takes(self, tensor: torch.Tensor) -> bool:
+        """See Reducer."""
+        return self.algorithm_for(tensor) != BACKEND
+
     def all_reduce(
         self,
         tensor: torch.Tensor,

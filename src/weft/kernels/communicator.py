@@ -100,6 +100,12 @@ class DeviceAllReduce(Reducer):
 
     # ---- calls -------------------------------------------------------------------------------
 
+    def takes(self, tensor: torch.Tensor) -> bool:
+        """See Reducer."""
+        key = (tensor.numel(), tensor.dtype, AUTO)
+        plan = self._plans[key] if key in self._plans else self._plan(tensor, AUTO)
+        return plan is not None
+
     def all_reduce(
         self,
         tensor: torch.Tensor,

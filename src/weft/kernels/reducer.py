@@ -94,6 +94,10 @@ class Reducer:
         """What can be asked for by name, but for ``auto`` and the library's own."""
         return ()
 
+    def takes(self, tensor: torch.Tensor) -> bool:  # noqa: ARG002
+        """Whether weft reduces this tensor; ``auto`` leaves the others to the library."""
+        return False
+
     def all_reduce(
         self,
         tensor: torch.Tensor,
