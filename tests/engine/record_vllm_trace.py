@@ -28,6 +28,13 @@ CONFIG = {
     "eos_token_id": 2,
 }
 
+EXPERTS = {
+    "architectures": ["MixtralForCausalLM"],
+    "model_type": "mixtral",
+    "num_local_experts": 4,
+    "num_experts_per_tok": 2,
+}
+
 
 def settings(arguments: argparse.Namespace, model: pathlib.Path) -> dict[str, Any]:
     """Options of vllm.LLM; eager pipelines need a worker that allocates their buffers."""
@@ -48,6 +55,8 @@ def settings(arguments: argparse.Namespace, model: pathlib.Path) -> dict[str, An
             "torch_profiler_with_stack": False,
         },
     }
+    if arguments.expert_parallel:
+        values["enable_expert_parallel"] = True
     if arguments.pp > 1:
         values["worker_cls"] = "eager_pipeline_worker.EagerPipelineWorker"
     return values
@@ -62,6 +71,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--decode", default="4", help="output tokens: one number or one a prompt")
     parser.add_argument("--max-batched-tokens", type=int, default=512)
     parser.add_argument("--no-shapes", action="store_true")
+    parser.add_argument("--experts", action="store_true", help="four experts in place of one MLP")
+    parser.add_argument("--expert-parallel", action="store_true")
+    parser.add_argument("--prompt-logprobs", type=int, help="log-probabilities a prompt token")
     return parser.parse_args()
 
 
@@ -70,7 +82,8 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     model = arguments.out / "model"
     model.mkdir(exist_ok=True)
-    (model / "config.json").write_text(json.dumps(CONFIG), encoding="utf-8")
+    config = CONFIG | (EXPERTS if arguments.experts else {})
+    (model / "config.json").write_text(json.dumps(config), encoding="utf-8")
     os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "|".join(
         str(rank % (os.cpu_count() or 1)) for rank in range(arguments.tp * arguments.pp)
     )
@@ -83,7 +96,13 @@ def main() -> None:
     decode = [int(part) for part in arguments.decode.split(",")]
     prompts = [{"prompt_token_ids": [7 + i] * n} for i, n in enumerate(lengths)]
     sampling = [
-        SamplingParams(temperature=0, ignore_eos=True, max_tokens=n, detokenize=False)
+        SamplingParams(
+            temperature=0,
+            ignore_eos=True,
+            max_tokens=n,
+            detokenize=False,
+            prompt_logprobs=arguments.prompt_logprobs,
+        )
         for n in (decode * len(prompts) if len(decode) == 1 else decode)
     ]
     engine = LLM(**settings(arguments, model))

@@ -11,9 +11,8 @@ import typer
 from weft.cli.options import Format
 from weft.cli.output import OutputFormat, print_rows, progress
 from weft.cli.schedule_output import shape_text
-from weft.errors import CheckFailed
+from weft.errors import CheckFailed, UserError
 from weft.vocabulary.layout import Layout
-from weft.vocabulary.model_source import load_spec
 
 if TYPE_CHECKING:
     from weft.importer.imported import ImportedTrace
@@ -23,7 +22,10 @@ if TYPE_CHECKING:
 
 def import_(
     files: Annotated[
-        list[Path], typer.Argument(help="PyTorch profiler traces (.json or .json.gz), one a rank.")
+        list[Path],
+        typer.Argument(
+            help="PyTorch profiler traces (.json or .json.gz), one a rank, or a folder."
+        ),
     ],
     model: Annotated[
         str | None, typer.Option(help="The model that ran: name, directory or hub id.")
@@ -51,9 +53,13 @@ def import_(
     Example: weft import rank0.json.gz rank1.json.gz --model llama-3.1-8b
     """
     from weft.importer.importing import import_traces
+    from weft.importer.inputs import given_model, trace_files
 
-    spec = None if model is None else load_spec(model)
+    spec = None if model is None else given_model(model)
     wanted = None if layout is None else Layout.parse(layout)
+    for path in (perfetto, report):
+        _check_target(path)
+    files = trace_files(files)
     with progress() as bar:
         size = sum(file.stat().st_size for file in files if file.is_file())
         task = bar.add_task("reading traces", total=size)
@@ -76,6 +82,13 @@ def import_(
         raise CheckFailed(f"does not conform: {imported.conformance.reason}")
 
 
+def _check_target(path: Path | None) -> None:
+    """UserError where a file cannot be written, before anything is read."""
+    if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
+        what = "is a folder" if path.is_dir() else f"there is no folder {path.absolute().parent}"
+        raise UserError(f"cannot write {path}: {what}; name a file in a folder that is there")
+
+
 def _write_report(imported: ImportedTrace, path: Path) -> None:
     from weft.report import document, report_of, write_report
 
@@ -84,9 +97,13 @@ def _write_report(imported: ImportedTrace, path: Path) -> None:
 
 def _print(imported: ImportedTrace, output_format: OutputFormat) -> None:
     schedule = imported.schedule
-    title = f"{schedule.model.name} · {schedule.layout.name} · engine {schedule.engine} · import"
+    layout = schedule.layout.name if imported.run.is_known else "layout unknown"
+    title = f"{schedule.model.name} · {layout} · engine {schedule.engine} · import"
     rows = [_row(row) for row in imported.rows]
     document = imported.to_json() if output_format is OutputFormat.JSON else None
+    verdict = imported.conformance
+    if output_format is OutputFormat.TABLE:
+        print(f"{verdict.verdict}: {verdict.reason}")
     print_rows(rows, output_format, title=title, document=document)
     if output_format is OutputFormat.TABLE:
         for line in _remarks(imported):
@@ -101,13 +118,13 @@ def _row(measured: MeasuredRow) -> dict[str, Any]:
         "stage": row.stage,
         "phase": row.phase,
         "op": row.op,
-        "group": f"{row.group}{row.group_size}",
+        "group": f"{row.group}{row.group_size or ''}",
         "count": row.count,
         "input": shape_text(row.input_shape),
         "output": shape_text(row.output_shape),
         "dtype": row.dtype,
         "message_bytes": row.message_bytes,
-        "size_from": row.provenance,
+        "size_from": None if row.message_bytes is None else row.provenance,
         "min_us": _of(row.duration_us, "min"),
         "median_us": _of(row.duration_us, "median"),
         "max_us": _of(row.duration_us, "max"),
@@ -131,16 +148,18 @@ def _remarks(imported: ImportedTrace) -> list[str]:
         if clock.rank != clock.reference:
             low = "unbounded" if clock.low_us is None else f"{clock.low_us:.1f}"
             high = "unbounded" if clock.high_us is None else f"{clock.high_us:.1f}"
-            drift = "" if clock.is_consistent else "; the clocks drift"
+            drift = f"; drifts by {clock.drift_ppm:.1f} us a second" if clock.drift_ppm else ""
+            drift += "" if clock.is_consistent else "; the bounds contradict each other"
             lines.append(
                 f"clock of rank {clock.rank} against rank {clock.reference}: "
                 f"{clock.offset_us:.1f} us (from {low} to {high}){drift}"
             )
     if any(row.row.bound for row in imported.rows):
-        lines.append("bound upper: times include waiting for ranks whose traces are not here")
+        lines.append(
+            "bound upper: times include waiting, for ranks whose traces are not here or on clocks "
+            "that are not known well enough"
+        )
     for kind, listed in (("control", imported.control), ("unexplained", imported.unexplained)):
         lines += [f"{kind}: {c.count} x {c.name} ({c.phase}): {c.reason}" for c in listed]
     lines += [f"note: {note}" for note in imported.notes]
-    verdict = {True: "conforms", False: "does not conform", None: "not checked"}
-    lines.append(f"{verdict[imported.conformance.conforms]}: {imported.conformance.reason}")
     return lines

@@ -8,6 +8,7 @@ import errno
 import io
 import json
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -130,13 +131,36 @@ def _print_csv(rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _print_table(rows: Sequence[Mapping[str, Any]], title: str | None) -> None:
+    width = table_width()
+    cells = [{name: _cell(value) for name, value in row.items()} for row in rows]
+    names = _fitting(cells, width)
     table = Table(title=title, title_justify="left", header_style="bold")
-    for name, value in (rows[0] if rows else {}).items():
-        table.add_column(name, justify="right" if isinstance(value, int | float) else "left")
-    for row in rows:
-        table.add_row(*(_cell(value) for value in row.values()))
-    width = None if sys.stdout.isatty() else 320
+    for name in names:
+        is_number = isinstance(rows[0][name], int | float)
+        table.add_column(name, justify="right" if is_number else "left", no_wrap=True)
+    for row in cells:
+        table.add_row(*(row[name] for name in names))
     Console(width=width, highlight=False).print(table)
+    if rows and len(names) < len(rows[0]):
+        left = ", ".join(name for name in rows[0] if name not in names)
+        print(f"columns not shown: {left} (a wider terminal or --format csv has them)")
+
+
+def table_width() -> int:
+    """Columns of the terminal; plenty where the output goes elsewhere."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else 320
+
+
+def _fitting(cells: Sequence[Mapping[str, str]], width: int) -> list[str]:
+    """The first columns that a table of this width has room for; one at least."""
+    names: list[str] = []
+    used = 1
+    for name in cells[0] if cells else ():
+        used += max(len(name), *(len(row[name]) for row in cells)) + 3
+        if names and used > width:
+            break
+        names.append(name)
+    return names
 
 
 def _cell(value: Any) -> str:

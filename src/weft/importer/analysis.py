@@ -56,7 +56,8 @@ def timeline(
     for rank, trace in traces.items():
         number = reference - offsets[rank]
         if 0 <= number < len(trace.busy_steps):
-            shift = clocks[rank].offset_us if rank in clocks else 0.0
+            step = trace.busy_steps[number]
+            shift = clocks[rank].at(step.start_us) if rank in clocks else 0.0
             events += [
                 event | {"rank": rank, "start_us": start - shift, "end_us": end - shift}
                 for event, start, end in _events(trace, number)

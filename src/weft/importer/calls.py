@@ -4,15 +4,18 @@ record + kernel     by "External id" (torch.distributed over NCCL)
 operator + kernel   by "External id" (pynccl and custom all-reduce: no record)
 kernel alone        a call by itself (replays of CUDA graphs)
 operator + gloo     in order of time: the annotation runs on a worker thread
+operator + nccl:*   the same, where the records have no names (before torch 2.1)
+kernel + launch     by "correlation", where no "External id" leads to the call
 operator around anything above: the same call, and not counted again
 """
 
 from __future__ import annotations
 
 import re
-from bisect import bisect_left, insort
+from bisect import bisect_left, bisect_right, insort
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
+from math import prod
 from typing import Any, Final
 
 from weft.importer.events import Args, dtype_name
@@ -21,6 +24,7 @@ from weft.importer.rank_trace import Call, Size, Source
 from weft.importer.sources import Kind, operation_of
 
 MOST_RANKS: Final = 1 << 16
+_MOST_NESTED: Final = 6
 _NO_TRANSFER: Final = frozenset({"wait", "init", "coalesced", "start_coalescing", "end_coalescing"})
 _KERNEL_DTYPES: Final = (
     (re.compile(r"_bf16|bfloat16", re.IGNORECASE), "bfloat16"),
@@ -41,9 +45,11 @@ class _Joiner:
         self.records = layers.by_kind[Kind.RECORD]
         self.kernels = layers.by_kind[Kind.KERNEL]
         self.shared = layers.by_kind[Kind.SHARED_MEMORY]
-        self.gloo = sorted(layers.by_kind[Kind.GLOO], key=lambda layer: layer.start_us)
-        self.wrappers = sorted(layers.by_kind[Kind.WRAPPER], key=lambda layer: layer.start_us)
-        self.launches = layers.launches
+        self.gloo = sorted(layers.by_kind[Kind.GLOO], key=_start)
+        is_named = any(record.args.collective for record in self.records)
+        self.backend = [] if is_named else sorted(layers.by_kind[Kind.BACKEND], key=_start)
+        self.wrappers = sorted(layers.by_kind[Kind.WRAPPER], key=_start)
+        self.graphs, self.launches = layers.graphs, layers.launches
         self.ignored: Counter[str] = Counter()
         self._leaf_starts: dict[bytes, list[float]] = {}
 
@@ -54,10 +60,14 @@ class _Joiner:
             self._mark(layer)
             yield _shared_memory_call(layer)
         yield from self._wrapped_kernels(kernels_of)
-        for kernels in kernels_of.values():
-            for kernel in kernels:
-                yield self._lone_kernel(kernel)
-        yield from self._gloo_calls()
+        lone = [kernel for kernels in kernels_of.values() for kernel in kernels]
+        launched = self._by_launch(lone) if self.backend else {}
+        linked = {id(kernel) for kernels in launched.values() for kernel in kernels}
+        yield from (self._lone_kernel(kernel) for kernel in lone if id(kernel) not in linked)
+        operators = [w for w in self.wrappers if w.name.startswith("c10d::")]
+        waiting = [w for w in operators if not self._holds_leaf(w)]
+        for layer in [*self.gloo, *self.backend]:
+            yield self._annotated(layer, waiting, launched.get(id(layer), []))
         yield from self._lone_wrappers()
 
     def _mark(self, layer: Layer) -> None:
@@ -73,6 +83,8 @@ class _Joiner:
 
     def _recorded(self, kernels_of: dict[Any, list[Layer]]) -> Iterator[Call]:
         for record in self.records:
+            if self.backend and not record.args.collective:
+                continue
             self._mark(record)
             name = str(record.args.collective or "unnamed")
             if name in _NO_TRANSFER:
@@ -91,32 +103,64 @@ class _Joiner:
                 continue
             kernels = kernels_of.pop(identity)
             self._mark(wrapper)
-            call = _call(wrapper, str(wrapper.operation), "kernel", kernels)
+            call = _call(wrapper, wrapper.operation, "kernel", kernels)
             _set_dims(call, wrapper.args)
+            self._take_rows(call, wrapper)
             call.dtype = call.dtype or _kernel_dtype(kernels[0].name)
             yield call
 
     def _lone_kernel(self, kernel: Layer) -> Call:
-        call = _call(kernel, str(kernel.operation), "kernel", [kernel])
-        call.host_us = self.launches.get(kernel.args.correlation)
+        call = _call(kernel, kernel.operation, "kernel", [kernel])
+        call.host_us = self.graphs.get(kernel.args.correlation)
         call.dtype = _kernel_dtype(kernel.name)
         if kernel.args.collective:
             call.operation = operation_of(str(kernel.args.collective)) or call.operation
             _set_parameters(call, kernel.args)
         return call
 
-    def _gloo_calls(self) -> Iterator[Call]:
-        operators = [w for w in self.wrappers if w.name.startswith("c10d::")]
-        waiting = [w for w in operators if not self._holds_leaf(w)]
-        for layer in self.gloo:
-            operator = _take_matching(waiting, layer)
-            call = _call(layer, str(layer.operation), "gloo", [])
-            _set_dims(call, layer.args)
-            if operator is not None:
-                self._mark(operator)
-                call.host_us = operator.start_us
-                _refine_by_operator(call, operator)
-            yield call
+    def _by_launch(self, kernels: Sequence[Layer]) -> dict[int, list[Layer]]:
+        """Kernels that the host launched within an annotation, by ``id`` of the annotation."""
+        launches = self.launches.of({kernel.args.correlation for kernel in kernels})
+        threads: dict[bytes, list[Layer]] = defaultdict(list)
+        for annotation in self.backend:
+            threads[annotation.thread].append(annotation)
+        found: dict[int, list[Layer]] = defaultdict(list)
+        for kernel in kernels:
+            thread, time = launches.get(kernel.args.correlation, (b"", 0.0))
+            index = bisect_right(threads[thread], time, key=_start) - 1
+            if index >= 0 and time <= threads[thread][index].end_us:
+                found[id(threads[thread][index])].append(kernel)
+        return found
+
+    def _annotated(self, layer: Layer, waiting: list[Layer], kernels: Sequence[Layer]) -> Call:
+        """The call that a backend announced by an annotation, with the operator that asked."""
+        operator = _take_matching(waiting, layer)
+        source: Source = "gloo" if layer.kind is Kind.GLOO else "backend"
+        call = _call(layer, layer.operation, source, kernels)
+        if layer.kind is Kind.BACKEND:
+            self._mark(layer)
+        _set_dims(call, layer.args)
+        if operator is not None:
+            self._mark(operator)
+            call.host_us = operator.start_us
+            _refine_by_operator(call, operator)
+        return call
+
+    def _take_rows(self, call: Call, inner: Layer) -> None:
+        """The operator around the one that launched the kernel may know the rows of a flat tensor."""
+        if call.input_shape is None or len(call.input_shape) > 1:
+            return
+        last = bisect_right(self.wrappers, inner.start_us, key=_start)
+        for outer in reversed(self.wrappers[max(0, last - _MOST_NESTED) : last]):
+            dims = _tensors(outer.args)
+            if (
+                outer is not inner
+                and outer.thread == inner.thread
+                and outer.end_us >= inner.end_us
+                and dims
+                and prod(dims[0][0]) == call.input_shape[0]
+            ):
+                call.input_shape = dims[0][0]
 
     def _lone_wrappers(self) -> Iterator[Call]:
         """Operators with nothing of theirs below: traces without kernels or records."""
@@ -126,7 +170,7 @@ class _Joiner:
             if self._holds_leaf(wrapper) or (inner is not None and inner <= wrapper.end_us):
                 continue
             nearest[wrapper.thread] = wrapper.start_us
-            call = _call(wrapper, str(wrapper.operation), "operator", [])
+            call = _call(wrapper, wrapper.operation, "operator", [])
             _set_dims(call, wrapper.args)
             yield call
 
@@ -138,8 +182,13 @@ class _Joiner:
         return index < len(starts) and starts[index] <= wrapper.end_us
 
 
+def _start(layer: Layer) -> float:
+    return layer.start_us
+
+
 def _call(layer: Layer, operation: str, source: Source, kernels: Sequence[Layer]) -> Call:
     """A call with the times of its kernels, or of the layer itself where it has none."""
+    traffic = layer.traffic or (kernels[0].traffic if kernels else None)
     if not kernels:
         return Call(
             operation=operation,
@@ -148,6 +197,8 @@ def _call(layer: Layer, operation: str, source: Source, kernels: Sequence[Layer]
             start_us=layer.start_us,
             duration_us=layer.duration_us,
             host_us=layer.start_us,
+            variant=traffic.variant if traffic else None,
+            fused=traffic.fused if traffic else None,
         )
     start = min(kernel.start_us for kernel in kernels)
     end = max(kernel.end_us for kernel in kernels)
@@ -159,6 +210,8 @@ def _call(layer: Layer, operation: str, source: Source, kernels: Sequence[Layer]
         duration_us=end - start,
         host_us=layer.start_us,
         on_device=True,
+        variant=traffic.variant if traffic else None,
+        fused=traffic.fused if traffic else None,
     )
 
 
@@ -193,10 +246,22 @@ def _ranks(args: Args) -> tuple[int, ...] | None:
 
 
 def _set_dims(call: Call, args: Args) -> None:
-    """Shapes from the recorded inputs: the first tensor is the input of the operation."""
-    tensors = _tensors(args)
+    """Shapes from the recorded inputs: the first tensor, or every one of the first list."""
+    tensors = _first_list(args) or _tensors(args)[:1]
+    if len(tensors) > 1:
+        call.tensors = tuple(tensors)
     if tensors:
         call.input_shape, call.dtype = tensors[0]
+
+
+def _first_list(args: Args) -> list[Size]:
+    """The tensors of the first argument where it is a list: all of them travel."""
+    first = args.dims[0] if isinstance(args.dims, list) and args.dims else None
+    if not isinstance(first, list) or _is_shape(first):
+        return []
+    types = args.types if isinstance(args.types, list) else [None]
+    dtype = dtype_name(types[0]) if types else None
+    return [(tuple(part), dtype) for part in first if _is_shape(part) and part]
 
 
 def _tensors(args: Args) -> list[Size]:
@@ -222,7 +287,7 @@ def _is_shape(value: Any) -> bool:
 
 def _shared_memory_call(layer: Layer) -> Call:
     """``_C::shm_*`` of vLLM on CPU: (handle, input[, output]) or (handle, tensor list, peer)."""
-    call = _call(layer, str(layer.operation), "shared-memory", [])
+    call = _call(layer, layer.operation, "shared-memory", [])
     tensors = _tensors(layer.args)
     if layer.operation in ("send", "recv"):
         call.tensors = tuple(tensors) or None
@@ -241,7 +306,7 @@ def _take_matching(waiting: list[Layer], annotation: Layer) -> Layer | None:
     for position, operator in enumerate(waiting):
         if operator.start_us > annotation.start_us:
             return None
-        wanted = str(operator.operation)
+        wanted = operator.operation
         if annotation.operation in (wanted, _SAME_UNDER_GLOO.get(wanted)):
             return waiting.pop(position)
     return None
@@ -249,12 +314,21 @@ def _take_matching(waiting: list[Layer], annotation: Layer) -> Layer | None:
 
 def _refine_by_operator(call: Call, operator: Layer) -> None:
     """Gloo reduces-and-scatters by an all-reduce: the call is what the program asked for."""
-    call.operation = str(operator.operation)
+    call.operation = operator.operation
     tensors = _tensors(operator.args)
     if operator.name.endswith("_base_") and len(tensors) > 1:
         call.output_shape, call.input_shape = tensors[0][0], tensors[1][0]
+        call.group_size = call.group_size or _ratio(call)
     elif call.input_shape is None:
         _set_dims(call, operator.args)
+
+
+def _ratio(call: Call) -> int | None:
+    """How many ranks share what is gathered or scattered, by the sizes of both sides."""
+    if call.operation not in ("all_gather", "reduce_scatter"):
+        return None
+    small, large = sorted((prod(call.input_shape or (0,)), prod(call.output_shape or (0,))))
+    return large // small if small and not large % small else None
 
 
 def _kernel_dtype(name: str) -> str | None:

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any, Final
 
 from weft.importer.calls import MOST_RANKS, join_layers
-from weft.importer.events import Event, decode_args, dtype_name
+from weft.importer.events import Event, decode_args, decode_correlation, dtype_name
 from weft.importer.labels import StepLabel, parse_label
 from weft.importer.layers import LAYER_KINDS, Layer, Layers
 from weft.importer.overlap import merged, set_overlaps
 from weft.importer.rank_trace import ProcessGroup, RankTrace, Step
 from weft.importer.reader import TraceReader
-from weft.importer.sources import Kind, classify
+from weft.importer.sources import Kind, Traffic, classify
 from weft.vocabulary.dtypes import MODEL_DTYPES
 
 _MATRICES_LOOKED_AT: Final = 200
@@ -41,7 +41,7 @@ class _Collector:
         self._device_spans: dict[Any, tuple[float, float]] = {}
         self._dtypes: Counter[str] = Counter()
         self._matrices_seen = 0
-        self._kinds: dict[tuple[str, str], tuple[Kind, str | None]] = {}
+        self._kinds: dict[tuple[str, str], tuple[Kind, Traffic | None]] = {}
 
     def add(self, events: list[Event]) -> None:
         kinds = self._kinds
@@ -56,11 +56,18 @@ class _Collector:
             if kind[0] is Kind.COMPUTE:
                 starts.append(event.ts)
                 ends.append(event.ts + event.dur)
+            elif kind[0] is Kind.LAUNCH:
+                self._launched(event)
             elif kind[0] is Kind.MATRIX:
                 self._see_matrix(event)
             else:
                 self._keep(event, *kind)
         self.num_events += len(events)
+
+    def _launched(self, event: Event) -> None:
+        correlation = decode_correlation(event.args)
+        if correlation is not None:
+            self.layers.launches.add(correlation, event.ts, bytes(event.tid))
 
     def _see_matrix(self, event: Event) -> None:
         """The element type of the first matrix products is that of the activations."""
@@ -73,12 +80,12 @@ class _Collector:
     def activation_dtype(self) -> str | None:
         return max(self._dtypes, key=lambda name: self._dtypes[name], default=None)
 
-    def _keep(self, event: Event, kind: Kind, operation: str | None) -> None:
+    def _keep(self, event: Event, kind: Kind, traffic: Traffic | None) -> None:
         args = decode_args(event.args)
         if kind in LAYER_KINDS:
             layer = Layer(
                 kind=kind,
-                operation=operation,
+                traffic=traffic,
                 name=event.name,
                 thread=bytes(event.tid),
                 start_us=event.ts,
@@ -87,7 +94,7 @@ class _Collector:
             )
             self.layers.by_kind[kind].append(layer)
         elif kind is Kind.GRAPH_LAUNCH:
-            self.layers.launches[args.correlation] = event.ts
+            self.layers.graphs[args.correlation] = event.ts
         elif kind is Kind.STEP_ON_DEVICE:
             self._device_spans[args.external_id] = (event.ts, event.ts + event.dur)
         elif label := parse_label(event.name):
@@ -143,7 +150,7 @@ def read_rank(path: Path, on_bytes: Callable[[int], None] | None = None) -> Rank
         compute_ends=ends,
         ignored=ignored,
         activation_dtype=collector.activation_dtype(),
-        num_graph_launches=len(collector.layers.launches),
+        num_graph_launches=len(collector.layers.graphs),
     )
 
 

@@ -3,29 +3,45 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from typing import Any, Final, Literal
 
 from weft.closed_form.schedule import Step, rows_of_steps
 from weft.importer.facts import ModelFacts
-from weft.importer.labels import StepLabel
+from weft.importer.layout_inference import RunLayout
+from weft.importer.locate import MOST_DEVIATIONS, Deviation, Locator
 from weft.importer.rank_trace import RankTrace
+from weft.importer.rows import OtherCalls, Tally
 from weft.vocabulary.comparison import RowComparison, compare
 from weft.vocabulary.conventions import Conventions
 from weft.vocabulary.layout import Layout
 from weft.vocabulary.model_spec import ModelSpec
 from weft.vocabulary.schedule import Collective, Schedule, merge_rows
 
+ModelSource = Literal["given", "dimensions", "matched", "trace"]
+PROMPT_LOGPROBS: Final = (
+    "requests ask for prompt_logprobs: the logits of prompt tokens are gathered"
+)
+_EXPERT_COLUMNS: Final = 256
+"""vLLM pads the outputs of quantized experts to a multiple of this."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Conformance:
-    """The verdict: ``conforms`` is None where nothing could be held against the trace."""
+    """The verdict: ``conforms`` is None where that cannot be said, ``verdict`` says why.
+
+    ``notes`` name the engine's settings that explain rows beyond its usual schedule.
+    """
 
     conforms: bool | None
+    verdict: str
     reason: str
     rows: tuple[RowComparison, ...] = ()
     differences: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    deviations: tuple[Deviation, ...] = ()
 
     @property
     def first_mismatch(self) -> RowComparison | None:
@@ -35,15 +51,254 @@ class Conformance:
         return {
             "engine": engine,
             "conforms": self.conforms,
+            "verdict": self.verdict,
             "explanation": self.reason,
             "counts": dict(Counter(row.verdict for row in self.rows)),
             "differences": list(self.differences),
+            "deviations": [deviation.to_json() for deviation in self.deviations],
             "rows": [_comparison_json(row) for row in self.rows],
         }
 
 
-def not_checked(reason: str) -> Conformance:
-    return Conformance(conforms=None, reason=reason)
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """What a verdict is made of.
+
+    ``lacking`` says which steps a rank's trace lacks, ``missing`` which ranks are not given.
+    """
+
+    schedule: Schedule
+    run: RunLayout
+    conventions: Conventions | None
+    model_source: ModelSource
+    facts: ModelFacts
+    tally: Tally
+    traces: Mapping[int, RankTrace]
+    lacking: Sequence[str]
+    missing: Sequence[int]
+
+    @property
+    def stages(self) -> dict[int, RankTrace]:
+        """A rank's trace of each stage: the one with the most steps."""
+        found: dict[int, RankTrace] = {}
+        for rank, trace in self.traces.items():
+            stage = self.run.layout.stage_of(rank)
+            if stage not in found or len(trace.busy_steps) > len(found[stage].busy_steps):
+                found[stage] = trace
+        return found
+
+
+def judge(evidence: Evidence) -> Conformance:
+    """The verdict on a run, row by row where there is a schedule to hold it against."""
+    if obstacle := _obstacle(evidence):
+        return Conformance(conforms=None, verdict="not checked", reason=obstacle)
+    actual, conventions = evidence.schedule, evidence.conventions
+    assert conventions is not None
+    expected = expected_rows(actual.model, actual.layout, conventions, evidence.stages)
+    expected = loosened(expected, actual.collectives)
+    settings = _settings(expected, evidence, conventions)
+    rows = tuple(compare(replace(actual, collectives=settings.rows), actual))
+    differences = tuple(evidence.facts.differences(actual.model, conventions.vocab_multiple))
+    faults = list(_faults(rows, differences, evidence))
+    deviations = tuple(_deviations(settings, evidence, conventions)) if faults else ()
+    if deviations:
+        faults.append(f"first: {deviations[0].text()}")
+    conforms, verdict, reason = _conclusion(rows, faults, evidence)
+    return Conformance(
+        conforms=conforms,
+        verdict=verdict,
+        reason=reason,
+        rows=rows,
+        differences=differences,
+        notes=tuple(settings.notes),
+        deviations=deviations[:MOST_DEVIATIONS],
+    )
+
+
+def _deviations(
+    settings: _Settings, evidence: Evidence, conventions: Conventions
+) -> list[Deviation]:
+    """Every call that differs, step by step and rank by rank, earliest first."""
+    schedule, run = evidence.schedule, evidence.run
+    calls = {
+        rank: {
+            step: [
+                (settings.usual.get(r.key, r), begin, end)
+                for r, begin, end in placed
+                if r.key not in settings.beyond
+            ]
+            for step, placed in steps.items()
+        }
+        for rank, steps in evidence.tally.calls.items()
+    }
+
+    def rows_of(stage: int, step: Step) -> dict[tuple[Any, ...], Collective]:
+        rows = rows_of_steps(schedule.model, run.layout, [step], conventions, [stage])
+        return {row.key: row for row in loosened(rows, schedule.collectives)}
+
+    remembered = lru_cache(maxsize=None)(rows_of)
+    wanted = {
+        rank: [remembered(run.layout.stage_of(rank), step) for step in _each_step(trace)]
+        for rank, trace in evidence.traces.items()
+    }
+    locator = Locator(run, evidence.traces, calls, schedule.model.num_layers)
+    found = [*locator.deviations(wanted), *map(_unexplained, evidence.tally.unexplained)]
+    return sorted(found, key=lambda d: (d.step is None, d.step or 0, d.time_us))
+
+
+def _unexplained(calls: OtherCalls) -> Deviation:
+    return Deviation(
+        kind="unexplained",
+        rank=calls.ranks[0],
+        stage=calls.stage,
+        step=None,
+        phase=calls.phase,
+        layer=None,
+        part=None,
+        op=calls.name,
+        shape=None,
+        time_us=calls.first_us or 0.0,
+    )
+
+
+def _obstacle(evidence: Evidence) -> str | None:
+    """Why there is nothing to hold the traces against."""
+    stages = evidence.stages
+    labels = [step.label for trace in stages.values() for step in trace.busy_steps]
+    if evidence.conventions is None:
+        return f"engine {evidence.schedule.engine} has no schedule to hold the trace against"
+    if not evidence.run.is_known:
+        return "the traces do not say how many ranks took part; give the layout, e.g. tp2"
+    if any(trace.truncated or trace.num_damaged for trace in evidence.traces.values()):
+        return "the traces are partial"
+    if not labels:
+        return "the traces have no step labels, so the steps are not known"
+    if any(label.num_tokens is None for label in labels):
+        return "some step labels do not tell their tokens"
+    return None
+
+
+def _faults(
+    rows: Sequence[RowComparison], differences: Sequence[str], evidence: Evidence
+) -> Iterator[str]:
+    failed = [row for row in rows if row.verdict != "equal"]
+    causes = [*(differences if failed else ()), *evidence.tally.disagreements]
+    if failed:
+        more = f" ({'; '.join(causes)})" if causes else ""
+        yield f"{len(failed)} of {len(rows)} rows differ. {explain(failed[0])}{more}"
+    elif causes:
+        yield "; ".join(causes)
+    for calls in evidence.tally.unexplained:
+        yield (
+            f"{calls.count} x {calls.name} ({calls.phase}, stage {calls.stage}): "
+            f"{calls.reason}, and the schedule has no such calls"
+        )
+
+
+def _conclusion(
+    rows: Sequence[RowComparison], faults: Sequence[str], evidence: Evidence
+) -> tuple[bool | None, str, str]:
+    num_rows, absent = len(rows), _absent(evidence)
+    unknown = _unknown_dimension(evidence) if _only_sizes_differ(rows) else []
+    is_given = evidence.model_source in ("given", "dimensions")
+    if faults and evidence.model_source == "dimensions":
+        why = "weft knows no schedule of this model's family, only its dimensions"
+        return None, "cannot tell", f"{why}; against a dense decoder: {'; '.join(faults)}"
+    if faults and (absent or unknown) and not is_given:
+        why = f"{'; '.join([*absent, *unknown])}; name the model to check it"
+        return None, "cannot tell", f"{why}; seen from here: {'; '.join(faults)}"
+    if faults:
+        return False, "does not conform", "; ".join(faults)
+    if absent:
+        return (
+            None,
+            "cannot tell",
+            f"{'; '.join(absent)}; all {num_rows} rows that are there are as expected",
+        )
+    if is_given:
+        return True, "conforms", f"all {num_rows} rows are as expected"
+    like = f" and with {evidence.schedule.model.name}" if evidence.model_source == "matched" else ""
+    return (
+        None,
+        "consistent with itself",
+        (f"all {num_rows} rows agree with each other{like}; name the model to check it"),
+    )
+
+
+def _absent(evidence: Evidence) -> list[str]:
+    reasons = list(evidence.lacking)
+    if evidence.missing:
+        listed = ", ".join(map(str, evidence.missing[:8])) + (", ..." * (len(evidence.missing) > 8))
+        reasons.insert(0, f"rank {listed} of {evidence.run.world_size} not given")
+    return reasons
+
+
+def _only_sizes_differ(rows: Sequence[RowComparison]) -> bool:
+    missing = {_kind(row.row) for row in rows if row.verdict == "missing"}
+    return missing == {_kind(row.row) for row in rows if row.verdict == "surplus"}
+
+
+def _unknown_dimension(evidence: Evidence) -> list[str]:
+    if evidence.model_source != "trace":
+        return []
+    facts, layout = evidence.facts, evidence.schedule.layout
+    names = {
+        "hidden size": facts.hidden_size,
+        "vocabulary": facts.vocab_size if layout.tp > 1 else 1,
+        "number of layers": facts.num_layers if layout.tp > 1 else 1,
+    }
+    unknown = [name for name, value in names.items() if value is None]
+    return [f"the traces do not show the model's {' and '.join(unknown)}"] if unknown else []
+
+
+@dataclass(kw_only=True)
+class _Settings:
+    """The expected rows with what a setting of the engine or of its requests adds to them.
+
+    ``beyond``: keys of rows that the usual schedule lacks; ``usual``: for a row that takes
+    the place of another one, that other one; ``notes`` name the settings.
+    """
+
+    rows: tuple[Collective, ...]
+    beyond: set[tuple[Any, ...]] = field(default_factory=set)
+    usual: dict[tuple[Any, ...], Collective] = field(default_factory=dict)
+    notes: dict[str, None] = field(default_factory=dict)
+
+
+def _settings(
+    expected: Sequence[Collective], evidence: Evidence, conventions: Conventions
+) -> _Settings:
+    wanted = {row.key: row for row in expected}
+    found = _Settings(rows=())
+    spec, layout = evidence.schedule.model, evidence.schedule.layout
+    shard = conventions.logits_shard(spec.vocab_size, layout.tp)
+    padded = -(-spec.hidden_size // _EXPERT_COLUMNS) * _EXPERT_COLUMNS
+    for row in evidence.schedule.collectives:
+        shape = row.input_shape
+        if row.key in wanted or shape is None or len(shape) != 2 or row.group != "tp":
+            continue
+        if shape[1] == shard and row.phase in ("prefill", "mixed") and _is_logits(row, expected):
+            wanted[row.key] = row
+            found.beyond.add(row.key)
+            found.notes[PROMPT_LOGPROBS] = None
+        elif row.op == "all_reduce" and shape[1] == padded != spec.hidden_size:
+            plain = (shape[0], spec.hidden_size)
+            whole = wanted.get(replace(row, input_shape=plain, output_shape=plain).key)
+            if whole is not None and whole.count >= 2 * row.count:
+                wanted[whole.key] = replace(whole, count=whole.count - row.count)
+                wanted[row.key] = row
+                found.usual[row.key] = whole
+                found.notes[f"the experts' outputs are padded to {padded} columns"] = None
+    found.rows = tuple(wanted.values())
+    return found
+
+
+def _is_logits(row: Collective, expected: Sequence[Collective]) -> bool:
+    """Whether the schedule has another all-gather of the vocabulary's shards in this phase."""
+    return row.op == "all_gather" and any(
+        other.op == "all_gather" and (other.phase, other.stage) == (row.phase, row.stage)
+        for other in expected
+    )
 
 
 def expected_rows(
@@ -59,47 +314,22 @@ def expected_rows(
     return merge_rows(rows)
 
 
-def _steps(trace: RankTrace) -> list[Step]:
-    """The busy steps, equal ones together; ids go out of a chunk's step only if they were seen to."""
+def _each_step(trace: RankTrace) -> Iterator[Step]:
+    """The busy steps; ids go out of a chunk's step only if they were seen to."""
     with_ids = {call.step for call in trace.calls if call.operation == "broadcast"}
-    counts: Counter[tuple[StepLabel, bool]] = Counter()
     for number, step in enumerate(trace.busy_steps):
-        may_skip = step.label.phase == "prefill" and number not in with_ids
-        counts[step.label, not may_skip] += 1
-    return [
-        Step(
-            phase=label.phase,
-            rows=label.num_tokens or 0,
-            sequences=label.num_sequences,
-            count=count,
-            returns_ids=returns_ids,
+        yield Step(
+            phase=step.label.phase,
+            rows=step.label.num_tokens or 0,
+            sequences=step.label.num_sequences,
+            count=1,
+            returns_ids=step.label.phase != "prefill" or number in with_ids,
         )
-        for (label, returns_ids), count in counts.items()
-    ]
 
 
-def judge(
-    expected: Sequence[Collective],
-    actual: Schedule,
-    facts: ModelFacts,
-    vocab_multiple: int,
-    disagreements: Sequence[str],
-) -> Conformance:
-    """Compare row by row; say which dimension of the model explains a mismatch."""
-    wanted = replace(actual, collectives=loosened(expected, actual.collectives))
-    rows = compare(wanted, actual)
-    failed = [row for row in rows if row.verdict != "equal"]
-    differences = tuple(facts.differences(actual.model, vocab_multiple))
-    if not failed and not disagreements:
-        return Conformance(
-            conforms=True, reason=f"all {len(rows)} rows are as expected", rows=tuple(rows)
-        )
-    causes = "; ".join([*differences, *disagreements])
-    first = explain(failed[0]) if failed else ""
-    reason = f"{len(failed)} of {len(rows)} rows differ. {first}" if failed else causes
-    if failed and causes:
-        reason += f" ({causes})"
-    return Conformance(conforms=False, reason=reason, rows=tuple(rows), differences=differences)
+def _steps(trace: RankTrace) -> list[Step]:
+    """The busy steps, equal ones together."""
+    return [replace(step, count=count) for step, count in Counter(_each_step(trace)).items()]
 
 
 def loosened(

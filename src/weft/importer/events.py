@@ -41,6 +41,22 @@ class Args(msgspec.Struct, gc=False, rename=None):
     types: Any = msgspec.field(default=None, name="Input type")
 
 
+class _Correlation(msgspec.Struct, gc=False):
+    correlation: Any = None
+
+
+_CORRELATION: Final = msgspec.json.Decoder(_Correlation)
+
+
+def decode_correlation(raw: msgspec.Raw) -> int | None:
+    """The id that links a launch with its kernel."""
+    try:
+        value = _CORRELATION.decode(raw).correlation
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    return value if isinstance(value, int) and 0 <= value < 1 << 63 else None
+
+
 _ARGS_DECODER: Final = msgspec.json.Decoder(Args)
 NO_ARGS: Final = Args()
 

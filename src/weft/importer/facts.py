@@ -5,11 +5,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Final
 
+from weft.importer.layout_inference import RunLayout
 from weft.importer.rank_trace import Call, RankTrace
 from weft.vocabulary.builtin_models import BUILTIN_MODELS
+from weft.vocabulary.dtypes import MODEL_DTYPES
 from weft.vocabulary.layout import Layout
 from weft.vocabulary.model_spec import ModelSpec
+
+_INTEGERS: Final = ("int32", "int64")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,8 +74,9 @@ class ModelFacts:
         )
 
 
-def read_facts(traces: Mapping[int, RankTrace], layout: Layout) -> ModelFacts:
+def read_facts(traces: Mapping[int, RankTrace], run: RunLayout) -> ModelFacts:
     """Read the dimensions off labelled steps; the most frequent value of each counts."""
+    layout = run.layout
     hidden: Counter[int] = Counter()
     vocabulary: Counter[int] = Counter()
     dtypes: Counter[str] = Counter()
@@ -78,8 +84,13 @@ def read_facts(traces: Mapping[int, RankTrace], layout: Layout) -> ModelFacts:
     for rank, trace in traces.items():
         stage = layout.stage_of(rank)
         for call in trace.calls:
-            _see_call(call, trace, layout, hidden, vocabulary)
-            if call.operation == "all_reduce" and call.dtype and call.step is not None:
+            if run.group_of(call, rank)[0] in ("tp", "pp") and call.dtype not in _INTEGERS:
+                _see_call(call, trace, run, hidden, vocabulary)
+            if (
+                call.operation == "all_reduce"
+                and call.dtype in MODEL_DTYPES
+                and call.step is not None
+            ):
                 dtypes[call.dtype] += 1
         layers = _layers(trace.calls, is_first=stage == 0)
         if layers is not None:
@@ -97,7 +108,7 @@ def read_facts(traces: Mapping[int, RankTrace], layout: Layout) -> ModelFacts:
 def _see_call(
     call: Call,
     trace: RankTrace,
-    layout: Layout,
+    run: RunLayout,
     hidden: Counter[int],
     vocabulary: Counter[int],
 ) -> None:
@@ -107,6 +118,9 @@ def _see_call(
     tokens, sequences = label.num_tokens, label.num_sequences
     shape = call.tensors[0][0] if call.tensors else call.input_shape
     elements = call.input_elements
+    if shape is not None and len(shape) == 1:
+        elements, shape = shape[0], None
+    layout = run.layout
     if call.operation in ("all_reduce", "send", "recv") and tokens and call.source != "gloo":
         parts = 1 if call.operation == "all_reduce" or call.tensors else _slices(layout, call)
         if shape is not None and len(shape) == 2:
@@ -127,7 +141,11 @@ def _slices(layout: Layout, call: Call) -> int:
 
 def _layers(calls: Iterable[Call], *, is_first: bool) -> int | None:
     """Layers of a stage: two all-reduces each, and one for the embedding on the first stage."""
-    counts = Counter(call.step for call in calls if call.operation == "all_reduce")
+    counts = Counter(
+        call.step
+        for call in calls
+        if call.operation == "all_reduce" and call.dtype not in _INTEGERS
+    )
     counts.pop(None, None)
     usual = _most_frequent(Counter(counts.values()))
     if usual is None or (usual - is_first) % 2 or usual <= is_first:

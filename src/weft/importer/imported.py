@@ -10,6 +10,7 @@ from weft.importer.analysis import time_share, timeline, waiting
 from weft.importer.clocks import ClockOffset
 from weft.importer.conformance import Conformance
 from weft.importer.facts import ModelFacts
+from weft.importer.layout_inference import RunLayout
 from weft.importer.rank_trace import RankTrace
 from weft.importer.rows import MeasuredRow, OtherCalls
 from weft.vocabulary.schedule import Schedule
@@ -26,6 +27,7 @@ class ImportedTrace:
     """
 
     schedule: Schedule
+    run: RunLayout
     model_source: str
     facts: ModelFacts
     is_uniform: bool
@@ -54,6 +56,11 @@ class ImportedTrace:
                 name: getattr(self.facts, name)
                 for name in ("num_layers", "hidden_size", "vocab_size")
             }
+        if not self.run.is_known:
+            document["layout"] = dict.fromkeys(document["layout"])
+        document["world_size"] = self.run.world_size
+        unknown = sum(row.row.count for row in self.rows if row.row.volume_bytes is None)
+        document["totals"]["unknown_calls"] = unknown
         if not self.is_uniform:
             document["workload"] = dict.fromkeys(document["workload"])
         document["steps"] = self._steps()

@@ -7,19 +7,19 @@ from dataclasses import replace
 from pathlib import Path
 
 from weft.errors import FileFormatError
-from weft.importer.clocks import ClockOffset, estimate_offsets
-from weft.importer.conformance import Conformance, expected_rows, judge, not_checked
+from weft.importer.clocks import estimate_offsets
+from weft.importer.conformance import Conformance, Evidence, ModelSource, judge
 from weft.importer.engines import conventions_of, engine_of
 from weft.importer.facts import ModelFacts, read_facts
 from weft.importer.imported import ImportedTrace
-from weft.importer.layout_inference import infer_layout
+from weft.importer.inputs import GivenModel
+from weft.importer.layout_inference import RunLayout, given_layout, infer_layout
 from weft.importer.load import load_ranks
 from weft.importer.pairing import meetings, share_sizes, split_waiting
 from weft.importer.rank_trace import RankTrace
 from weft.importer.rows import Adder, OtherCalls, Tally
-from weft.importer.run_check import by_rank, check_steps
+from weft.importer.run_check import by_rank, check_clocks, check_models, check_steps
 from weft.importer.sizes import Sizer
-from weft.vocabulary.conventions import Conventions
 from weft.vocabulary.layout import Layout
 from weft.vocabulary.model_spec import ModelSpec
 from weft.vocabulary.schedule import Schedule
@@ -29,7 +29,7 @@ from weft.vocabulary.workload import Workload
 def import_traces(
     paths: Sequence[Path],
     *,
-    model: ModelSpec | None = None,
+    model: ModelSpec | GivenModel | None = None,
     engine: str = "auto",
     layout: Layout | None = None,
     num_processes: int | None = None,
@@ -44,43 +44,64 @@ def import_traces(
     """
     traces = by_rank(load_ranks(paths, num_processes, on_bytes))
     _check_distributed(traces)
-    layout = layout or infer_layout(list(traces.values()))
-    _check_layout(traces, layout)
-    notes = check_steps(traces, layout)
-    found = meetings(traces, layout)
+    given = GivenModel(spec=model) if isinstance(model, ModelSpec) else model
+    ranks = list(traces.values())
+    name = engine_of(ranks, engine)
+    run = given_layout(layout, ranks) if layout else infer_layout(ranks, name)
+    lacking = check_steps(traces, run.layout)
+    check_models({rank: read_facts({rank: trace}, run) for rank, trace in traces.items()}, traces)
+    found = meetings(traces, run)
     share_sizes(found)
     clocks = estimate_offsets(list(traces), found)
-    split_waiting(found, lambda rank: clocks[rank].offset_us)
-    name = engine_of(list(traces.values()), engine)
-    conventions, more = conventions_of(name, list(traces.values()), layout)
-    facts = read_facts(traces, layout)
-    layout, split_notes = _with_stage_layers(layout, facts, model)
-    spec, model_source, model_notes = _model(model, facts)
+    notes = check_clocks(clocks, traces)
+    split_waiting(found, clocks)
+    conventions, more = conventions_of(name, ranks, run.layout)
+    facts = read_facts(traces, run)
+    run, split_notes = _with_stage_layers(run, facts, given.spec if given else None)
+    spec, model_source, model_notes = _model(given, facts)
     known = spec if model_source != "trace" else None
-    tally = _tally(traces, layout, known, facts, conventions)
-    notes += [*more, *split_notes, *model_notes, *_trace_notes(traces)]
+    sizer = Sizer(
+        spec=known, layout=run.layout, conventions=conventions, activation_dtype=facts.dtype
+    )
+    tally = Adder(run, sizer).tally(traces)
+    missing = tuple(rank for rank in range(run.world_size or 1) if rank not in traces)
     workload = _workload(traces)
-    if workload is None and any(trace.busy_steps for trace in traces.values()):
-        notes.append("served traffic: steps of unlike batches, no single prompt and decode length")
     schedule = Schedule(
         source="import",
         engine=name,
         model=spec,
-        layout=layout,
+        layout=run.layout,
         workload=workload or Workload(prompt_tokens=1, decode_tokens=1, batch=1),
         collectives=tuple(measured.row for measured in tally.rows),
     )
-    verdict = _verdict(traces, schedule, conventions, facts, tally)
+    verdict = judge(
+        Evidence(
+            schedule=schedule,
+            run=run,
+            conventions=conventions,
+            model_source=model_source,
+            facts=facts,
+            tally=tally,
+            traces=traces,
+            lacking=lacking,
+            missing=missing,
+        )
+    )
+    notes += [*more, *split_notes, *model_notes, *verdict.notes]
+    notes += [*_partial_notes(traces, missing, lacking), *_time_notes(tally)]
+    if workload is None and any(trace.busy_steps for trace in ranks):
+        notes.append("served traffic: steps of unlike batches, no single prompt and decode length")
     return ImportedTrace(
         schedule=schedule,
+        run=run,
         model_source=model_source,
         facts=facts,
         is_uniform=workload is not None,
         rows=tuple(tally.rows),
-        control=(*tally.control, *_ignored(traces, layout)),
+        control=(*tally.control, *_ignored(traces, run.layout)),
         unexplained=(*tally.unexplained, *_surplus(verdict)),
         conformance=verdict,
-        clocks=_clocks(clocks),
+        clocks=tuple(clocks[rank] for rank in sorted(clocks)) if len(clocks) > 1 else (),
         notes=tuple(notes),
         traces=traces,
     )
@@ -95,34 +116,33 @@ def _check_distributed(traces: Mapping[int, RankTrace]) -> None:
     )
 
 
-def _check_layout(traces: Mapping[int, RankTrace], layout: Layout) -> None:
-    highest = max(traces)
-    if highest >= layout.world_size:
-        layout.check_world(max(highest + 1, *(t.world_size or 1 for t in traces.values())))
-
-
 def _with_stage_layers(
-    layout: Layout, facts: ModelFacts, model: ModelSpec | None
-) -> tuple[Layout, list[str]]:
+    run: RunLayout, facts: ModelFacts, model: ModelSpec | None
+) -> tuple[RunLayout, list[str]]:
     """Take over an uneven split of the layers where all stages show theirs."""
-    total = facts.num_layers
+    total, layout = facts.num_layers, run.layout
     if (
         total is None
         or layout.pp == 1
         or layout.stage_layers
         or (model and model.num_layers != total)
     ):
-        return layout, []
+        return run, []
     seen = tuple(facts.stage_layers[stage] for stage in range(layout.pp))
     if seen == tuple(map(len, layout.layers_of_stages(total))):
-        return layout, []
+        return run, []
     note = f"the stages hold {', '.join(map(str, seen))} layers, not the even split"
-    return replace(layout, stage_layers=seen), [note]
+    return replace(run, layout=replace(layout, stage_layers=seen)), [note]
 
 
-def _model(model: ModelSpec | None, facts: ModelFacts) -> tuple[ModelSpec, str, list[str]]:
-    if model is not None:
-        return model, "given", []
+def _model(given: GivenModel | None, facts: ModelFacts) -> tuple[ModelSpec, ModelSource, list[str]]:
+    if given is not None and given.family is None:
+        return given.spec, "given", []
+    if given is not None:
+        note = (
+            f"family {given.family}: weft knows no schedule of it, only its dimensions are checked"
+        )
+        return given.spec, "dimensions", [note]
     candidates = facts.matching_models()
     if len(candidates) == 1:
         name = candidates[0].name
@@ -131,19 +151,13 @@ def _model(model: ModelSpec | None, facts: ModelFacts) -> tuple[ModelSpec, str, 
     return facts.stand_in(), "trace", [note]
 
 
-def _tally(
-    traces: Mapping[int, RankTrace],
-    layout: Layout,
-    spec: ModelSpec | None,
-    facts: ModelFacts,
-    conventions: Conventions | None,
-) -> Tally:
-    sizer = Sizer(spec=spec, layout=layout, conventions=conventions, activation_dtype=facts.dtype)
-    return Adder(layout, sizer).tally(traces)
-
-
-def _trace_notes(traces: Mapping[int, RankTrace]) -> list[str]:
-    notes = []
+def _partial_notes(
+    traces: Mapping[int, RankTrace], missing: Sequence[int], lacking: Sequence[str]
+) -> list[str]:
+    notes = [f"partial: {sentence}" for sentence in lacking]
+    if missing:
+        listed = ", ".join(map(str, missing[:8])) + (", ..." if len(missing) > 8 else "")
+        notes.append(f"partial: rank {listed} of {len(missing) + len(traces)} not given")
     if any(trace.num_graph_launches for trace in traces.values()):
         notes.append(
             "CUDA graphs: an engine may pad a captured step; sizes from the model are the label's"
@@ -154,6 +168,16 @@ def _trace_notes(traces: Mapping[int, RankTrace]) -> list[str]:
         if trace.num_damaged:
             notes.append(f"partial: {trace.num_damaged} events of {trace.path.name} are damaged")
     return notes
+
+
+def _time_notes(tally: Tally) -> list[str]:
+    """Which bandwidths are not told, and why."""
+    return [
+        f"no bandwidth of {m.row.count} x {m.row.op} of {m.row.message_bytes:,} bytes: its median "
+        f"time of {m.row.duration_us.median:,.1f} us cannot be that of the transfer"
+        for m in tally.rows
+        if m.is_impossible and m.row.duration_us is not None
+    ]
 
 
 def _workload(traces: Mapping[int, RankTrace]) -> Workload | None:
@@ -169,34 +193,6 @@ def _workload(traces: Mapping[int, RankTrace]) -> Workload | None:
     if not alike or tokens % batch:
         return None
     return Workload(prompt_tokens=tokens // batch, decode_tokens=len(labels), batch=batch)
-
-
-def _verdict(
-    traces: Mapping[int, RankTrace],
-    schedule: Schedule,
-    conventions: Conventions | None,
-    facts: ModelFacts,
-    tally: Tally,
-) -> Conformance:
-    if conventions is None:
-        return not_checked(f"engine {schedule.engine} has no schedule to hold the trace against")
-    if any(trace.truncated or trace.num_damaged for trace in traces.values()):
-        return not_checked("the traces are partial")
-    stages = _first_of_stages(traces, schedule.layout)
-    if not any(trace.busy_steps for trace in stages.values()):
-        return not_checked("the traces have no step labels, so the steps are not known")
-    labels = [step.label for trace in stages.values() for step in trace.busy_steps]
-    if any(label.num_tokens is None for label in labels):
-        return not_checked("some step labels do not tell their tokens")
-    expected = expected_rows(schedule.model, schedule.layout, conventions, stages)
-    return judge(expected, schedule, facts, conventions.vocab_multiple, tally.disagreements)
-
-
-def _first_of_stages(traces: Mapping[int, RankTrace], layout: Layout) -> dict[int, RankTrace]:
-    stages: dict[int, RankTrace] = {}
-    for rank, trace in traces.items():
-        stages.setdefault(layout.stage_of(rank), trace)
-    return stages
 
 
 def _ignored(traces: Mapping[int, RankTrace], layout: Layout) -> list[OtherCalls]:
@@ -216,7 +212,7 @@ def _ignored(traces: Mapping[int, RankTrace], layout: Layout) -> list[OtherCalls
 
 def _surplus(verdict: Conformance) -> list[OtherCalls]:
     """Rows that the engine's schedule does not have are unexplained."""
-    if verdict.conforms is None:
+    if verdict.conforms is not False:
         return []
     return [
         OtherCalls(
@@ -230,7 +226,3 @@ def _surplus(verdict: Conformance) -> list[OtherCalls]:
         for row in verdict.rows
         if row.verdict == "surplus" and row.actual is not None
     ]
-
-
-def _clocks(clocks: Mapping[int, ClockOffset]) -> tuple[ClockOffset, ...]:
-    return tuple(clocks[rank] for rank in sorted(clocks)) if len(clocks) > 1 else ()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
 from weft.errors import LayoutError
@@ -11,32 +12,81 @@ from weft.vocabulary.layout import GroupKind, Layout
 
 _BETWEEN_STAGES = ("send", "recv")
 _WITHIN_STAGE = ("all_reduce", "reduce_scatter", "all_gather", "gather")
+_ACROSS = ("send", "recv", "broadcast")
 
 
-def infer_layout(traces: Sequence[RankTrace]) -> Layout:
+@dataclass(frozen=True, kw_only=True)
+class RunLayout:
+    """The layout of a run, and whether its degrees are known.
+
+    A job of plain torch.distributed has groups but no degrees: its layout has one replica a
+    rank, and its calls are over ``world``. ``world_size`` is None where no trace tells it.
+    """
+
+    layout: Layout
+    is_known: bool
+    world_size: int | None
+
+    def group_of(self, call: Call, rank: int) -> tuple[GroupKind, int | None]:
+        """The kind of group that a call used and its size, None where nothing tells it."""
+        size = len(call.ranks) if call.ranks else call.group_size
+        if not self.is_known:
+            return "world", size or self.world_size
+        kinds: list[GroupKind] = ["pp", "tp"] if call.operation in _ACROSS else ["tp", "pp"]
+        for kind in [*kinds, "dp", "ep"]:
+            ranks = group_ranks(self.layout, kind, rank)
+            if len(ranks) > 1 and _fits(call, ranks):
+                return kind, len(ranks)
+        return "world", size or self.layout.world_size
+
+
+def _fits(call: Call, ranks: tuple[int, ...]) -> bool:
+    if call.ranks is not None:
+        return set(call.ranks) == set(ranks)
+    return call.group_size in (None, len(ranks))
+
+
+def given_layout(layout: Layout, traces: Sequence[RankTrace]) -> RunLayout:
+    """The user's layout. Raises LayoutError where the traces name another number of ranks."""
+    named = {trace.world_size for trace in traces if trace.world_size}
+    world = max(named, default=0)
+    highest = max(trace.rank or 0 for trace in traces)
+    if (world and world != layout.world_size) or highest >= layout.world_size:
+        raise LayoutError(
+            f"`layout` {layout.name}: has {layout.world_size} ranks, but the traces are of "
+            f"{world or highest + 1}; give a layout of as many, or none to read it off the traces"
+        )
+    return RunLayout(layout=layout, is_known=True, world_size=layout.world_size)
+
+
+def infer_layout(traces: Sequence[RankTrace], engine: str) -> RunLayout:
     """Degrees of tensor, pipeline and data parallelism of the run.
 
     vLLM makes its groups in a fixed order (world, tensor, ..., each with a twin for
     the host), which tells the tensor-parallel degree. Elsewhere the sizes of the
     groups that all-reduce and that send tell the degrees.
     """
-    world = max([len(traces), *(max(t.world_size or 0, (t.rank or 0) + 1) for t in traces)])
+    world = max(len(traces), *(max(t.world_size or 0, (t.rank or 0) + 1) for t in traces))
     calls = [call for trace in traces for call in trace.calls]
+    is_told = any(trace.world_size for trace in traces) or len(traces) > 1
+    if engine == "torch":
+        return RunLayout(
+            layout=Layout(dp=world), is_known=False, world_size=world if is_told else None
+        )
     sends = any(call.operation in _BETWEEN_STAGES and call.source != "gloo" for call in calls)
     sends |= any(call.group_description == "pp_broadcast" for call in calls)
     tp = _tp_by_group_order(traces) or _tp_by_operations(calls, world, sends)
     world = max(world, tp)
-    if world == 1 and calls:
-        raise LayoutError(
-            "the traces do not say how many ranks took part; give the layout, e.g. `layout` tp2"
-        )
+    if world == 1 and calls and not is_told:
+        return RunLayout(layout=Layout(), is_known=False, world_size=None)
     if world % tp:
         raise LayoutError(
             f"the traces name {world} ranks and tensor-parallel groups of {tp}: "
             "give the layout with `layout`"
         )
     rest = world // tp
-    return Layout(tp=tp, pp=rest) if sends else Layout(tp=tp, dp=rest)
+    layout = Layout(tp=tp, pp=rest) if sends else Layout(tp=tp, dp=rest)
+    return RunLayout(layout=layout, is_known=True, world_size=world)
 
 
 def _tp_by_group_order(traces: Sequence[RankTrace]) -> int | None:
@@ -66,22 +116,7 @@ def _group_size(call: Call) -> int | None:
     return size if size and size > 1 else None
 
 
-def group_of(call: Call, rank: int, layout: Layout) -> tuple[GroupKind, int]:
-    """The kind of group that a call used and its size."""
-    kinds: list[GroupKind] = ["pp", "tp"] if _crosses_stages(call) else ["tp", "pp"]
-    for kind in [*kinds, "dp", "ep"]:
-        ranks = group_ranks(layout, kind, rank)
-        if len(ranks) > 1 and (call.ranks is None or set(call.ranks) == set(ranks)):
-            return kind, len(ranks)
-    size = len(call.ranks) if call.ranks else call.group_size
-    return "world", size or layout.world_size
-
-
 @lru_cache(maxsize=4096)
 def group_ranks(layout: Layout, kind: GroupKind, rank: int) -> tuple[int, ...]:
     """Layout.group_of, once for each rank and kind: every call of a trace asks."""
     return layout.group_of(kind, rank)
-
-
-def _crosses_stages(call: Call) -> bool:
-    return call.operation in ("send", "recv", "broadcast")

@@ -9,18 +9,19 @@ start of the other side is needed, on a clock corrected by clocks.py.
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
-from weft.importer.layout_inference import group_of, group_ranks
+from weft.importer.layout_inference import RunLayout, group_ranks
 from weft.importer.rank_trace import Call, RankTrace
-from weft.vocabulary.layout import Layout
 
 SYMMETRIC: Final = frozenset(
     {"all_reduce", "all_gather", "reduce_scatter", "all_to_all", "barrier"}
 )
+_CLOCK_ERROR_US: Final = 5.0
+_CLOCK_ERROR_SHARE: Final = 0.1
 _POINT_TO_POINT: Final = frozenset({"send", "recv"})
 
 
@@ -35,36 +36,54 @@ class Meeting:
     def is_symmetric(self) -> bool:
         return next(iter(self.calls.values())).operation in SYMMETRIC
 
+    @property
+    def root(self) -> int | None:
+        """The rank that sends: to a receiver, or sampled ids from the last stage to the others."""
+        for rank, call in self.calls.items():
+            if call.operation == "send":
+                return rank
+        is_broadcast = next(iter(self.calls.values())).operation == "broadcast"
+        return max(self.calls) if is_broadcast and self.is_complete else None
 
-def meetings(traces: Mapping[int, RankTrace], layout: Layout) -> list[Meeting]:
-    """Every collective that two or more of the given ranks took part in."""
-    table: dict[tuple[Any, ...], dict[int, Call]] = defaultdict(dict)
+
+class Clock(Protocol):
+    """What pairing needs of a rank's clock (clocks.py has it)."""
+
+    @property
+    def is_consistent(self) -> bool: ...
+
+    @property
+    def width_us(self) -> float: ...
+
+    def at(self, time_us: float) -> float: ...
+
+
+def meetings(traces: Mapping[int, RankTrace], run: RunLayout) -> list[Meeting]:
+    """Every collective that two or more of the given ranks took part in.
+
+    Where the ranks made unlike numbers of calls of a kind in a step, nobody can say which
+    belong together: none of them is paired.
+    """
+    table: dict[tuple[Any, ...], dict[int, list[Call]]] = defaultdict(lambda: defaultdict(list))
     offsets = step_offsets(traces)
     for rank, trace in traces.items():
-        for key, call in _keyed(rank, trace, layout, offsets[rank]):
-            table[key][rank] = call
+        for call in trace.calls:
+            ranks = _participants(call, rank, run)
+            operation = "send" if call.operation == "recv" else call.operation
+            step = None if call.step is None else call.step + offsets[rank]
+            if ranks is not None:
+                table[ranks, operation, call.source == "gloo", step][rank].append(call)
     return [
-        Meeting(calls=calls, is_complete=len(calls) == len(key[0]))
+        Meeting(calls=dict(zip(calls, met, strict=True)), is_complete=len(calls) == len(key[0]))
         for key, calls in table.items()
-        if len(calls) > 1
+        if len(calls) > 1 and len({len(own) for own in calls.values()}) == 1
+        for met in zip(*calls.values(), strict=True)
     ]
 
 
-def _keyed(
-    rank: int, trace: RankTrace, layout: Layout, step_offset: int
-) -> Iterator[tuple[tuple[Any, ...], Call]]:
-    seen: Counter[tuple[Any, ...]] = Counter()
-    for call in trace.calls:
-        ranks = _participants(call, rank, layout)
-        operation = "send" if call.operation == "recv" else call.operation
-        step = None if call.step is None else call.step + step_offset
-        kind = (ranks, operation, call.source == "gloo", step)
-        yield (*kind, seen[kind]), call
-        seen[kind] += 1
-
-
-def _participants(call: Call, rank: int, layout: Layout) -> tuple[int, ...]:
-    """Global ranks of the call; (from, to) for a send or receive."""
+def _participants(call: Call, rank: int, run: RunLayout) -> tuple[int, ...] | None:
+    """Global ranks of the call; (from, to) for a send or receive; None where nothing tells."""
+    layout = run.layout
     if call.operation in _POINT_TO_POINT:
         away = layout.tp if call.operation == "send" else -layout.tp
         peer = call.peer if call.peer is not None else rank + away
@@ -73,35 +92,47 @@ def _participants(call: Call, rank: int, layout: Layout) -> tuple[int, ...]:
         return (rank, peer) if call.operation == "send" else (peer, rank)
     if call.ranks is not None:
         return call.ranks
-    kind, _ = group_of(call, rank, layout)
-    return group_ranks(layout, kind, rank)
+    kind, size = run.group_of(call, rank)
+    ranks = group_ranks(layout, kind, rank)
+    return ranks if len(ranks) == size else None
 
 
 def step_offsets(traces: Mapping[int, RankTrace]) -> dict[int, int]:
     """What to add to each rank's step numbers so that equal numbers are the same step.
 
-    Profilers start one after another, so a rank may miss the first steps of the others:
-    the longest list of labels is the reference, and each rank's list is looked up in it.
+    Profilers start and stop one after another, so a rank may miss steps of the others: the
+    longest list of labels is the reference, and each rank's list is looked up in it.
     """
-    labels = {rank: [step.label for step in trace.busy_steps] for rank, trace in traces.items()}
-    reference = max(labels.values(), key=len, default=[])
-    return {rank: _position(own, reference) or 0 for rank, own in labels.items()}
+    reference = max(traces.values(), key=lambda trace: len(trace.busy_steps))
+    return {rank: _position(own, reference) or 0 for rank, own in traces.items()}
 
 
 def same_steps(first: RankTrace, second: RankTrace) -> bool:
     """Whether two ranks ran the same steps, apart from some at the start or the end."""
-    own = [step.label for step in first.busy_steps]
-    other = [step.label for step in second.busy_steps]
-    short, long = sorted((own, other), key=len)
+    short, long = sorted((first, second), key=lambda trace: len(trace.busy_steps))
     return _position(short, long) is not None
 
 
-def _position(part: Sequence[Any], whole: Sequence[Any]) -> int | None:
-    """Where ``part`` lies in ``whole``, nearest to the end first (profilers stop together)."""
-    for start in range(len(whole) - len(part), -1, -1):
-        if list(whole[start : start + len(part)]) == list(part):
-            return start
-    return None
+def _position(part: RankTrace, whole: RankTrace) -> int | None:
+    """Where the steps of ``part`` lie in those of ``whole``: where their distance varies least.
+
+    Steps with equal labels fit in many places; the last place counts where two fit alike.
+    """
+    own, other = part.busy_steps, whole.busy_steps
+    labels, wanted = [step.label for step in other], [step.label for step in own]
+    fits = [
+        start
+        for start in range(len(other) - len(own) + 1)
+        if labels[start : start + len(own)] == wanted
+    ]
+    if len(fits) < 2:
+        return fits[0] if fits else None
+
+    def spread(start: int) -> float:
+        distances = [a.start_us - b.start_us for a, b in zip(own, other[start:], strict=False)]
+        return max(distances) - min(distances)
+
+    return min(reversed(fits), key=spread)
 
 
 def share_sizes(found: Sequence[Meeting]) -> None:
@@ -119,22 +150,30 @@ def _is_sized(call: Call) -> bool:
     return bool(call.tensors or call.input_shape or call.input_elements)
 
 
-def split_waiting(found: Sequence[Meeting], offset_us: Callable[[int], float]) -> None:
-    """Set ``wait_us`` and ``transfer_us`` of every call whose whole group is there."""
+def split_waiting(found: Sequence[Meeting], clocks: Mapping[int, Clock]) -> None:
+    """Set ``wait_us`` and ``transfer_us`` of every call whose whole group is there.
+
+    Nothing is set where the ranks' clocks contradict each other, nor where a split
+    needs a common clock and the clocks are not known well enough for it.
+    """
     for meeting in found:
-        if not meeting.is_complete:
+        if not meeting.is_complete or not all(clocks[r].is_consistent for r in meeting.calls):
             continue
         if meeting.is_symmetric:
             transfer = min(call.duration_us for call in meeting.calls.values())
             for call in meeting.calls.values():
                 call.transfer_us, call.wait_us = transfer, call.duration_us - transfer
-        else:
-            _split_by_clock(meeting, offset_us)
+        elif meeting.root is not None:
+            _split_by_clock(meeting, clocks, meeting.root)
 
 
-def _split_by_clock(meeting: Meeting, offset_us: Callable[[int], float]) -> None:
-    begun = max(call.start_us - offset_us(rank) for rank, call in meeting.calls.items())
+def _split_by_clock(meeting: Meeting, clocks: Mapping[int, Clock], root: int) -> None:
+    """Whoever came before the root waited for it, and the root for whoever receives from it."""
+    starts = {r: call.start_us - clocks[r].at(call.start_us) for r, call in meeting.calls.items()}
+    error = sum(clocks[rank].width_us for rank in meeting.calls) / 2
     for rank, call in meeting.calls.items():
-        wait = begun - (call.start_us - offset_us(rank))
-        call.wait_us = min(max(wait, 0.0), call.duration_us)
+        if error > max(_CLOCK_ERROR_US, _CLOCK_ERROR_SHARE * call.duration_us):
+            continue
+        begun = max(starts.values()) if rank == root else max(starts[root], starts[rank])
+        call.wait_us = min(max(begun - starts[rank], 0.0), call.duration_us)
         call.transfer_us = call.duration_us - call.wait_us

@@ -10,7 +10,6 @@ from typing import Any, Final
 import msgspec
 
 from weft.importer.imported import ImportedTrace
-from weft.importer.layout_inference import group_of
 from weft.importer.rank_trace import Call, RankTrace
 
 _LANES: Final = {"steps": 1, "communication": 2, "compute": 3, "host communication": 4}
@@ -27,7 +26,7 @@ def write_perfetto(imported: ImportedTrace, path: Path) -> None:
 
 
 def _events(imported: ImportedTrace) -> Iterator[dict[str, Any]]:
-    shifts = {clock.rank: clock.offset_us for clock in imported.clocks}
+    clocks = {clock.rank: clock for clock in imported.clocks}
     layout = imported.schedule.layout
     for rank, trace in imported.traces.items():
         yield _metadata("process_name", rank, 0, f"rank {rank} (stage {layout.stage_of(rank)})")
@@ -35,7 +34,9 @@ def _events(imported: ImportedTrace) -> Iterator[dict[str, Any]]:
             yield _metadata("thread_name", rank, lane, name)
         for event in _of_rank(trace, imported, rank):
             event["pid"] = rank
-            event["ts"] = round(event["ts"] - shifts.get(rank, 0.0), 3)
+            event["ts"] = round(
+                event["ts"] - (clocks[rank].at(event["ts"]) if rank in clocks else 0.0), 3
+            )
             yield event
 
 
@@ -46,7 +47,7 @@ def _of_rank(trace: RankTrace, imported: ImportedTrace, rank: int) -> Iterator[d
         name = label.phase if not label.is_empty else "empty"
         yield _span(name, "steps", step.start_us, step.end_us - step.start_us, arguments)
     for call in trace.calls:
-        kind, size = group_of(call, rank, imported.schedule.layout)
+        kind, size = imported.run.group_of(call, rank)
         lane = "communication" if call.on_device or not trace.on_device else "host communication"
         arguments = _call_arguments(call) | {"group": f"{kind}{size}"}
         yield _span(call.operation, lane, call.start_us, call.duration_us, arguments)

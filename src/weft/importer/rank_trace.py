@@ -10,7 +10,7 @@ from typing import Literal
 
 from weft.importer.labels import StepLabel
 
-Source = Literal["record", "kernel", "shared-memory", "gloo", "operator"]
+Source = Literal["record", "kernel", "shared-memory", "gloo", "backend", "operator"]
 Size = tuple[tuple[int, ...], str | None]
 
 
@@ -44,6 +44,8 @@ class Call:
     duration_us: float
     host_us: float | None = None
     on_device: bool = False
+    variant: str | None = None
+    fused: str | None = None
     overlapped_us: float | None = None
     group_name: str | None = None
     group_description: str | None = None

@@ -5,16 +5,23 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import prod
 from statistics import median
 from typing import Any, Final
 
-from weft.importer.layout_inference import group_of
+from weft.importer.layout_inference import RunLayout
 from weft.importer.rank_trace import Call, RankTrace
 from weft.importer.sizes import Sizer, is_header
-from weft.vocabulary.layout import Layout
+from weft.importer.sources import SIGNALS
 from weft.vocabulary.schedule import OPERATIONS, Collective, Phase, Statistics, merge_rows
 
 HEADER_RULE: Final = "pickled header of a pipeline transfer"
+COORDINATION_RULE: Final = "replicas agree on the tokens and graphs of the step"
+SIGNAL_RULE: Final = "barriers and flags; they move no data of the model"
+UNKNOWN_RULE: Final = "communication; its name does not tell the operation or the size"
+MOST_BUSBW_GB_S: Final = 4000.0
+"""No link of a GPU carries that; a greater figure means that the time is not the transfer's."""
+_MOST_COORDINATED: Final = 8
 _HEADER_DTYPES: Final = (None, "int64", "uint8")
 
 
@@ -23,7 +30,9 @@ class MeasuredRow:
     """A schedule row with what only a measurement has. Bandwidths in GB/s (1e9 bytes).
 
     algbw: message bytes over the median transfer (over the median duration where the
-    waiting is not known: a lower bound); busbw: algbw times the correction factor;
+    waiting is not known: a lower bound); busbw: algbw times the correction factor; None
+    where the times are the host's, or so short that no link could have carried it
+    (``is_impossible``);
     exposed_us: total time a rank's device ran nothing but this (None on CPU).
     """
 
@@ -32,6 +41,7 @@ class MeasuredRow:
     busbw_gb_s: float | None
     exposed_us: float | None
     overlapped_us: float | None
+    is_impossible: bool = False
 
     def to_json(self) -> dict[str, Any]:
         return self.row.to_json() | {
@@ -44,7 +54,10 @@ class MeasuredRow:
 
 @dataclass(frozen=True, kw_only=True)
 class OtherCalls:
-    """Equal calls that are no row: control messages under a rule, or unexplained ones."""
+    """Equal calls that are no row: control messages under a rule, or unexplained ones.
+
+    ``ranks`` made them, the first at ``first_us`` on the clock of the rank's own trace.
+    """
 
     operation: str
     name: str
@@ -52,6 +65,8 @@ class OtherCalls:
     phase: Phase
     count: int
     reason: str
+    ranks: tuple[int, ...] = ()
+    first_us: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -61,6 +76,8 @@ class OtherCalls:
             "phase": self.phase,
             "count": self.count,
             "reason": self.reason,
+            "ranks": list(self.ranks),
+            "first_us": self.first_us,
         }
 
 
@@ -72,6 +89,8 @@ class Tally:
     control: list[OtherCalls] = field(default_factory=list)
     unexplained: list[OtherCalls] = field(default_factory=list)
     disagreements: list[str] = field(default_factory=list)
+    calls: dict[int, dict[int, list[tuple[Collective, float, float]]]] = field(default_factory=dict)
+    """Rows of count 1 with their start and end, by rank and step: what a verdict looks for faults in."""
 
 
 @dataclass
@@ -82,15 +101,20 @@ class _Cell:
     waits: list[float] = field(default_factory=list)
     transfers: list[float] = field(default_factory=list)
     overlapped: list[float] = field(default_factory=list)
+    is_timed: bool = True
 
 
 class Adder:
     """Adds the calls of all ranks up to the rows of their stages."""
 
-    def __init__(self, layout: Layout, sizer: Sizer) -> None:
-        self.layout, self.sizer = layout, sizer
+    def __init__(self, run: RunLayout, sizer: Sizer) -> None:
+        self.run, self.layout, self.sizer = run, run.layout, sizer
         self._cells: dict[tuple[Any, ...], _Cell] = {}
         self._others: dict[tuple[Any, ...], Counter[int]] = defaultdict(Counter)
+        self._calls: dict[int, dict[int, list[tuple[Collective, float, float]]]] = defaultdict(
+            lambda: defaultdict(list)
+        )
+        self._first: dict[tuple[Any, ...], float] = {}
         self._ranks_of_stage: dict[int, list[int]] = defaultdict(list)
 
     def tally(self, traces: Mapping[int, RankTrace]) -> Tally:
@@ -98,7 +122,7 @@ class Adder:
             self._ranks_of_stage[self.layout.stage_of(rank)].append(rank)
             for call in trace.calls:
                 self._add(rank, trace, call)
-        result = Tally(disagreements=list(self._disagreements()))
+        result = Tally(disagreements=list(self._disagreements()), calls=self._calls)
         result.rows = [self._measured(cell) for cell in self._in_order()]
         for key, counts in self._others.items():
             operation, name, stage, phase, is_control, reason = key
@@ -109,6 +133,8 @@ class Adder:
                 phase=phase,
                 count=max(counts.values()),
                 reason=reason,
+                ranks=tuple(sorted(counts)),
+                first_us=round(self._first[key], 3),
             )
             (result.control if is_control else result.unexplained).append(other)
         return result
@@ -118,13 +144,14 @@ class Adder:
         phase: Phase = "other" if label is None else label.phase
         stage = self.layout.stage_of(rank)
         if call.operation not in OPERATIONS:
-            reason = "moves no model data; no engine's schedule has it"
-            self._other(rank, stage, phase, call, reason=reason)
+            is_control = call.operation in (SIGNALS, "barrier")
+            reason = SIGNAL_RULE if is_control else UNKNOWN_RULE
+            self._other(rank, stage, phase, call, reason=reason, is_control=is_control)
             return
-        if self._is_header(call, trace):
-            self._other(rank, stage, phase, call, reason=HEADER_RULE, is_control=True)
+        if rule := self._control_rule(call, trace):
+            self._other(rank, stage, phase, call, reason=rule, is_control=True)
             return
-        kind, group_size = group_of(call, rank, self.layout)
+        kind, group_size = self.run.group_of(call, rank)
         for part, share in self._parts(rank, stage, phase, call):
             sized = self.sizer.size(part, label, group_size)
             row = Collective(
@@ -138,8 +165,13 @@ class Adder:
                 output_shape=sized.output_shape,
                 dtype=sized.dtype,
                 provenance=sized.provenance,
+                variant=call.variant,
+                fused=call.fused,
             )
             self._count(rank, row, call, share)
+            if call.step is not None:
+                first = self._cells[row.key].first
+                self._calls[rank][call.step].append((first, call.start_us, call.end_us))
 
     def _parts(
         self, rank: int, stage: int, phase: Phase, call: Call
@@ -151,11 +183,26 @@ class Adder:
             for _ in range(number):
                 yield call, 1 / number
             return
-        data = [tensor for tensor in call.tensors if not is_header(tensor)]
+        is_transfer = call.operation in ("send", "recv")
+        data = [tensor for tensor in call.tensors if not (is_transfer and is_header(tensor))]
         if len(data) < len(call.tensors):
             self._other(rank, stage, phase, call, reason=HEADER_RULE, is_control=True)
         for shape, dtype in data:
             yield replace(call, input_shape=shape, dtype=dtype, tensors=None), 1 / len(data)
+
+    def _control_rule(self, call: Call, trace: RankTrace) -> str | None:
+        if self._is_header(call, trace):
+            return HEADER_RULE
+        return COORDINATION_RULE if self._is_coordination(call) else None
+
+    def _is_coordination(self, call: Call) -> bool:
+        """VLLM's replicas all-reduce a few int32 numbers a replica before each step."""
+        if self.sizer.conventions is None or self.layout.dp == 1:
+            return False
+        if call.operation != "all_reduce" or call.dtype != "int32":
+            return False
+        elements = call.input_elements or prod(call.input_shape or (0,))
+        return 0 < elements <= _MOST_COORDINATED * self.layout.dp and not elements % self.layout.dp
 
     def _is_header(self, call: Call, trace: RankTrace) -> bool:
         """Whether this announces a pipeline transfer: vLLM sends size and description over gloo."""
@@ -170,6 +217,7 @@ class Adder:
     def _count(self, rank: int, row: Collective, call: Call, share: float) -> None:
         cell = self._cells.setdefault(row.key, _Cell(row))
         cell.counts[rank] += 1
+        cell.is_timed &= call.on_device or call.source != "backend"
         cell.durations.append(call.duration_us * share)
         if call.wait_us is not None and call.transfer_us is not None:
             cell.waits.append(call.wait_us * share)
@@ -189,6 +237,7 @@ class Adder:
     ) -> None:
         key = (call.operation, call.name, stage, phase, is_control, reason)
         self._others[key][rank] += 1
+        self._first[key] = min(self._first.get(key, call.start_us), call.start_us)
 
     def _in_order(self) -> list[_Cell]:
         by_key = {cell.first.key: cell for cell in self._cells.values()}
@@ -220,16 +269,21 @@ class Adder:
         )
         times = row.transfer_us or row.duration_us
         algbw = None
-        if times is not None and times.median > 0 and row.message_bytes is not None:
+        if cell.is_timed and times and times.median > 0 and row.message_bytes is not None:
             algbw = row.message_bytes / times.median / 1e3
+        busbw = None if algbw is None or row.correction is None else algbw * row.correction
+        is_impossible = (busbw or algbw or 0.0) > MOST_BUSBW_GB_S
+        if is_impossible:
+            algbw = busbw = None
         overlapped = round(sum(cell.overlapped) / num_ranks, 3) if cell.overlapped else None
         total = row.duration_us.total if row.duration_us else 0.0
         return MeasuredRow(
             row=row,
             algbw_gb_s=None if algbw is None else round(algbw, 6),
-            busbw_gb_s=None if algbw is None else round(algbw * row.correction, 6),
+            busbw_gb_s=None if busbw is None else round(busbw, 6),
             exposed_us=None if overlapped is None else round(total - overlapped, 3),
             overlapped_us=overlapped,
+            is_impossible=is_impossible,
         )
 
 

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Final
 
 from weft.errors import FileFormatError
+from weft.importer.clocks import ClockOffset
+from weft.importer.facts import ModelFacts
 from weft.importer.pairing import same_steps
 from weft.importer.rank_trace import RankTrace
 from weft.vocabulary.layout import Layout
+
+_MOST_CONTRADICTION_US: Final = 1000.0
+_MOST_APART_US: Final = 10e6
 
 
 def by_rank(traces: Sequence[RankTrace]) -> dict[int, RankTrace]:
@@ -46,20 +52,83 @@ def _check_alike(traces: Sequence[RankTrace]) -> None:
                 )
 
 
-def check_steps(traces: dict[int, RankTrace], layout: Layout) -> list[str]:
-    """Raise FileFormatError where ranks of a replica ran other steps; note missing ranks."""
-    replicas: dict[int, RankTrace] = {}
+def check_steps(traces: Mapping[int, RankTrace], layout: Layout) -> list[str]:
+    """What ranks of one replica lack of each other's steps, each as one sentence.
+
+    Raises FileFormatError where they ran other steps.
+    """
+    replicas: dict[int, list[RankTrace]] = {}
     for rank, trace in traces.items():
-        first = replicas.setdefault(layout.replica_of(rank), trace)
-        if trace.truncated or first.truncated or same_steps(first, trace):
-            continue
+        replicas.setdefault(layout.replica_of(rank), []).append(trace)
+    return [
+        sentence
+        for own in replicas.values()
+        for trace in own
+        if (sentence := _lacking(trace, max(own, key=lambda other: len(other.busy_steps))))
+    ]
+
+
+def _lacking(trace: RankTrace, longest: RankTrace) -> str | None:
+    missing = len(longest.busy_steps) - len(trace.busy_steps)
+    if not (trace.truncated or longest.truncated or same_steps(trace, longest)):
         raise FileFormatError(
-            f"{first.path} and {trace.path}: ranks of different runs (their steps differ: "
-            f"{len(first.busy_steps)} and {len(trace.busy_steps)} with requests); "
+            f"{longest.path} and {trace.path}: ranks of different runs (their steps differ: "
+            f"{len(longest.busy_steps)} and {len(trace.busy_steps)} with requests); "
             "give the files of one run"
         )
-    missing = [rank for rank in range(layout.world_size) if rank not in traces]
     if not missing:
-        return []
-    listed = ", ".join(map(str, missing[:8])) + (", ..." if len(missing) > 8 else "")
-    return [f"partial: rank {listed} of {layout.world_size} not given"]
+        return None
+    return f"{trace.path.name} lacks {missing} of the {len(longest.busy_steps)} steps of {longest.path.name}"
+
+
+def check_models(facts: Mapping[int, ModelFacts], traces: Mapping[int, RankTrace]) -> None:
+    """Raise FileFormatError where ranks of one run show models of other dimensions."""
+    for name in ("hidden_size", "vocab_size"):
+        seen: dict[int, int] = {}
+        for rank, own in facts.items():
+            value = getattr(own, name)
+            if value is not None:
+                seen.setdefault(value, rank)
+        if len(seen) > 1:
+            (one, first), (two, second) = list(seen.items())[:2]
+            raise FileFormatError(
+                f"{traces[first].path} and {traces[second].path}: ranks of different runs "
+                f"({name} {one} and {two}); give the files of one run"
+            )
+
+
+def check_clocks(clocks: Mapping[int, ClockOffset], traces: Mapping[int, RankTrace]) -> list[str]:
+    """Notes on clocks that do not agree; FileFormatError where they cannot be of one run."""
+    notes = []
+    for rank, clock in clocks.items():
+        files = f"{traces[clock.reference].path} and {traces[rank].path}"
+        apart = _certainly_apart(clock)
+        if clock.contradiction_us > _MOST_CONTRADICTION_US or apart > _MOST_APART_US:
+            how = (
+                f"what one sends and the other receives contradicts their clocks by "
+                f"{clock.contradiction_us / 1e3:,.1f} ms"
+                if clock.contradiction_us > _MOST_CONTRADICTION_US
+                else f"their clocks are {apart / 1e6:,.0f} s apart"
+            )
+            raise FileFormatError(
+                f"{files}: ranks of different runs, or a clock that was set ({how}); "
+                "give the files of one run"
+            )
+        if not clock.is_consistent:
+            notes.append(
+                f"clocks of rank {clock.reference} and {rank} contradict each other by "
+                f"{clock.contradiction_us:,.1f} us: no waiting is told from moving bytes"
+            )
+        if clock.drift_ppm:
+            notes.append(
+                f"the clock of rank {rank} drifts by {clock.drift_ppm:,.1f} us a second "
+                f"against that of rank {clock.reference}; times are corrected for it"
+            )
+    return notes
+
+
+def _certainly_apart(clock: ClockOffset) -> float:
+    """How far apart two clocks are at least, where one side of the evidence is open."""
+    if (clock.low_us is None) == (clock.high_us is None):
+        return 0.0
+    return max(clock.low_us or 0.0, -(clock.high_us or 0.0))

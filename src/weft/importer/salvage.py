@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from math import isfinite
 from typing import Any, Final
 
 import msgspec
@@ -71,14 +72,18 @@ def _decode_one(piece: bytes) -> Event | None:
 
 
 def _lenient(value: Any) -> Event | None:
+    """An event of any JSON object; None for one without a time that can be told."""
     if not isinstance(value, dict):
+        return None
+    start_us, duration_us = float(value.get("ts") or 0.0), float(value.get("dur") or 0.0)
+    if not (isfinite(start_us) and isfinite(duration_us)):
         return None
     return Event(
         ph=str(value.get("ph") or ""),
         cat=str(value.get("cat") or ""),
         name=str(value.get("name") or ""),
         tid=msgspec.Raw(msgspec.json.encode(value.get("tid"))),
-        ts=float(value.get("ts") or 0.0),
-        dur=float(value.get("dur") or 0.0),
+        ts=start_us,
+        dur=duration_us,
         args=msgspec.Raw(msgspec.json.encode(value.get("args") or {})),
     )

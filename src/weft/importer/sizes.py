@@ -1,8 +1,8 @@
 """Shapes for calls whose trace gives less: element counts, the peer's side, or the model.
 
 Provenance: ``shape`` where the trace recorded dimensions (of this rank or of the
-peer that sent), ``metadata`` where it recorded element counts, ``model`` where only
-the model and the step label tell the size.
+peer that sent), ``metadata`` where it recorded element counts (or nothing: the shape
+is None), ``model`` where only the model and the step label tell the size.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from weft.vocabulary.layout import Layout
 from weft.vocabulary.model_spec import ModelSpec
 from weft.vocabulary.schedule import Provenance
 
+_RESIZING: Final = ("gather", "scatter", "all_gather", "reduce_scatter")
 _ROWS_OF_TOKENS: Final = ("all_reduce", "reduce_scatter", "send", "recv")
 
 
@@ -44,12 +45,13 @@ class Sizer:
     def dtype(self) -> str | None:
         return self.activation_dtype or (self.spec.dtype if self.spec else None)
 
-    def size(self, call: Call, label: StepLabel | None, group_size: int) -> Sized:
+    def size(self, call: Call, label: StepLabel | None, group_size: int | None) -> Sized:
         """Shapes of ``call`` over a group of ``group_size`` ranks in the step of ``label``."""
         if call.input_shape is not None:
-            output = call.output_shape or _output(call.operation, call.input_shape, group_size)
+            shape = _with_rows(call, label)
+            output = call.output_shape or _output(call.operation, shape, group_size)
             return Sized(
-                input_shape=call.input_shape,
+                input_shape=shape,
                 output_shape=output,
                 dtype=call.dtype or self.dtype,
                 provenance="shape",
@@ -58,7 +60,7 @@ class Sizer:
             return self._from_elements(call, label, group_size)
         return self._from_model(call, label, group_size)
 
-    def _from_elements(self, call: Call, label: StepLabel | None, group_size: int) -> Sized:
+    def _from_elements(self, call: Call, label: StepLabel | None, group_size: int | None) -> Sized:
         elements = call.input_elements or 0
         rows = _rows(call, label, elements)
         shape = (elements,) if rows is None else (rows, elements // rows)
@@ -71,14 +73,14 @@ class Sizer:
             input_shape=shape, output_shape=output, dtype=call.dtype, provenance="metadata"
         )
 
-    def _from_model(self, call: Call, label: StepLabel | None, group_size: int) -> Sized:
+    def _from_model(self, call: Call, label: StepLabel | None, group_size: int | None) -> Sized:
         unknown = Sized(
             input_shape=None,
             output_shape=None,
             dtype=call.dtype or self.dtype,
-            provenance="model",
+            provenance="metadata",
         )
-        if self.spec is None or label is None:
+        if self.spec is None or label is None or call.variant is not None:
             return unknown
         shape: tuple[int, ...] | None = None
         if call.operation in _ROWS_OF_TOKENS and label.num_tokens:
@@ -93,7 +95,7 @@ class Sizer:
         if shape is None:
             return unknown
         output = _output(call.operation, shape, group_size)
-        return replace(unknown, input_shape=shape, output_shape=output)
+        return replace(unknown, input_shape=shape, output_shape=output, provenance="model")
 
     @property
     def _sends_slices(self) -> bool:
@@ -114,14 +116,25 @@ def _rows(call: Call, label: StepLabel | None, elements: int) -> int | None:
     return _divisor(elements, label.num_tokens if of_tokens else label.num_sequences)
 
 
+def _with_rows(call: Call, label: StepLabel | None) -> tuple[int, ...]:
+    """The recorded shape; a flat one of a step's tokens gets its rows back."""
+    shape = call.input_shape or ()
+    if len(shape) != 1 or label is None or call.operation not in _ROWS_OF_TOKENS:
+        return shape
+    rows = _divisor(shape[0], label.num_tokens)
+    return shape if rows is None or call.dtype == "int32" else (rows, shape[0] // rows)
+
+
 def _divisor(elements: int, rows: int | None) -> int | None:
     return rows if rows and elements % rows == 0 else None
 
 
 def _output(
-    operation: str, shape: tuple[int, ...], group_size: int, *, joined_columns: bool = False
-) -> tuple[int, ...]:
+    operation: str, shape: tuple[int, ...], group_size: int | None, *, joined_columns: bool = False
+) -> tuple[int, ...] | None:
     """What a rank holds after the call: gathered rows under one another, or joined columns."""
+    if group_size is None:
+        return None if operation in _RESIZING else shape
     if operation == "gather" or (operation == "all_gather" and joined_columns):
         return (*shape[:-1], shape[-1] * group_size) if shape else shape
     if operation == "all_gather" and shape:

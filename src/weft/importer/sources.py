@@ -9,6 +9,7 @@ kernel. The names here say which layer an event is; calls.py joins the layers.
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Final
 
@@ -25,6 +26,8 @@ class Kind(Enum):
     STEP = auto()
     STEP_ON_DEVICE = auto()
     GRAPH_LAUNCH = auto()
+    LAUNCH = auto()
+    BACKEND = auto()
     MATRIX = auto()
     OTHER = auto()
 
@@ -63,36 +66,81 @@ _OPERATIONS: Final = {
     "reduce": "reduce",
     "scatter": "scatter",
     "barrier": "barrier",
+    "allreducesparse": "all_reduce",
+    "reducescattercoalesced": "reduce_scatter",
 }
 
-_KERNELS: Final = (
-    (re.compile(r"nccl\w*[Kk]ernel_(?:AllReduce)"), "all_reduce"),
-    (re.compile(r"nccl\w*[Kk]ernel_(?:AllGather)"), "all_gather"),
-    (re.compile(r"nccl\w*[Kk]ernel_(?:ReduceScatter)"), "reduce_scatter"),
-    (re.compile(r"nccl\w*[Kk]ernel_(?:Broadcast)"), "broadcast"),
-    (re.compile(r"nccl\w*[Kk]ernel_(?:Reduce)"), "reduce"),
-    (re.compile(r"nccl\w*[Kk]ernel_(?:SendRecv)"), "send_recv"),
-    (re.compile(r"nccl\w*(?:Kernel|kernel)\w*"), "nccl"),
-    (
-        re.compile(
-            r"cross_device_reduce|oneShotAllReduce|twoShotAllReduce|allreduce_fusion_kernel"
-            r"|one_shot_all_?reduce|two_shot_all_?reduce|multimem_all_?reduce"
-            r"|allreduce_prototype|lamport\w*allreduce|userbuffers_fp16_sum_inplace"
-            r"|all_reduce_(?:one|two)_shot|reduce_(?:one|two)_shot|custom_all_reduce",
-            re.IGNORECASE,
-        ),
-        "all_reduce",
-    ),
-    (re.compile(r"multimem_all_?gather|userbuffers\w*allgather", re.IGNORECASE), "all_gather"),
-    (
-        re.compile(r"multimem_reduce_?scatter|userbuffers\w*reducescatter", re.IGNORECASE),
-        "reduce_scatter",
-    ),
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """What a kernel or an operator moves: ``operation`` is UNKNOWN where its name does not tell.
+
+    ``variant`` names a library's own form of the operation, ``fused`` what it is fused with.
+    """
+
+    operation: str
+    variant: str | None = None
+    fused: str | None = None
+
+
+UNKNOWN: Final = "unknown"
+SIGNALS: Final = "signals"
+"""Barriers, flags and counts that libraries send around their transfers: no data of the model."""
+
+_BY_NAME: Final = "by name"
+_FORMS: Final = (
+    # library, pattern of the kernel's name, what it moves; the first match counts
+    ("inductor", r"^triton_", None),
+    ("deepep", r"(?:deep_ep|nixl_ep|mooncake)\w*::.*(?:notify_|clean_|barrier)", Traffic(SIGNALS)),
+    ("deepep", r"(?:deep_ep|hybrid_ep|nixl_ep|mooncake)\w*::.*layout", None),
+    ("deepep", r"(?:deep_ep|hybrid_ep)\w*::.*dispatch", Traffic("all_to_all", "deepep_dispatch")),
+    ("deepep", r"(?:deep_ep|hybrid_ep)\w*::.*combine", Traffic("all_to_all", "deepep_combine")),
+    ("nixl", r"(?:nixl_ep|mooncake)\w*::.*dispatch", Traffic("all_to_all", "nixl_dispatch")),
+    ("nixl", r"(?:nixl_ep|mooncake)\w*::.*combine", Traffic("all_to_all", "nixl_combine")),
+    ("pplx", r"(?:pplx|a2a_kernels).*dispatch|a2a_dispatch", Traffic("all_to_all", "pplx_dispatch")),
+    ("pplx", r"(?:pplx|a2a_kernels).*combine|a2a_combine", Traffic("all_to_all", "pplx_combine")),
+    ("trtllm", r"moe(?:A2A)?Dispatch", Traffic("all_to_all", "trtllm_dispatch")),
+    ("trtllm", r"moe(?:A2A)?Combine", Traffic("all_to_all", "trtllm_combine")),
+    ("trtllm", r"moeAll_?To_?All", Traffic("all_to_all", "trtllm_alltoall")),
+    ("flashinfer, trtllm", r"all_?reduce_fusion|lamport\w*all_?reduce\w*norm|allreduce\w*rms",
+     Traffic("all_reduce", fused="residual_rms_norm")),
+    ("weft", r"^all_reduce_residual_rms_norm$", Traffic("all_reduce", fused="residual_rms_norm")),
+    ("weft", r"^(?:one_shot|two_shot|hierarchical_\w+)(?:\(.*)?$", Traffic("all_reduce")),
+    ("symmetric memory", r"symmetric_memory.*(?:barrier|signal)|^nvshmem\w*barrier|barrier_on_stream",
+     Traffic(SIGNALS)),
+    ("symmetric memory", r"all_?to_?all_?v", Traffic("all_to_all")),
+    ("nccl", r"nccl\w*kernel\w*_(?:AllReduce|AllGather|ReduceScatter|Broadcast|Reduce)", _BY_NAME),
+    ("nccl, rccl", r"[nr]ccl\w*kernel", Traffic(UNKNOWN)),
+    ("vllm, sglang, aiter", r"cross_device_reduce|custom_all_reduce|_Z\w*quick_?reduce|quickreduce::",
+     Traffic("all_reduce")),
+    ("aiter", r"reduce_scatter_cross_device", Traffic("reduce_scatter")),
+    ("trtllm, torch", r"(?:one|two)_?shot_?all_?reduce|all_reduce_(?:one|two)_shot|reduce_(?:one|two)_shot",
+     Traffic("all_reduce")),
+    ("trtllm", r"userbuffers_fp16_sum_inplace", Traffic("all_reduce")),
+    ("mscclpp", r"mscclpp.*(?:allreduce|allgather|reducescatter|alltoall)", _BY_NAME),
+    ("any", r"all_?reduce|all_?gather|reduce_?scatter|all_?to_?all", _BY_NAME),
+    ("nvshmem, mscclpp", r"nvshmem|mscclpp", Traffic(UNKNOWN)),
+)  # fmt: skip
+_KERNELS: Final = tuple((re.compile(form[1], re.IGNORECASE), form[2]) for form in _FORMS)
+_NAMED: Final = re.compile(
+    r"(all_?reduce|all_?gather|reduce_?scatter|all_?to_?all|broadcast|reduce)", re.IGNORECASE
 )
 
 _WRAPPER: Final = re.compile(
-    r"(?:vllm|c10d|_c10d_functional|sglang|sgl_kernel|trtllm|symm_mem|_C_custom_ar|aiter)::(\w+)"
+    r"(?:vllm|c10d|_c10d_functional|sglang|sgl_kernel|trtllm|symm_mem|_C_custom_ar|aiter|mscclpp"
+    r"|flashinfer|weft)::(\w+)"
 )
+_FUSED: Final = (
+    (re.compile(r"all_?reduce.*(?:rms_?norm|fusion)"), Traffic("all_reduce", None, "residual_rms_norm")),
+    (re.compile(r"matmul_reduce_scatter"), Traffic("reduce_scatter", None, "matmul")),
+    (re.compile(r"all_gather_(?:scaled_)?matmul"), Traffic("all_gather", None, "matmul")),
+    (re.compile(r"matmul_all_?reduce"), Traffic("all_reduce", None, "matmul")),
+    (re.compile(r"all_?to_?all_?v"), Traffic("all_to_all")),
+    (re.compile(r"all_?reduce"), Traffic("all_reduce")),
+    (re.compile(r"all_?gather"), Traffic("all_gather")),
+    (re.compile(r"reduce_?scatter"), Traffic("reduce_scatter")),
+)  # fmt: skip
+_NO_CALL: Final = re.compile(r"init|register|dispose|meta_size|buffer|open_|should|can_")
 _MATRIX_OPERATORS: Final = frozenset(
     {
         "aten::linear",
@@ -105,6 +153,8 @@ _MATRIX_OPERATORS: Final = frozenset(
     }
 )
 _GRAPH_LAUNCHES: Final = frozenset({"cudaGraphLaunch", "cuGraphLaunch", "hipGraphLaunch"})
+_LAUNCH: Final = re.compile(r"^(?:cuda|cu|hip)\w*Launch\w*Kernel")
+_BACKEND: Final = re.compile(r"(gloo|nccl|rccl|hccl|ucc|mpi|xccl):(\w+)")
 
 
 def operation_of(text: str) -> str | None:
@@ -113,50 +163,67 @@ def operation_of(text: str) -> str | None:
     return _OPERATIONS.get(letters)
 
 
-def classify(category: str, name: str) -> tuple[Kind, str | None]:
-    """The layer of an event and, for a collective, its operation."""
-    if category == "kernel":
-        operation = _kernel_operation(name)
-        return (Kind.KERNEL, operation) if operation else (Kind.COMPUTE, None)
-    if category == "cpu_op":
+def classify(category: str, name: str) -> tuple[Kind, Traffic | None]:
+    """The layer of an event and, for a collective, what it moves."""
+    if category in ("kernel", "Kernel"):
+        traffic = _kernel_traffic(name)
+        return (Kind.KERNEL, traffic) if traffic else (Kind.COMPUTE, None)
+    if category in ("cpu_op", "Operator"):
         return _host_operator(name)
     if category == "user_annotation":
         return _annotation(name)
+    return _other_kind(category, name), None
+
+
+def _other_kind(category: str, name: str) -> Kind:
     if category == "gpu_user_annotation" and _is_label(name):
-        return Kind.STEP_ON_DEVICE, None
-    if category in ("cuda_runtime", "cuda_driver") and name in _GRAPH_LAUNCHES:
-        return Kind.GRAPH_LAUNCH, None
-    return Kind.OTHER, None
+        return Kind.STEP_ON_DEVICE
+    if category not in ("cuda_runtime", "cuda_driver"):
+        return Kind.OTHER
+    if name in _GRAPH_LAUNCHES:
+        return Kind.GRAPH_LAUNCH
+    return Kind.LAUNCH if _LAUNCH.search(name) else Kind.OTHER
 
 
-def _kernel_operation(name: str) -> str | None:
-    return next((operation for pattern, operation in _KERNELS if pattern.search(name)), None)
+def _kernel_traffic(name: str) -> Traffic | None:
+    for pattern, traffic in _KERNELS:
+        if pattern.search(name):
+            return _by_name(name) if isinstance(traffic, str) else traffic
+    return None
 
 
-def _host_operator(name: str) -> tuple[Kind, str | None]:
+def _by_name(name: str) -> Traffic:
+    match = _NAMED.search(name)
+    return Traffic((match and operation_of(match[0])) or UNKNOWN)
+
+
+def _host_operator(name: str) -> tuple[Kind, Traffic | None]:
     if name == "record_param_comms":
         return Kind.RECORD, None
     if name.startswith("_C::shm_"):
         operation = operation_of(name.removeprefix("_C::shm_"))
-        return (Kind.SHARED_MEMORY, operation) if operation else (Kind.OTHER, None)
+        return (Kind.SHARED_MEMORY, Traffic(operation)) if operation else (Kind.OTHER, None)
     if name in _MATRIX_OPERATORS:
         return Kind.MATRIX, None
     match = _WRAPPER.match(name)
-    operation = _wrapped_operation(match[1]) if match else None
-    return (Kind.WRAPPER, operation) if operation else (Kind.OTHER, None)
+    traffic = _wrapped_traffic(match[1]) if match else None
+    return (Kind.WRAPPER, traffic) if traffic else (Kind.OTHER, None)
 
 
-def _wrapped_operation(name: str) -> str | None:
+def _wrapped_traffic(name: str) -> Traffic | None:
     """``flashinfer_allreduce_residual_rmsnorm`` and ``allreduce_fusion`` are all-reduces too."""
     operation = operation_of(name)
-    if operation is None and re.search(r"all_?reduce", name):
-        return None if "init" in name or "register" in name else "all_reduce"
-    return operation
+    if operation is not None:
+        return Traffic(operation)
+    found = next((traffic for pattern, traffic in _FUSED if pattern.search(name)), None)
+    return None if found is None or _NO_CALL.search(name) else found
 
 
-def _annotation(name: str) -> tuple[Kind, str | None]:
-    if name.startswith("gloo:"):
-        return Kind.GLOO, operation_of(name.removeprefix("gloo:")) or name
+def _annotation(name: str) -> tuple[Kind, Traffic | None]:
+    match = _BACKEND.match(name)
+    if match:
+        kind = Kind.GLOO if match[1] == "gloo" else Kind.BACKEND
+        return kind, Traffic(operation_of(match[2]) or name)
     return (Kind.STEP, None) if _is_label(name) else (Kind.OTHER, None)
 
 

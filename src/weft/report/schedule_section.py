@@ -41,8 +41,7 @@ def schedule_title(schedule: Node) -> str:
 def schedule_summary(schedule: Node) -> str:
     """One line: what was sent, for how many tokens, and where the rows come from."""
     workload, source = schedule.child("workload"), schedule.child("source").text()
-    total = schedule.child("totals").child("volume_bytes").number()
-    parts = [f"{decimal_bytes(total)} {_SOURCES.get(source, source)}"]
+    parts = [f"{_volume(schedule)} {_SOURCES.get(source, source)}"]
     for key, name in (
         ("prompt_tokens", "prompt tokens"),
         ("decode_tokens", "decode tokens"),
@@ -113,7 +112,6 @@ def volume_section(schedules: Mapping[str, Node]) -> Section:
 
 
 def _facts(schedule: Node) -> dict[str, Any]:
-    total = schedule.child("totals").child("volume_bytes").number()
     workload = {
         key: node.cell()
         for key, node in schedule.child("workload").items()
@@ -125,8 +123,13 @@ def _facts(schedule: Node) -> dict[str, Any]:
         "engine": schedule.child("engine").text(),
         "source": schedule.child("source").text(),
         **workload,
-        "volume": decimal_bytes(total),
+        "volume": _volume(schedule),
     }
+
+
+def _volume(schedule: Node) -> str:
+    total = schedule.child("totals").child("volume_bytes").optional_number()
+    return "unknown volume" if total is None else decimal_bytes(total)
 
 
 def _volume_charts(schedule: Node) -> list[Block]:
@@ -146,21 +149,24 @@ def _volume_charts(schedule: Node) -> list[Block]:
 
 def phase_volumes(schedule: Node) -> dict[str, dict[str, float]]:
     """Bytes by phase and operation, of the rows that the totals count."""
-    last_stage = schedule.child("layout").child("pp").integer() - 1
     volumes: dict[str, dict[str, float]] = {}
-    for row in schedule.child("collectives").elements():
+    rows = schedule.child("collectives").elements()
+    stages: dict[str, list[int]] = {}
+    for row in rows:
+        stages.setdefault(row.child("op").text(), []).append(row.child("stage").integer())
+    for row in rows:
         op, size = row.child("op").text(), row.child("volume_bytes").optional_number()
-        if size is not None and _counts(op, row.child("stage").integer(), last_stage):
+        if size is not None and _counts(op, row.child("stage").integer(), stages[op]):
             phase = volumes.setdefault(row.child("phase").text(), {})
             phase[op] = phase.get(op, 0.0) + size
     return volumes
 
 
-def _counts(op: str, stage: int, last_stage: int) -> bool:
+def _counts(op: str, stage: int, stages: Sequence[int]) -> bool:
     if op == "all_reduce":
-        return stage == 0
+        return stage == min(stages)
     if op in ("gather", "broadcast"):
-        return stage == last_stage
+        return stage == max(stages)
     return op != "recv"
 
 

@@ -27,6 +27,8 @@ Operation = Literal[
     "send",
     "recv",
     "all_to_all",
+    "reduce",
+    "scatter",
 ]
 
 PHASES: Final[tuple[Phase, ...]] = ("prefill", "decode", "mixed", "other")
@@ -39,6 +41,8 @@ OPERATIONS: Final[tuple[Operation, ...]] = (
     "send",
     "recv",
     "all_to_all",
+    "reduce",
+    "scatter",
 )
 
 
@@ -71,13 +75,15 @@ class Collective:
     were measured; ``bound`` is "upper" where a time includes waiting for peers. ``fused``
     names what is done in the same call (``residual_rms_norm``), in a row where that differs for
     some of its calls; it does not tell rows apart.
+    ``group_size`` is None where a trace does not tell it; ``variant`` names a library's own
+    form of the operation.
     """
 
     stage: int
     phase: Phase
     op: Operation
     group: GroupKind
-    group_size: int
+    group_size: int | None
     count: int
     input_shape: tuple[int, ...] | None
     output_shape: tuple[int, ...] | None
@@ -87,6 +93,7 @@ class Collective:
     wait_us: Statistics | None = None
     transfer_us: Statistics | None = None
     bound: Literal["upper"] | None = None
+    variant: str | None = None
     fused: str | None = field(default=None, compare=False)
 
     @property
@@ -98,13 +105,13 @@ class Collective:
         return math.prod(shape) * element_bytes(self.dtype)
 
     @property
-    def correction(self) -> float:
-        return correction_factor(self.op, self.group_size)
+    def correction(self) -> float | None:
+        return None if self.group_size is None else correction_factor(self.op, self.group_size)
 
     @property
     def volume_bytes(self) -> float | None:
-        size = self.message_bytes
-        return None if size is None else self.count * size * self.correction
+        size, factor = self.message_bytes, self.correction
+        return None if size is None or factor is None else self.count * size * factor
 
     @property
     def key(self) -> tuple[Any, ...]:
@@ -118,6 +125,7 @@ class Collective:
             self.input_shape,
             self.output_shape,
             self.dtype,
+            self.variant,
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -136,6 +144,8 @@ class Collective:
             "volume_bytes": _whole(self.volume_bytes),
             "provenance": self.provenance,
         }
+        if self.variant is not None:
+            row["variant"] = self.variant
         if self.duration_us is not None:
             row["duration_us"] = asdict(self.duration_us)
             row["wait_us"] = None if self.wait_us is None else asdict(self.wait_us)
@@ -150,9 +160,9 @@ class Collective:
 class Totals:
     """Volume by the published convention.
 
-    All-reduce rows of the first stage, gather and broadcast rows of the last, all
-    other rows of one rank of each stage summed over the stages; recv rows are the
-    other end of send rows and are not counted again.
+    All-reduce rows of the first stage that has some, gather and broadcast rows of the
+    last, all other rows of one rank of each stage summed over the stages; recv rows are
+    the other end of send rows and are not counted again.
     """
 
     volume_bytes: float
@@ -186,11 +196,15 @@ class Schedule:
     def _counts(self, row: Collective) -> bool:
         if row.op == "recv":
             return False
+        stages = [other.stage for other in self.collectives if other.op == row.op]
         if row.op == "all_reduce":
-            return row.stage == 0
-        if row.op in ("gather", "broadcast"):
-            return row.stage == self.layout.pp - 1
-        return True
+            return row.stage == min(stages)
+        return row.op not in ("gather", "broadcast") or row.stage == max(stages)
+
+    @property
+    def _tells_volume(self) -> bool:
+        rows = self.collectives
+        return not rows or any(row.volume_bytes is not None for row in rows)
 
     def to_json(self) -> dict[str, Any]:
         """The contract's JSON object (``schedule.schema.json``)."""
@@ -211,7 +225,7 @@ class Schedule:
             "workload": asdict(self.workload),
             "collectives": [row.to_json() for row in self.collectives],
             "totals": {
-                "volume_bytes": _whole(totals.volume_bytes),
+                "volume_bytes": _whole(totals.volume_bytes) if self._tells_volume else None,
                 "by_op": {key: _whole(value) for key, value in totals.by_op.items()},
                 "by_phase": {key: _whole(value) for key, value in totals.by_phase.items()},
             },

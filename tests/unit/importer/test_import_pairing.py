@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from weft.importer.clocks import estimate_offsets
+from weft.importer.layout_inference import RunLayout
 from weft.importer.pairing import meetings, share_sizes, split_waiting
 from weft.importer.rank_trace import Call, RankTrace
 from weft.vocabulary.layout import Layout
@@ -28,6 +29,11 @@ def trace(rank: int, calls: list[Call], world: int) -> RankTrace:
         num_damaged=0,
         calls=calls,
     )
+
+
+def run_of(**degrees: int) -> RunLayout:
+    layout = Layout(**degrees)
+    return RunLayout(layout=layout, is_known=True, world_size=layout.world_size)
 
 
 def call(operation: str, start: float, end: float, **more: object) -> Call:
@@ -59,9 +65,9 @@ def test_all_reduce_waiting_needs_no_common_clock(
             calls[rank].append(call("all_reduce", start + shifts[rank], end + shifts[rank]))
         now = end + 5
     traces = {rank: trace(rank, calls[rank], 3) for rank in range(3)}
-    found = meetings(traces, Layout(tp=3))
+    found = meetings(traces, run_of(tp=3))
     clocks = estimate_offsets([0, 1, 2], found)
-    split_waiting(found, lambda rank: clocks[rank].offset_us)
+    split_waiting(found, clocks)
     for number, arrivals in enumerate(rounds):
         for rank, arrival in enumerate(arrivals):
             assert calls[rank][number].transfer_us == pytest.approx(transfer)
@@ -81,8 +87,8 @@ def test_receive_waits_for_its_sender_on_the_corrected_clock(
     gaps: list[tuple[int, int]], offset: int
 ) -> None:
     """An all-reduce over both ranks fixes the clocks; then the receiver posts early."""
-    first = [call("all_reduce", 0, 10)]
-    second = [call("all_reduce", offset, 10 + offset)]
+    first = [call("all_reduce", 0, 4)]
+    second = [call("all_reduce", offset, 4 + offset)]
     now = 100.0
     for gap, transfer in gaps:
         sent = now + gap
@@ -90,9 +96,9 @@ def test_receive_waits_for_its_sender_on_the_corrected_clock(
         second.append(call("recv", now + offset, sent + transfer + offset, peer=0))
         now = sent + transfer + 5
     traces = {0: trace(0, first, 2), 1: trace(1, second, 2)}
-    found = meetings(traces, Layout(pp=2))
+    found = meetings(traces, run_of(pp=2))
     clocks = estimate_offsets([0, 1], found)
-    split_waiting(found, lambda rank: clocks[rank].offset_us)
+    split_waiting(found, clocks)
     for (gap, transfer), receive in zip(gaps, second[1:], strict=True):
         assert receive.wait_us == pytest.approx(gap)
         assert receive.transfer_us == pytest.approx(transfer)
@@ -101,33 +107,33 @@ def test_receive_waits_for_its_sender_on_the_corrected_clock(
 def test_one_sided_evidence_leaves_a_bound_open() -> None:
     sender = [call("send", 100, 110, peer=1)]
     receiver = [call("recv", 90, 130, peer=0)]
-    found = meetings({0: trace(0, sender, 2), 1: trace(1, receiver, 2)}, Layout(pp=2))
+    found = meetings({0: trace(0, sender, 2), 1: trace(1, receiver, 2)}, run_of(pp=2))
     clock = estimate_offsets([0, 1], found)[1]
     assert (clock.offset_us, clock.low_us, clock.high_us) == (0.0, None, 30.0)
     behind = [call("recv", -990, -950, peer=0)]
-    found = meetings({0: trace(0, sender, 2), 1: trace(1, behind, 2)}, Layout(pp=2))
+    found = meetings({0: trace(0, sender, 2), 1: trace(1, behind, 2)}, run_of(pp=2))
     assert estimate_offsets([0, 1], found)[1].offset_us == -1050.0
 
 
 def test_clocks_that_drift_are_called_so() -> None:
     first = [call("all_reduce", 0, 10), call("all_reduce", 1000, 1010)]
     second = [call("all_reduce", 0, 10), call("all_reduce", 1500, 1510)]
-    found = meetings({0: trace(0, first, 2), 1: trace(1, second, 2)}, Layout(tp=2))
+    found = meetings({0: trace(0, first, 2), 1: trace(1, second, 2)}, run_of(tp=2))
     assert not estimate_offsets([0, 1], found)[1].is_consistent
 
 
 def test_no_waiting_where_a_rank_of_the_group_is_missing() -> None:
     calls = {rank: [call("all_reduce", 0, 10 + rank)] for rank in (0, 1)}
     traces = {rank: trace(rank, calls[rank], 4) for rank in (0, 1)}
-    found = meetings(traces, Layout(tp=4))
-    split_waiting(found, lambda _: 0.0)
+    found = meetings(traces, run_of(tp=4))
+    split_waiting(found, estimate_offsets([0, 1], found))
     assert calls[0][0].wait_us is None
 
 
 def test_receiver_takes_the_senders_element_count() -> None:
     sender = [call("send", 0, 5, peer=1, input_elements=64, dtype="bfloat16")]
     receiver = [call("recv", 0, 6, peer=0)]
-    found = meetings({0: trace(0, sender, 2), 1: trace(1, receiver, 2)}, Layout(pp=2))
+    found = meetings({0: trace(0, sender, 2), 1: trace(1, receiver, 2)}, run_of(pp=2))
     share_sizes(found)
     assert receiver[0].input_elements == 64
     assert receiver[0].dtype == "bfloat16"

@@ -1,0 +1,92 @@
+"""What the user names: files or folders of traces, and a model that weft need not run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from weft.errors import FileFormatError, ModelConfigError
+from weft.vocabulary.model_source import load_spec
+from weft.vocabulary.model_spec import ModelSpec
+
+TRACE_ENDINGS: Final = (".json", ".json.gz", ".sqlite", ".nsys-rep")
+_DIMENSIONS: Final = ("num_hidden_layers", "hidden_size", "vocab_size")
+
+
+def trace_files(paths: Sequence[Path]) -> list[Path]:
+    """The files named, and those of every folder named; FileFormatError for an empty folder."""
+    found: list[Path] = []
+    for path in paths:
+        inside = sorted(p for p in path.iterdir() if _is_trace(p)) if path.is_dir() else [path]
+        if not inside:
+            raise FileFormatError(
+                f"{path}: a folder without traces ({', '.join(TRACE_ENDINGS)}); name their folder"
+            )
+        found += inside
+    return found
+
+
+def _is_trace(path: Path) -> bool:
+    return path.is_file() and path.name.endswith(TRACE_ENDINGS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GivenModel:
+    """The model that the user named.
+
+    ``family`` is set where weft knows no schedule of the model's family: its dimensions
+    are checked, and its rows are held against a dense decoder's.
+    """
+
+    spec: ModelSpec
+    family: str | None = None
+
+
+def given_model(name: str) -> GivenModel:
+    """A model for an import: any directory whose ``config.json`` tells layers, hidden size and vocabulary.
+
+    Raises ModelConfigError where not even that is there.
+    """
+    try:
+        return GivenModel(spec=load_spec(name))
+    except ModelConfigError:
+        config = _config(Path(name).expanduser())
+        if config is None:
+            raise
+    layers, hidden, vocabulary = (config[key] for key in _DIMENSIONS)
+    spec = ModelSpec(
+        name=name,
+        num_layers=layers,
+        hidden_size=hidden,
+        num_heads=1,
+        num_kv_heads=1,
+        head_dim=2,
+        intermediate_size=1,
+        vocab_size=vocabulary,
+        dtype=_dtype(config),
+    )
+    return GivenModel(spec=spec, family=str(config.get("model_type", "unknown")))
+
+
+def _dtype(config: dict[str, Any]) -> str:
+    value = str(config.get("dtype") or config.get("torch_dtype") or "bfloat16")
+    return value if value in ("bfloat16", "float16", "float32") else "bfloat16"
+
+
+def _config(directory: Path) -> dict[str, Any] | None:
+    """The configuration (of the text part, in a model of several) where it has the dimensions."""
+    try:
+        config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    for part in (config, config.get("text_config") if isinstance(config, dict) else None):
+        if isinstance(part, dict) and all(_is_size(part.get(key)) for key in _DIMENSIONS):
+            return part
+    return None
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0

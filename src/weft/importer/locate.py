@@ -1,0 +1,216 @@
+"""Which step, layer and rank differs from the schedule, with the time in that rank's trace.
+
+A call of the wrong size or operation is itself the place. Of equal calls one after another
+(the all-reduces of the layers) one that is missing, or one too many, shows in the times
+between its neighbours: the place is where they fit those of a whole step best.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Final, Literal
+
+import numpy as np
+
+from weft.importer.layout_inference import RunLayout
+from weft.importer.rank_trace import RankTrace
+from weft.vocabulary.schedule import Collective
+
+MOST_DEVIATIONS: Final = 200
+_MOST_APART_US: Final = 20.0
+Placed = tuple[Collective, float, float]
+"""One call as a row of count 1, its start and its end on the clock of its trace."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Deviation:
+    """One call that differs: ``step`` counts the rank's steps with requests from 0.
+
+    ``layer`` is the model's layer and ``part`` the block of it, None where the call belongs
+    to no layer or cannot be placed; ``time_us`` is on the clock of the rank's own trace:
+    that of the call, or of the call before it where it is missing.
+    """
+
+    kind: Literal["missing", "surplus", "unexplained"]
+    rank: int
+    stage: int
+    step: int | None
+    phase: str
+    layer: int | None
+    part: str | None
+    op: str
+    shape: tuple[int, ...] | None
+    time_us: float
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self) | {"text": self.text()}
+
+    def text(self) -> str:
+        place = [f"rank {self.rank}"]
+        if self.step is not None:
+            place.append(f"step {self.step} ({self.phase})")
+        if self.layer is not None:
+            place.append(f"layer {self.layer}")
+        if self.part is not None:
+            place.append(self.part)
+        size = "of unknown size" if self.shape is None else f"{list(self.shape)}"
+        when = "after" if self.kind == "missing" else "at"
+        return f"{', '.join(place)}: {self.op} {size} {self.kind}, {when} {self.time_us:,.3f} us"
+
+
+class Locator:
+    """Compares the calls of each step of each rank with those that the schedule has."""
+
+    def __init__(
+        self,
+        run: RunLayout,
+        traces: Mapping[int, RankTrace],
+        calls: Mapping[int, Mapping[int, Sequence[Placed]]],
+        num_layers: int,
+    ) -> None:
+        self.run, self.traces, self.calls = run, traces, calls
+        self._layers = run.layout.layers_of_stages(num_layers)
+
+    def deviations(
+        self, expected: Mapping[int, Sequence[Mapping[tuple[Any, ...], Collective]]]
+    ) -> Iterator[Deviation]:
+        """Every call that differs. ``expected``: for each rank, the rows of each of its steps."""
+        for rank, steps in expected.items():
+            for step, rows in enumerate(steps):
+                yield from self._of_step(rank, step, rows)
+
+    def _of_step(
+        self, rank: int, step: int, rows: Mapping[tuple[Any, ...], Collective]
+    ) -> Iterator[Deviation]:
+        placed = self.calls.get(rank, {}).get(step, [])
+        seen = Counter(row.key for row, *_ in placed)
+        wanted = Counter({key: row.count for key, row in rows.items()})
+        if seen == wanted:
+            return
+        for key in seen:
+            for row, time, index in self._surplus(rank, step, key, seen[key] - wanted[key]):
+                yield self._deviation("surplus", rank, step, row, time, index)
+        replaced = Counter(row.op for row, *_ in placed if row.key not in wanted)
+        for key, row in rows.items():
+            missing = wanted[key] - seen[key]
+            covered = min(max(missing, 0), replaced[row.op])
+            replaced[row.op] -= covered
+            for number in range(missing - covered):
+                time, index = (
+                    self._gap(rank, step, key) if not number else (self._start(rank, step), None)
+                )
+                yield self._deviation("missing", rank, step, row, time, index)
+
+    def _surplus(
+        self, rank: int, step: int, key: tuple[Any, ...], number: int
+    ) -> Iterator[tuple[Collective, float, int | None]]:
+        placed = self.calls[rank][step]
+        own = [call for call in placed if call[0].key == key]
+        if number <= 0:
+            return
+        chosen = range(len(own) - number, len(own))
+        if number == 1 and len(own) > 1:
+            whole = self._whole_step(rank, step, key, len(own) - 1)
+            odd = _odd_one([end for *_, end in own], whole[0], together=whole[1]) if whole else None
+            chosen = chosen if odd is None else range(odd, odd + 1)
+        for index in chosen:
+            row, time, _ = own[index]
+            yield row, time, self._index(placed, time)
+
+    def _gap(self, rank: int, step: int, key: tuple[Any, ...]) -> tuple[float, int | None]:
+        """Where one call of ``key`` is missing: the time of the one before, and its place."""
+        placed = self.calls.get(rank, {}).get(step, [])
+        own = [call for call in placed if call[0].key == key]
+        whole = self._whole_step(rank, step, key, len(own) + 1)
+        index = _odd_one(whole[0], [end for *_, end in own], together=whole[1]) if whole else None
+        before = own[:index]
+        return (before[-1][1] if before else self._start(rank, step)), index
+
+    def _start(self, rank: int, step: int) -> float:
+        return self.traces[rank].busy_steps[step].start_us
+
+    def _whole_step(
+        self, rank: int, step: int, key: tuple[Any, ...], number: int
+    ) -> tuple[list[float], bool] | None:
+        """Ends of the calls of ``key`` in a like step: of another rank, or the nearest of this.
+
+        Ranks leave a collective together, so the ends tell more than the starts; the second
+        value says that these are the same calls, on another rank.
+        """
+        stage = self.run.layout.stage_of(rank)
+        peers = [r for r in self.calls if r != rank and self.run.layout.stage_of(r) == stage]
+        nearest = sorted(self.calls.get(rank, {}), key=lambda other: abs(other - step))
+        for other_rank, other in [*((p, step) for p in peers), *((rank, n) for n in nearest)]:
+            placed = self.calls[other_rank].get(other, [])
+            ends = [end for row, _, end in placed if row.key == key]
+            if len(ends) == number:
+                return ends, other_rank != rank
+        return None
+
+    def _index(self, placed: Sequence[Placed], time: float) -> int:
+        """How many all-reduces of the step come before ``time``."""
+        return sum(other.op == "all_reduce" and start < time for other, start, _ in placed)
+
+    def _deviation(
+        self,
+        kind: Literal["missing", "surplus"],
+        rank: int,
+        step: int,
+        row: Collective,
+        time: float,
+        index: int | None,
+    ) -> Deviation:
+        is_layered = row.op == "all_reduce" or row.group == "ep"
+        layer, part = (
+            self._place(row.stage, index) if is_layered and index is not None else (None, None)
+        )
+        return Deviation(
+            kind=kind,
+            rank=rank,
+            stage=row.stage,
+            step=step,
+            phase=row.phase,
+            layer=layer,
+            part=part,
+            op=row.op,
+            shape=row.input_shape,
+            time_us=round(time, 3),
+        )
+
+    def _place(self, stage: int, index: int) -> tuple[int | None, str]:
+        """Two all-reduces a layer, and one before them for the embedding on the first stage."""
+        if stage == 0 and index == 0:
+            return None, "embedding"
+        layer, block = divmod(index - (stage == 0), 2)
+        layers = self._layers[stage]
+        if layer >= len(layers):
+            return None, "after the last layer"
+        return layers[layer], ("attention", "MLP")[block]
+
+
+def _odd_one(longer: Sequence[float], shorter: Sequence[float], *, together: bool) -> int | None:
+    """Index of the one time of ``longer`` that has no like in ``shorter``.
+
+    ``together``: both are ends of the same calls, which two ranks leave at the same time up to
+    the difference of their clocks; otherwise they are like steps, and the gaps are compared.
+    Differences count up to a limit, so that a rank that was held up once does not decide.
+    """
+    if len(longer) != len(shorter) + 1 or len(shorter) < 2:
+        return None
+    long, short = np.array(longer), np.array(shorter)
+    costs = [_misfit(np.delete(long, index), short, together) for index in range(len(long))]
+    best = int(np.argmin(costs))
+    if best and long[best] - long[best - 1] < _MOST_APART_US / 2:
+        return best - 1 if costs[best - 1] <= costs[best] + _MOST_APART_US else best
+    return best
+
+
+def _misfit(one: np.ndarray, other: np.ndarray, together: bool) -> float:
+    if together:
+        differences = one - other
+        limit, errors = _MOST_APART_US, differences - np.median(differences)
+    else:
+        limit, errors = float(np.median(np.diff(other))), np.diff(one) - np.diff(other)
+    return float(np.minimum(np.abs(errors), limit).sum())
