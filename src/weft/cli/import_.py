@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
@@ -15,9 +15,13 @@ from weft.errors import CheckFailed, UserError
 from weft.vocabulary.layout import Layout
 
 if TYPE_CHECKING:
+    from weft.importer.gain import BestTime
     from weft.importer.imported import ImportedTrace
     from weft.importer.rows import MeasuredRow
-    from weft.vocabulary.schedule import Statistics
+    from weft.vocabulary.schedule import Collective, Statistics
+
+
+_MOST_PLACES: Final = 10
 
 
 def import_(
@@ -38,6 +42,16 @@ def import_(
         typer.Option(help="The run's layout, e.g. tp2xpp2; read off the trace if not given."),
     ] = None,
     output_format: Format = OutputFormat.TABLE,
+    against: Annotated[
+        list[Path] | None,
+        typer.Option(help="Traces of another run to compare with, e.g. before an upgrade."),
+    ] = None,
+    fabric: Annotated[
+        str | None,
+        typer.Option(
+            help="Say what the best all-reduce on this fabric would gain; see weft fabrics."
+        ),
+    ] = None,
     perfetto: Annotated[
         Path | None,
         typer.Option(help="Also write a trace for ui.perfetto.dev (.json or .json.gz)."),
@@ -59,7 +73,8 @@ def import_(
     wanted = None if layout is None else Layout.parse(layout)
     for path in (perfetto, report):
         _check_target(path)
-    files = trace_files(files)
+    best = None if fabric is None else _best_on(fabric)
+    files, other = trace_files(files), trace_files(against or [])
     with progress() as bar:
         size = sum(file.stat().st_size for file in files if file.is_file())
         task = bar.add_task("reading traces", total=size)
@@ -70,14 +85,16 @@ def import_(
             layout=wanted,
             num_processes=jobs,
             on_bytes=lambda count: bar.advance(task, count),
+            best=best,
         )
+    before = import_traces(other, model=spec, engine=engine) if other else None
     if perfetto is not None:
         from weft.importer.perfetto import write_perfetto
 
         write_perfetto(imported, perfetto)
     if report is not None:
         _write_report(imported, report)
-    _print(imported, output_format)
+    _print(imported, before, output_format)
     if imported.conformance.conforms is False:
         raise CheckFailed(f"does not conform: {imported.conformance.reason}")
 
@@ -95,12 +112,38 @@ def _write_report(imported: ImportedTrace, path: Path) -> None:
     write_report(report_of([document(imported.to_json(), "import")]), path)
 
 
-def _print(imported: ImportedTrace, output_format: OutputFormat) -> None:
+def _best_on(name: str) -> BestTime:
+    """The fastest algorithm of an all-reduce on a fabric, as ``weft predict allreduce`` has it."""
+    from weft.allreduce import scale
+    from weft.fabric import load
+
+    links = load(name)
+
+    def best(row: Collective) -> tuple[str, float] | None:
+        size, ranks = row.message_bytes, row.group_size
+        if row.op != "all_reduce" or not size or not ranks or ranks < 2:
+            return None
+        width = min(ranks, links.gpus_per_node)
+        if ranks % width:
+            return None
+        predicted = scale.predict([size], ranks // width, width, links)[0]
+        return predicted.best, predicted.best_us
+
+    return best
+
+
+def _print(
+    imported: ImportedTrace, before: ImportedTrace | None, output_format: OutputFormat
+) -> None:
+    from weft.importer.compared import changes, changes_json
+
     schedule = imported.schedule
     layout = schedule.layout.name if imported.run.is_known else "layout unknown"
     title = f"{schedule.model.name} · {layout} · engine {schedule.engine} · import"
     rows = [_row(row) for row in imported.rows]
     document = imported.to_json() if output_format is OutputFormat.JSON else None
+    if document is not None and before is not None:
+        document["against"] = changes_json(before, imported)
     verdict = imported.conformance
     if output_format is OutputFormat.TABLE:
         print(f"{verdict.verdict}: {verdict.reason}")
@@ -108,6 +151,8 @@ def _print(imported: ImportedTrace, output_format: OutputFormat) -> None:
     if output_format is OutputFormat.TABLE:
         for line in _remarks(imported):
             print(line)
+        for change in changes(before, imported) if before else ():
+            print(f"{'as before' if change.is_alike else 'changed'}: {change.text()}")
     elif output_format is OutputFormat.CSV and imported.is_partial:
         print("weft: warning: partial (see --format table)", file=sys.stderr)
 
@@ -161,5 +206,7 @@ def _remarks(imported: ImportedTrace) -> list[str]:
         )
     for kind, listed in (("control", imported.control), ("unexplained", imported.unexplained)):
         lines += [f"{kind}: {c.count} x {c.name} ({c.phase}): {c.reason}" for c in listed]
+    lines += [f"where: {d.text()}" for d in imported.conformance.deviations[:_MOST_PLACES]]
+    lines += [gain.text() for gain in imported.gains]
     lines += [f"note: {note}" for note in imported.notes]
     return lines

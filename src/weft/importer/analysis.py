@@ -43,15 +43,20 @@ def waiting(traces: Mapping[int, RankTrace]) -> list[dict[str, Any]]:
 
 
 def timeline(
-    traces: Mapping[int, RankTrace], clocks: Mapping[int, ClockOffset]
+    traces: Mapping[int, RankTrace],
+    clocks: Mapping[int, ClockOffset],
+    place: tuple[int, int] | None = None,
 ) -> list[dict[str, Any]]:
-    """Every rank's events in one typical step, on the clock of the lowest rank."""
-    first = next(iter(traces.values()))
-    chosen = typical_step(first)
+    """Every rank's events in one step, on the clock of the lowest rank.
+
+    ``place``: a rank and a step of it that differs; a typical step where there is none.
+    """
+    rank = next(iter(traces)) if place is None else place[0]
+    chosen = typical_step(traces[rank]) if place is None else place[1]
     if chosen is None:
         return []
     offsets = step_offsets(traces)
-    reference = chosen + offsets[next(iter(traces))]
+    reference = chosen + offsets[rank]
     events = []
     for rank, trace in traces.items():
         number = reference - offsets[rank]

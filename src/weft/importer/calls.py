@@ -61,9 +61,12 @@ class _Joiner:
             yield _shared_memory_call(layer)
         yield from self._wrapped_kernels(kernels_of)
         lone = [kernel for kernels in kernels_of.values() for kernel in kernels]
-        launched = self._by_launch(lone) if self.backend else {}
+        launches = self.launches.of({kernel.args.correlation for kernel in lone})
+        launched = self._by_launch(lone, launches)
         linked = {id(kernel) for kernels in launched.values() for kernel in kernels}
-        yield from (self._lone_kernel(kernel) for kernel in lone if id(kernel) not in linked)
+        yield from (
+            self._lone_kernel(kernel, launches) for kernel in lone if id(kernel) not in linked
+        )
         operators = [w for w in self.wrappers if w.name.startswith("c10d::")]
         waiting = [w for w in operators if not self._holds_leaf(w)]
         for layer in [*self.gloo, *self.backend]:
@@ -109,18 +112,20 @@ class _Joiner:
             call.dtype = call.dtype or _kernel_dtype(kernels[0].name)
             yield call
 
-    def _lone_kernel(self, kernel: Layer) -> Call:
+    def _lone_kernel(self, kernel: Layer, launches: dict[int, tuple[bytes, float]]) -> Call:
         call = _call(kernel, kernel.operation, "kernel", [kernel])
-        call.host_us = self.graphs.get(kernel.args.correlation)
+        launch = launches.get(kernel.args.correlation)
+        call.host_us = self.graphs.get(kernel.args.correlation, launch and launch[1])
         call.dtype = _kernel_dtype(kernel.name)
         if kernel.args.collective:
             call.operation = operation_of(str(kernel.args.collective)) or call.operation
             _set_parameters(call, kernel.args)
         return call
 
-    def _by_launch(self, kernels: Sequence[Layer]) -> dict[int, list[Layer]]:
+    def _by_launch(
+        self, kernels: Sequence[Layer], launches: dict[int, tuple[bytes, float]]
+    ) -> dict[int, list[Layer]]:
         """Kernels that the host launched within an annotation, by ``id`` of the annotation."""
-        launches = self.launches.of({kernel.args.correlation for kernel in kernels})
         threads: dict[bytes, list[Layer]] = defaultdict(list)
         for annotation in self.backend:
             threads[annotation.thread].append(annotation)

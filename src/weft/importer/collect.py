@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+import tempfile
 from array import array
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,6 +15,7 @@ from weft.importer.calls import MOST_RANKS, join_layers
 from weft.importer.events import Event, decode_args, decode_correlation, dtype_name
 from weft.importer.labels import StepLabel, parse_label
 from weft.importer.layers import LAYER_KINDS, Layer, Layers
+from weft.importer.nsys import MAGIC, NsysReader, exported
 from weft.importer.overlap import merged, set_overlaps
 from weft.importer.rank_trace import ProcessGroup, RankTrace, Step
 from weft.importer.reader import TraceReader
@@ -126,7 +128,11 @@ class _Collector:
 
 def read_rank(path: Path, on_bytes: Callable[[int], None] | None = None) -> RankTrace:
     """Read one trace file. Raises FileFormatError where it is no trace."""
-    reader, collector = TraceReader(path, on_bytes), _Collector()
+    if path.suffix == ".nsys-rep":
+        with tempfile.TemporaryDirectory(prefix="weft-nsys-") as folder:
+            return replace(read_rank(exported(path, folder), on_bytes), path=path)
+    reader = NsysReader(path, on_bytes) if _is_database(path) else TraceReader(path, on_bytes)
+    collector = _Collector()
     for batch in reader.batches():
         collector.add(batch)
     distributed = _mapping(reader.metadata.get("distributedInfo"))
@@ -152,6 +158,14 @@ def read_rank(path: Path, on_bytes: Callable[[int], None] | None = None) -> Rank
         activation_dtype=collector.activation_dtype(),
         num_graph_launches=len(collector.layers.graphs),
     )
+
+
+def _is_database(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(len(MAGIC)) == MAGIC
+    except OSError:
+        return False
 
 
 def _groups(config: Any) -> tuple[ProcessGroup, ...]:

@@ -10,6 +10,7 @@ from weft.importer.analysis import time_share, timeline, waiting
 from weft.importer.clocks import ClockOffset
 from weft.importer.conformance import Conformance
 from weft.importer.facts import ModelFacts
+from weft.importer.gain import Gain, replicas
 from weft.importer.layout_inference import RunLayout
 from weft.importer.rank_trace import RankTrace
 from weft.importer.rows import MeasuredRow, OtherCalls
@@ -38,6 +39,7 @@ class ImportedTrace:
     clocks: tuple[ClockOffset, ...]
     notes: tuple[str, ...]
     traces: dict[int, RankTrace]
+    gains: tuple[Gain, ...] = ()
 
     @property
     def is_partial(self) -> bool:
@@ -70,9 +72,16 @@ class ImportedTrace:
         document["partial"] = self.is_partial
         clocks = {clock.rank: clock for clock in self.clocks}
         document["time_share"] = time_share(next(iter(self.traces.values())))
+        document["gains"] = [gain.to_json() for gain in self.gains]
+        document["replicas"] = replicas(self.traces, self.run)
         document["waiting"] = waiting(self.traces)
-        document["timeline"] = timeline(self.traces, clocks)
+        document["timeline"] = timeline(self.traces, clocks, self._place())
         return document
+
+    def _place(self) -> tuple[int, int] | None:
+        """The rank and step of the first call that differs."""
+        found = self.conformance.deviations
+        return next(((d.rank, d.step) for d in found if d.step is not None), None)
 
     def _steps(self) -> list[dict[str, Any]]:
         first = next(iter(self.traces.values()))

@@ -11,6 +11,7 @@ from weft.importer.clocks import estimate_offsets
 from weft.importer.conformance import Conformance, Evidence, ModelSource, judge
 from weft.importer.engines import conventions_of, engine_of
 from weft.importer.facts import ModelFacts, read_facts
+from weft.importer.gain import BestTime, gains
 from weft.importer.imported import ImportedTrace
 from weft.importer.inputs import GivenModel
 from weft.importer.layout_inference import RunLayout, given_layout, infer_layout
@@ -34,10 +35,12 @@ def import_traces(
     layout: Layout | None = None,
     num_processes: int | None = None,
     on_bytes: Callable[[int], None] | None = None,
+    best: BestTime | None = None,
 ) -> ImportedTrace:
     """Read the traces of one run's ranks and hold them against the engine's schedule.
 
-    ``on_bytes`` is told of progress in bytes of the files.
+    ``on_bytes`` is told of progress in bytes of the files; ``best`` tells the fastest known
+    algorithm of a row's message on a fabric, for what would be gained with it.
 
     Raises FileFormatError for files that are no traces, hold no collectives or are not
     of one run, LayoutError for a layout that the ranks or the model contradict.
@@ -104,6 +107,7 @@ def import_traces(
         clocks=tuple(clocks[rank] for rank in sorted(clocks)) if len(clocks) > 1 else (),
         notes=tuple(notes),
         traces=traces,
+        gains=tuple(gains(traces, tuple(tally.rows), best)),
     )
 
 

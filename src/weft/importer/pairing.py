@@ -160,8 +160,10 @@ def split_waiting(found: Sequence[Meeting], clocks: Mapping[int, Clock]) -> None
         if not meeting.is_complete or not all(clocks[r].is_consistent for r in meeting.calls):
             continue
         if meeting.is_symmetric:
-            transfer = min(call.duration_us for call in meeting.calls.values())
+            last = min(meeting.calls, key=lambda rank: meeting.calls[rank].duration_us)
+            transfer = meeting.calls[last].duration_us
             for call in meeting.calls.values():
+                call.waited_for = last
                 call.transfer_us, call.wait_us = transfer, call.duration_us - transfer
         elif meeting.root is not None:
             _split_by_clock(meeting, clocks, meeting.root)

@@ -34,7 +34,8 @@ class Call:
     transfer; shapes are in elements. ``step`` is the number of the non-empty step that
     the call belongs to (see phases.py), ``precedes_step`` that it came before its label. ``gathers_slices`` marks
     the all-gather that puts the slices of a received tensor together. ``wait_us`` and ``transfer_us`` are
-    known only where the ranks it met are there too (see pairing.py).
+    known only where the ranks it met are there too (see pairing.py); ``waited_for`` is the
+    rank that came last.
     """
 
     operation: str
@@ -63,6 +64,7 @@ class Call:
     gathers_slices: bool = False
     wait_us: float | None = None
     transfer_us: float | None = None
+    waited_for: int | None = None
 
     @property
     def end_us(self) -> float:

@@ -53,27 +53,26 @@ def schedule_summary(schedule: Node) -> str:
 
 
 def schedule_verdict(schedule: Node) -> Badge | None:
-    """Whether an imported schedule conforms to its engine's; None where that was not checked."""
-    conforms = (
-        schedule.child("conformance").child("conforms").value
-        if ("conformance" in schedule)
-        else None
-    )
-    if conforms is None:
+    """Whether an imported schedule conforms to its engine's, or why that cannot be said."""
+    if "conformance" not in schedule:
         return None
-    return (
-        Badge(text="conforms", tone="good")
-        if conforms is True
-        else Badge(text="does not conform", tone="bad")
-    )
+    conformance = schedule.child("conformance")
+    conforms = conformance.child("conforms").value
+    if conforms is None:
+        known = "verdict" in conformance
+        return Badge(text=conformance.child("verdict").text()) if known else None
+    if conforms is True:
+        return Badge(text="conforms", tone="good")
+    return Badge(text="does not conform", tone="bad")
 
 
 def sections_of_schedule(schedule: Node) -> list[Section]:
-    """Facts, volume, message sizes, rows, and whatever times and verdicts the document has."""
-    blocks: list[Block] = [Facts(items=_facts(schedule)), *_volume_charts(schedule)]
-    sections = [Section(title="Volume", blocks=blocks)]
+    """The verdict and what differs where there is one, then volume, times and every row."""
+    sections = []
     if "conformance" in schedule:
         sections.append(_conformance(schedule.child("conformance")))
+    blocks: list[Block] = [Facts(items=_facts(schedule)), *_volume_charts(schedule)]
+    sections.append(Section(title="Volume", blocks=blocks))
     times = [*_time_charts(schedule)]
     if times:
         sections.append(Section(title="Times", blocks=times))
@@ -188,8 +187,26 @@ def _conformance(conformance: Node) -> Section:
     if "explanation" in conformance:
         blocks.append(Prose(text=conformance.child("explanation").text()))
     blocks += [Prose(text=node.text()) for node in conformance.child("differences").elements()]
+    if "deviations" in conformance and conformance.child("deviations").elements():
+        blocks.append(_deviations(conformance.child("deviations").elements()))
     blocks.append(Table(caption="Expected and actual calls", rows=rows))
     return Section(title="Conformance", blocks=blocks)
+
+
+_MOST_DEVIATIONS: Final = 30
+_DEVIATION_FIELDS: Final = ("kind", "rank", "step", "phase", "layer", "part", "op", "time_us")
+
+
+def _deviations(elements: Sequence[Node]) -> Table:
+    rows = [
+        {name: node.child(name).cell() for name in _DEVIATION_FIELDS}
+        for node in elements[:_MOST_DEVIATIONS]
+    ]
+    return Table(
+        caption=f"Where it differs: the first {len(rows)} of {len(elements)} calls",
+        rows=rows,
+        note="Steps count those with requests; times are on the clock of the rank's own trace.",
+    )
 
 
 def _time_charts(schedule: Node) -> list[Block]:
