@@ -151,7 +151,7 @@ def _model(given: GivenModel | None, facts: ModelFacts) -> tuple[ModelSpec, Mode
     if len(candidates) == 1:
         name = candidates[0].name
         return candidates[0], "matched", [f"model {name}: the one with the dimensions seen"]
-    note = "the model's dimensions are those the collectives show; name it with --model"
+    note = "the model's dimensions are those the collectives show; name the model to check them"
     return facts.stand_in(), "trace", [note]
 
 

@@ -24,9 +24,7 @@ def run_of(layers: int, decoding: int = 3) -> Run:
     )
 
 
-def test_what_changed_between_two_runs(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_changed_between_two_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name, run in (("before", run_of(3)), ("after", run_of(2, decoding=5))):
         (tmp_path / name).mkdir()
         write_run(run, tmp_path / name)

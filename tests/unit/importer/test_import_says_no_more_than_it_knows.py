@@ -346,7 +346,7 @@ def test_a_family_that_weft_does_not_run_is_checked_by_its_dimensions(tmp_path: 
 
 def test_a_layout_of_another_number_of_ranks_is_refused(tmp_path: Path) -> None:
     paths = write_run(run_of(), tmp_path)
-    with pytest.raises(LayoutError, match="--layout tp4: has 4 ranks, but the traces are of 2"):
+    with pytest.raises(LayoutError, match="`layout` tp4: has 4 ranks, but the traces are of 2"):
         import_traces(paths, layout=Layout(tp=4))
 
 
