@@ -100,7 +100,9 @@ def judge(evidence: Evidence) -> Conformance:
     rows = tuple(compare(replace(actual, collectives=settings.rows), actual))
     differences = tuple(evidence.facts.differences(actual.model, conventions.vocab_multiple))
     faults = list(_faults(rows, differences, evidence))
-    deviations = tuple(_deviations(settings, evidence, conventions)) if faults else ()
+    deviations = tuple(_deviations(settings, evidence, conventions))
+    if deviations and not faults:
+        faults.append(f"{len(deviations)} calls are in another step than theirs")
     if deviations:
         faults.append(f"first: {deviations[0].text()}")
     conforms, verdict, reason = _conclusion(rows, faults, evidence)

@@ -114,10 +114,21 @@ class Locator:
         if number == 1 and len(own) > 1:
             whole = self._whole_step(rank, step, key, len(own) - 1)
             odd = _odd_one([end for *_, end in own], whole[0], together=whole[1]) if whole else None
-            chosen = chosen if odd is None else range(odd, odd + 1)
+            if odd is not None:
+                yield self._one_too_many(placed, own, odd)
+                return
         for index in chosen:
             row, time, _ = own[index]
             yield row, time, self._index(placed, time)
+
+    def _one_too_many(
+        self, placed: Sequence[Placed], own: Sequence[Placed], index: int
+    ) -> tuple[Collective, float, int]:
+        """The later of two calls close together, placed where the call before it belongs."""
+        if index + 1 < len(own) and own[index + 1][2] - own[index][2] < _MOST_APART_US:
+            index += 1
+        row, time, _ = own[index]
+        return row, time, max(0, self._index(placed, time) - 1)
 
     def _gap(self, rank: int, step: int, key: tuple[Any, ...]) -> tuple[float, int | None]:
         """Where one call of ``key`` is missing: the time of the one before, and its place."""
@@ -201,10 +212,7 @@ def _odd_one(longer: Sequence[float], shorter: Sequence[float], *, together: boo
         return None
     long, short = np.array(longer), np.array(shorter)
     costs = [_misfit(np.delete(long, index), short, together) for index in range(len(long))]
-    best = int(np.argmin(costs))
-    if best and long[best] - long[best - 1] < _MOST_APART_US / 2:
-        return best - 1 if costs[best - 1] <= costs[best] + _MOST_APART_US else best
-    return best
+    return int(np.argmin(costs))
 
 
 def _misfit(one: np.ndarray, other: np.ndarray, together: bool) -> float:

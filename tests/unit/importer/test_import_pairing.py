@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from weft.importer.clocks import estimate_offsets
@@ -47,6 +47,7 @@ def call(operation: str, start: float, end: float, **more: object) -> Call:
     )
 
 
+@settings(deadline=None)
 @given(
     rounds=st.lists(st.lists(st.integers(0, 500), min_size=3, max_size=3), min_size=1, max_size=8),
     offsets=st.lists(st.integers(-10_000, 10_000), min_size=2, max_size=2),
@@ -79,6 +80,7 @@ def test_all_reduce_waiting_needs_no_common_clock(
         assert clocks[rank].low_us <= shift + 1e-6
 
 
+@settings(deadline=None)
 @given(
     gaps=st.lists(st.tuples(st.integers(0, 300), st.integers(1, 40)), min_size=1, max_size=6),
     offset=st.integers(-5000, 5000),

@@ -85,7 +85,10 @@ def calls_of(events: Events) -> list[Events]:
                 if e["tid"] == own["tid"] and e["ts"] <= own["ts"] and e["ts"] + e["dur"] >= own["ts"]
             ]  # fmt: skip
             found.append([kernel, own, *[e for e in around if e is not own]])
-    labels = [e["ts"] for e in hosts if re.match(r"execute_.*_[1-9]", str(e["name"]))]
+    label = re.compile(r"execute_.*\([1-9]")
+    labels = [
+        e["ts"] for e in events if e.get("cat") == "user_annotation" and label.match(str(e["name"]))
+    ]
     calls = sorted(shared + found, key=lambda call: call[-1]["ts"])
     first, last = min(labels, default=0.0), max(labels, default=0.0)
     return [call for call in calls if first < call[-1]["ts"] < last]
@@ -122,7 +125,12 @@ def shifted(events: Events, call: Events) -> None:
         for e in events
         if label.match(str(e.get("name"))) and e.get("cat") == "user_annotation"
     ]
-    start = min(ts for ts in later if ts > call[-1]["ts"])
+    starts = sorted(ts for ts in later if ts > call[-1]["ts"])
+    is_early = "recv" in call[-1]["name"]  # a receive comes before the label of its step
+    if is_early and len(starts) < 2:
+        dropped(events, call)
+        return
+    start = starts[is_early]
     by = start + 0.5 - call[-1]["ts"]
     for event in call:
         event["ts"] += by
@@ -137,6 +145,7 @@ def renamed(events: Events, call: Events) -> None:
         elif event["cat"] == "kernel":
             event["name"] = "ncclDevKernel_Generic_4(x)"
             event["args"].pop("External id", None)
+            event["args"].pop("Collective name", None)
         else:
             event["name"] = "aten::other"
 
