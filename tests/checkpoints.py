@@ -37,43 +37,63 @@ _EXPERTS = {
 }
 
 
+_LATENT = {
+    "q_lora_rank": 40,
+    "kv_lora_rank": 24,
+    "qk_nope_head_dim": 16,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 12,
+    "n_routed_experts": 8,
+    "n_shared_experts": 2,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 32,
+    "first_k_dense_replace": 1,
+    "routed_scaling_factor": 1.5,
+    "topk_method": "group_limited_greedy",
+    "n_group": 4,
+    "topk_group": 2,
+    "rope_parameters": {
+        "rope_type": "yarn",
+        "rope_theta": 10000.0,
+        "factor": 8.0,
+        "original_max_position_embeddings": 64,
+        "mscale": 0.7,
+        "mscale_all_dim": 0.7,
+    },
+}
+
+
+_GEMMA = {
+    "num_hidden_layers": 7,
+    "head_dim": 16,
+    "sliding_window": 12,
+    "query_pre_attn_scalar": 24,
+    "final_logit_softcapping": 5.0,
+}
+
+_LINEAR_ROPE = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0}
+_FAMILIES = {
+    "llama": (transformers.LlamaConfig, {"rope_parameters": _LLAMA3_ROPE}),
+    "llama-tied": (transformers.LlamaConfig, {"tie_word_embeddings": True}),
+    "llama-linear-rope": (transformers.LlamaConfig, {"rope_parameters": _LINEAR_ROPE}),
+    "llama-attention-bias": (transformers.LlamaConfig, {"attention_bias": True}),
+    "mistral": (transformers.MistralConfig, {"sliding_window": 24, "head_dim": 8}),
+    "qwen2": (transformers.Qwen2Config, {"num_key_value_heads": 2}),
+    "qwen3": (transformers.Qwen3Config, {"head_dim": 16}),
+    "mixtral": (transformers.MixtralConfig, {"num_local_experts": 4, "num_experts_per_tok": 2}),
+    "qwen3-moe": (transformers.Qwen3MoeConfig, _EXPERTS | {"norm_topk_prob": True}),
+    "qwen3-moe-unnormalized": (transformers.Qwen3MoeConfig, _EXPERTS | {"norm_topk_prob": False}),
+    "gemma3": (transformers.Gemma3TextConfig, _GEMMA),
+    "deepseek-v2": (transformers.DeepseekV2Config, _LATENT | {"num_key_value_heads": 8}),
+    "deepseek-v3": (transformers.DeepseekV3Config, _LATENT | {"num_key_value_heads": 8}),
+}
+FAMILIES = tuple(_FAMILIES)
+
+
 def make_config(family: str):
     """A config of each family with the feature that sets it apart."""
-    if family == "llama":
-        return transformers.LlamaConfig(**_SIZES, rope_parameters=_LLAMA3_ROPE)
-    if family == "llama-tied":
-        return transformers.LlamaConfig(**_SIZES, tie_word_embeddings=True)
-    if family == "llama-linear-rope":
-        rope = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0}
-        return transformers.LlamaConfig(**_SIZES, rope_parameters=rope)
-    if family == "llama-attention-bias":
-        return transformers.LlamaConfig(**_SIZES, attention_bias=True)
-    if family == "mistral":
-        return transformers.MistralConfig(**_SIZES, sliding_window=24, head_dim=8)
-    if family == "qwen2":
-        return transformers.Qwen2Config(**_SIZES | {"num_key_value_heads": 2})
-    if family == "qwen3":
-        return transformers.Qwen3Config(**_SIZES, head_dim=16)
-    if family == "mixtral":
-        return transformers.MixtralConfig(**_SIZES, num_local_experts=4, num_experts_per_tok=2)
-    if family.startswith("qwen3-moe"):
-        normalize = family == "qwen3-moe"
-        return transformers.Qwen3MoeConfig(**_SIZES, **_EXPERTS, norm_topk_prob=normalize)
-    raise ValueError(family)
-
-
-FAMILIES = (
-    "llama",
-    "llama-tied",
-    "llama-linear-rope",
-    "llama-attention-bias",
-    "mistral",
-    "qwen2",
-    "qwen3",
-    "mixtral",
-    "qwen3-moe",
-    "qwen3-moe-unnormalized",
-)
+    config, sizes = _FAMILIES[family]
+    return config(**_SIZES | sizes)
 
 
 def make_checkpoint(directory: Path, family: str, *, shard_size: str = "5GB") -> Path:
@@ -97,6 +117,9 @@ def randomize(model) -> None:
             parameter.uniform_(0.5, 1.5)
         else:
             parameter.normal_(0, 0.08)
+    for name, buffer in model.named_buffers():
+        if name.endswith("e_score_correction_bias"):
+            buffer.uniform_(-0.5, 0.5)
 
 
 def reference_model(directory: Path):

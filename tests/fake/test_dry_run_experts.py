@@ -37,6 +37,19 @@ def test_closed_form_and_dry_run(layout, batch):
         assert ("all_to_all" in moved) == ("ep" in layout)
 
 
+@pytest.mark.parametrize("layout", ["1", "tp2", "tp4", "pp2", "tp2xpp2", "tp4xep4", "sp2xep2"])
+@pytest.mark.parametrize("engine", ["weft", "vllm"])
+@pytest.mark.parametrize("name", ["gemma-3-27b", "deepseek-v2", "deepseek-v3", "kimi-k2"])
+def test_models_of_other_parts(name, layout, engine):
+    spec, parsed = replace(BUILTIN_MODELS[name], num_layers=5), Layout.parse(layout)
+    if (parsed.ep > 1 and not spec.is_moe) or (parsed.sp > 1 and engine != "weft"):
+        return
+    workload = Workload(prompt_tokens=7, decode_tokens=5, batch=3)
+    formula, dry = (make(spec, parsed, workload, engine) for make in (closed_form, dry_run))
+    assert not [row for row in compare(formula, dry) if row.verdict != "equal"]
+    assert len(formula.collectives) == len(dry.collectives)
+
+
 @pytest.mark.parametrize("layout", ["tp2xep2", "tp4xpp2xep4", "sp2xep2"])
 def test_engines_that_add_up(layout):
     workload = Workload(prompt_tokens=7, decode_tokens=5, batch=3)

@@ -20,7 +20,17 @@ from weft.vocabulary.layout import Layout
 from weft.vocabulary.model_source import load_spec
 from weft.vocabulary.workload import Workload
 
-FAMILIES = ("llama", "llama-tied", "llama-attention-bias", "qwen2", "qwen3", "mixtral", "qwen3-moe")
+FAMILIES = (
+    "llama",
+    "llama-tied",
+    "llama-attention-bias",
+    "qwen2",
+    "qwen3",
+    "gemma3",
+    "mixtral",
+    "qwen3-moe",
+    "deepseek-v2",
+)
 NUM_TOKENS = 64
 NUM_ENGINE_TOKENS = 16
 LAYOUTS = {
@@ -36,7 +46,7 @@ LAYOUTS = {
     "ep2xpp2": Layout(tp=2, pp=2, ep=2),
     "ep2-sp2": Layout(tp=2, sp=2, ep=2),
 }
-EXPERT_FAMILIES = ("mixtral", "qwen3-moe")
+EXPERT_FAMILIES = ("mixtral", "qwen3-moe", "deepseek-v2")
 FEW_FAMILIES = ("llama", "qwen2")
 
 

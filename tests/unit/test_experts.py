@@ -6,25 +6,14 @@ import pytest
 import torch
 
 from weft.layers.linear import Placement
-from weft.models.moe import Experts, Router
-from weft.vocabulary.model_spec import ModelSpec
+from weft.models.experts import RoutedExperts
+from weft.models.routing import Router
+from weft.vocabulary.feed_forward_kinds import Experts, Routing
 
 
-def spec(normalize: bool) -> ModelSpec:
-    return ModelSpec(
-        name="tiny",
-        family="qwen3_moe",
-        num_layers=1,
-        hidden_size=64,
-        num_heads=4,
-        num_kv_heads=2,
-        head_dim=16,
-        intermediate_size=96,
-        vocab_size=50,
-        num_experts=8,
-        experts_per_token=3,
-        expert_intermediate_size=96,
-        normalize_expert_weights=normalize,
+def kind(**rule) -> Experts:
+    return Experts(
+        num_experts=8, experts_per_token=3, intermediate_size=96, routing=Routing(**rule)
     )
 
 
@@ -34,7 +23,9 @@ def spec(normalize: bool) -> ModelSpec:
 def test_all_ways_agree(experts, rows):
     torch.manual_seed(rows)
     where = Placement(tp_rank=0, tp_size=1, dtype=torch.bfloat16, device=torch.device("cpu"))
-    layer, router = Experts(spec(True), "x", experts, where), Router(spec(True), "x", where)
+    names = ("gate_proj", "up_proj", "down_proj")
+    layer = RoutedExperts(kind(), 64, "x", names, experts, where)
+    router = Router(kind(), 64, "x", where)
     for parameter in (*layer.parameters(), *router.parameters()):
         parameter.data.normal_(0, 0.2)
     x = torch.randn(rows, 64, dtype=torch.bfloat16)
@@ -48,7 +39,7 @@ def test_all_ways_agree(experts, rows):
 @torch.inference_mode()
 def test_router(normalize):
     where = Placement(tp_rank=0, tp_size=1, dtype=torch.float32, device=torch.device("cpu"))
-    router = Router(spec(normalize), "x", where)
+    router = Router(kind(normalize=normalize), 64, "x", where)
     router.weight.data.normal_()
     gates = router(torch.randn(9, 64))
     assert ((gates > 0).sum(dim=1) == 3).all()

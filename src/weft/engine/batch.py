@@ -11,7 +11,7 @@ import torch
 
 from weft.engine.step_inputs import StepInputs, context_slots
 from weft.layers.attention import PlainAttention
-from weft.layers.rope import RotaryTable
+from weft.layers.rope import RotaryTables
 from weft.models.decoder import StepBatch
 
 
@@ -50,9 +50,9 @@ class PlainBatches:
     """Batches for torch's own attention (any device, any type)."""
 
     def __init__(
-        self, rope: RotaryTable, *, block_size: int, dtype: torch.dtype, device: torch.device
+        self, ropes: RotaryTables, *, block_size: int, dtype: torch.dtype, device: torch.device
     ) -> None:
-        self._rope, self._block_size = rope, block_size
+        self._ropes, self._block_size = ropes, block_size
         self._dtype, self._device = dtype, device
 
     def build(self, inputs: StepInputs, tables: RequestTables) -> StepBatch:
@@ -63,7 +63,7 @@ class PlainBatches:
             token_ids=token_ids_of(inputs, tables),
             logit_rows=logit_rows,
             attention=PlainAttention(
-                cos_sin=self._rope.at(positions, self._dtype),
+                angles=self._ropes.at(positions, self._dtype),
                 slots=slots,
                 context_slots=self._context_slots(inputs),
                 query_lengths=inputs.query_lengths.tolist(),

@@ -47,8 +47,8 @@ def num_cache_blocks(
 
 def check_host_memory(spec: ModelSpec, layout: Layout, config: EngineConfig, itemsize: int) -> None:
     """EnvironmentUnavailable where weights and cache of this machine's ranks cannot fit."""
-    tokens = (config.cache_tokens or CPU_TOKENS) * layout.ranks_per_node / layout.tp
-    per_token = spec.cache_elements(range(spec.num_layers), tp=1) / layout.pp
+    tokens = (config.cache_tokens or CPU_TOKENS) * layout.ranks_per_node
+    per_token = spec.cache_elements(range(spec.num_layers), layout.tp) / layout.pp
     share = layout.ranks_per_node / (layout.tp * layout.pp)
     needed = (spec.num_parameters * share + tokens * per_token) * itemsize
     if needed > physical_bytes():

@@ -17,9 +17,8 @@ from weft.engine.sampling import Sampler
 from weft.engine.step_inputs import StepInputs
 from weft.engine.streams import open_streams
 from weft.layers import fused
-from weft.layers.attention import LayerCache
 from weft.layers.linear import Placement
-from weft.layers.rope import RotaryTable
+from weft.layers.rope import RotaryTable, RotaryTables
 from weft.models.decoder import Boundary, DecoderStage
 from weft.models.weights import fill_dummy, load_weights
 from weft.vocabulary.conventions import Conventions
@@ -70,9 +69,14 @@ class StageRunner:
             load_weights(self.stage, directory)
 
     @property
+    def _has_kernels(self) -> bool:
+        """Whether weft's own kernels compute the attention: its type, device and kind."""
+        return fused.takes(self._like) and self.spec.attention_has_kernels
+
+    @property
     def preferred_block_size(self) -> int:
         """Positions in a block of the cache that suit the attention."""
-        return 64 if fused.takes(self._like) else 16
+        return 64 if self._has_kernels else 16
 
     @property
     def cache_bytes_per_position(self) -> int:
@@ -82,18 +86,15 @@ class StageRunner:
     def allocate(self, *, num_blocks: int, block_size: int, max_length: int, max_rows: int) -> None:
         """Make the caches, the rotary table and the tables of ``max_rows`` running requests."""
         num_slots = num_blocks * block_size
-        self.caches = [
-            LayerCache(num_slots, self._num_kv_heads, self.spec.head_dim, self._like)
-            for _ in self.stage.layers
-        ]
-        rope = RotaryTable(self.spec.rope, self.spec.head_dim, max_length, self.device)
+        self.caches = self.stage.make_caches(num_slots, self._like)
+        ropes = RotaryTables(map(self.spec.attention, self._layers), max_length, self.device)
         last_ids = torch.zeros(max_rows + 1, dtype=torch.int64, device=self.device)
         self.tables = RequestTables(last_ids=last_ids)
         self._builder: BatchBuilder = PlainBatches(
-            rope, block_size=block_size, dtype=self.dtype, device=self.device
+            ropes, block_size=block_size, dtype=self.dtype, device=self.device
         )
-        if fused.takes(self._like):
-            self._allocate_fused(rope, block_size, -(-max_length // block_size) + 1, max_rows)
+        if self._has_kernels:
+            self._allocate_fused(ropes.only, block_size, -(-max_length // block_size) + 1, max_rows)
 
     def _allocate_fused(
         self, rope: RotaryTable, block_size: int, max_blocks: int, max_rows: int

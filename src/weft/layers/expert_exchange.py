@@ -19,6 +19,8 @@ class ExpertExchange(Protocol):
 
     experts: range
     """The experts of this rank."""
+    adds_up: bool
+    """Whether every rank of the group has all rows and their sum is made elsewhere."""
 
     def dispatch(
         self, x: torch.Tensor, gates: torch.Tensor, site: str
@@ -31,6 +33,8 @@ class ExpertExchange(Protocol):
 
 class LocalExperts:
     """No exchange: every row is here, and the residual stream adds up what the ranks computed."""
+
+    adds_up = True
 
     def __init__(self, experts: range) -> None:
         self.experts = experts
@@ -54,6 +58,8 @@ class AllToAllExperts:
     be captured and no row is ever dropped; rows that a rank has no expert for travel as
     zeros. A layer makes three calls: rows [n * R, h], gates [n * R, e], outputs [n * R, h].
     """
+
+    adds_up = False
 
     def __init__(self, ep: Communicator, num_experts: int) -> None:
         self._ep = ep

@@ -5,22 +5,21 @@ Shapes: T token rows, I input features, O output features, t tensor-parallel deg
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
-from weft.layers import fused
-from weft.layers.activation import ACTIVATIONS
-from weft.layers.shards import Piece, rows_of, sharded_parameter
+from weft.layers.matrix import Matrix
+from weft.layers.shards import Piece, ShardedParameter, rows_of, sharded_parameter
 
 
 @dataclass(frozen=True, kw_only=True)
 class Placement:
     """Where a layer lives: its share of the tensor-parallel group, element type and device.
 
-    The vocabulary is padded to a multiple of ``vocab_multiple`` before it is split.
+    The vocabulary is padded to a multiple of ``vocab_multiple`` before it is split; ``matrix``
+    is how matrices are stored.
     """
 
     tp_rank: int
@@ -28,6 +27,20 @@ class Placement:
     dtype: torch.dtype
     device: torch.device
     vocab_multiple: int = 1
+    matrix: type[Matrix] = Matrix
+
+    @property
+    def alone(self) -> Placement:
+        """The same place outside the group: whole matrices."""
+        return replace(self, tp_rank=0, tp_size=1)
+
+    def stored(self, shape: tuple[int, int], pieces: list[Piece]) -> Matrix:
+        """A matrix [O, I] of this place's format."""
+        return self.matrix(shape, pieces, dtype=self.dtype, device=self.device)
+
+    def parameter(self, shape: tuple[int, ...], pieces: list[Piece]) -> ShardedParameter:
+        """Anything that is not a matrix."""
+        return sharded_parameter(shape, pieces, dtype=self.dtype, device=self.device)
 
     def vocab_share(self, vocab_size: int) -> int:
         """Rows of the vocabulary that each rank holds, padding included."""
@@ -59,27 +72,6 @@ class Section:
         return rows_of(self.out_features, self.part, self.num_parts)
 
 
-def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """[T, I] -> [T, O], by the fastest product for the shape and device."""
-    if fused.takes(x):
-        from weft.layers.fused.products import product
-
-        return product(x, weight, bias)
-    return F.linear(x, weight, bias)
-
-
-def gated_linear(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, activation: str
-) -> torch.Tensor:
-    """[T, I] with the gate's and the up projection's rows [2 O, I] -> act(gate) * up, [T, O]."""
-    if fused.takes(x) and activation == "silu" and bias is None:
-        from weft.layers.fused.products import gated_product
-
-        return gated_product(x, weight)
-    gate, up = linear(x, weight, bias).chunk(2, dim=1)
-    return ACTIVATIONS[activation](gate) * up
-
-
 class ColumnParallelLinear(nn.Module):
     """[T, I] -> [T, sum of O/t]: this rank's rows of one or several stacked matrices."""
 
@@ -97,17 +89,15 @@ class ColumnParallelLinear(nn.Module):
             weights.append(Piece(source=f"{section.name}.weight", shape=shape, **place))
             biases.append(Piece(source=f"{section.name}.bias", shape=shape[:1], **place))
             at += stop - start
-        self.weight = sharded_parameter(
-            (total, in_features), weights, dtype=where.dtype, device=where.device
-        )
-        self.bias = (
-            sharded_parameter((total,), biases, dtype=where.dtype, device=where.device)
-            if bias
-            else None
-        )
+        self.matrix = where.stored((total, in_features), weights)
+        self.bias = where.parameter((total,), biases) if bias else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return linear(x, self.weight, self.bias)
+        return self.matrix.product(x, self.bias)
+
+    def gated(self, x: torch.Tensor, activation: str) -> torch.Tensor:
+        """For a gate's and an up projection's rows: act(gate) * up, [T, O/t]."""
+        return self.matrix.gated_product(x, self.bias, activation)
 
 
 class RowParallelLinear(nn.Module):
@@ -120,15 +110,11 @@ class RowParallelLinear(nn.Module):
         start, stop = rows_of(in_features, where.tp_rank, where.tp_size)
         shape = (out_features, in_features)
         weight = Piece(source=f"{name}.weight", shape=shape, dim=1, start=start, stop=stop)
-        self.weight = sharded_parameter(
-            (out_features, stop - start), [weight], dtype=where.dtype, device=where.device
-        )
+        self.matrix = where.stored((out_features, stop - start), [weight])
         self.bias = None
         if bias and where.tp_rank == 0:
             piece = Piece(source=f"{name}.bias", shape=shape[:1], dim=0, start=0, stop=out_features)
-            self.bias = sharded_parameter(
-                (out_features,), [piece], dtype=where.dtype, device=where.device
-            )
+            self.bias = where.parameter((out_features,), [piece])
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return linear(x, self.weight, self.bias)
+        return self.matrix.product(x, self.bias)

@@ -45,3 +45,42 @@ def add_rms_norm(
 
         return elementwise.add_rms_norm(hidden, residual, weight, eps)
     return F.rms_norm(residual.add_(hidden), weight.shape, weight, eps)
+
+
+class OffsetRMSNorm(RMSNorm):
+    """x / rms(x) * (1 + weight), in fp32 (Gemma)."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.rms_norm(x.float(), self.weight.shape, 1 + self.weight.float(), self.eps).to(x)
+
+    def add(
+        self, hidden: torch.Tensor, residual: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        total = hidden if residual is None else hidden + residual
+        return self(total), total
+
+
+class NormAfterBlock:
+    """A norm of a block's output, before it joins the residual, and the next block's norm."""
+
+    def __init__(self, after: RMSNorm, following: RMSNorm) -> None:
+        self._after, self._following = after, following
+
+    def add(
+        self, hidden: torch.Tensor, residual: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(following(after(hidden) + residual), after(hidden) + residual); shapes [T, h]."""
+        return self._following.add(self._after(hidden), residual)
+
+
+BlockNorm = RMSNorm | NormAfterBlock
+
+
+def rms_norm(name: str, size: int, eps: float, offset: float, where: Placement) -> RMSNorm:
+    """The norm whose weights are what they are (offset 0) or what they are beside one."""
+    return (OffsetRMSNorm if offset else RMSNorm)(name, size, eps, where)
+
+
+def following(after: RMSNorm | None, norm: RMSNorm) -> BlockNorm:
+    """What is done to a block's output: added to the residual, or normalised and added."""
+    return norm if after is None else NormAfterBlock(after, norm)

@@ -15,7 +15,7 @@ import torch
 from torch.nn import functional as F
 
 from weft.comm.communicator import Communicator
-from weft.layers.norm import RMSNorm, add_rms_norm
+from weft.layers.norm import BlockNorm, RMSNorm, add_rms_norm
 
 
 class ResidualStream(Protocol):
@@ -28,7 +28,7 @@ class ResidualStream(Protocol):
         """Partial sums of all rows -> stream rows."""
 
     def reduce_and_norm(
-        self, partial: torch.Tensor, residual: torch.Tensor | None, norm: RMSNorm, site: str
+        self, partial: torch.Tensor, residual: torch.Tensor | None, norm: BlockNorm, site: str
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Reduce, add to ``residual``, normalise: (normalised rows, new residual)."""
 
@@ -49,10 +49,10 @@ class ReplicatedStream:
         return self._tp.all_reduce(partial, site)
 
     def reduce_and_norm(
-        self, partial: torch.Tensor, residual: torch.Tensor | None, norm: RMSNorm, site: str
+        self, partial: torch.Tensor, residual: torch.Tensor | None, norm: BlockNorm, site: str
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        if residual is None:
-            return norm.add(self._tp.all_reduce(partial, site), None)
+        if residual is None or type(norm) is not RMSNorm:
+            return norm.add(self._tp.all_reduce(partial, site), residual)
         normed = self._tp.all_reduce_residual_rms_norm(
             partial, residual, norm.weight, norm.eps, site, add_norm=add_rms_norm
         )
@@ -80,7 +80,7 @@ class SequenceParallelStream:
         return self._sp.reduce_scatter(F.pad(partial, (0, 0, 0, padding)), site)
 
     def reduce_and_norm(
-        self, partial: torch.Tensor, residual: torch.Tensor | None, norm: RMSNorm, site: str
+        self, partial: torch.Tensor, residual: torch.Tensor | None, norm: BlockNorm, site: str
     ) -> tuple[torch.Tensor, torch.Tensor]:
         return norm.add(self.reduce(partial, site), residual)
 
@@ -110,7 +110,7 @@ class RowShareStream:
         return partial if self._is_split else self._tp.all_gather(partial, 0, site)
 
     def reduce_and_norm(
-        self, partial: torch.Tensor, residual: torch.Tensor | None, norm: RMSNorm, site: str
+        self, partial: torch.Tensor, residual: torch.Tensor | None, norm: BlockNorm, site: str
     ) -> tuple[torch.Tensor, torch.Tensor]:
         rows = self.reduce(partial, site)
         return norm.add(rows if residual is None else rows[: len(residual)], residual)

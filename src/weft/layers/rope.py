@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping
 
 import torch
 
+from weft.vocabulary.attention_kinds import AttentionKind
 from weft.vocabulary.rope import LinearScaling, Llama3Scaling, Rope, YarnScaling
 
 
 class RotaryTable:
     """cos and sin of every position up to ``max_length``: [max_length, rotary size], fp32."""
 
-    def __init__(self, rope: Rope, head_dim: int, max_length: int, device: torch.device) -> None:
-        frequencies, magnitude = inverse_frequencies(rope, rope.rotary_dim or head_dim)
+    def __init__(self, rope: Rope, size: int, max_length: int, device: torch.device) -> None:
+        frequencies, magnitude = inverse_frequencies(rope, size)
         angles = torch.outer(
             torch.arange(max_length, device=device).float(), frequencies.to(device)
         )
@@ -31,11 +33,42 @@ class RotaryTable:
         return cos, self._sin[positions][:, None].to(dtype)
 
 
-def rotate(x: torch.Tensor, cos_sin: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-    """Rotate [T, heads, head_dim] by the angles of its positions (halves convention)."""
-    cos, sin = cos_sin
-    first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat((-second, first), dim=-1) * sin
+class RotaryTables:
+    """The tables of all ropes of a model."""
+
+    def __init__(
+        self, kinds: Iterable[AttentionKind], max_length: int, device: torch.device
+    ) -> None:
+        sizes = {kind.rope: kind.rotary_size for kind in kinds}
+        self._tables = {
+            rope: RotaryTable(rope, size, max_length, device) for rope, size in sizes.items()
+        }
+
+    def at(self, positions: torch.Tensor, dtype: torch.dtype) -> RotaryAngles:
+        """Cos and sin of every rope for ``positions`` [T]."""
+        return {rope: table.at(positions, dtype) for rope, table in self._tables.items()}
+
+    @property
+    def only(self) -> RotaryTable:
+        """The table of a model with one rope."""
+        (table,) = self._tables.values()
+        return table
+
+
+RotaryAngles = Mapping[Rope, tuple[torch.Tensor, torch.Tensor]]
+"""Cos and sin, each [T, 1, rotary size], of a step's positions by rope."""
+
+
+def rotate(x: torch.Tensor, rope: Rope, angles: RotaryAngles) -> torch.Tensor:
+    """Turn the leading elements of [T, heads, D] by their positions; pairs leave as halves."""
+    cos, sin = angles[rope]
+    size = cos.shape[-1]
+    turned, kept = x[..., :size], x[..., size:]
+    if rope.interleaved:
+        turned = turned.unflatten(-1, (-1, 2)).transpose(-1, -2).flatten(-2)
+    first, second = turned.chunk(2, dim=-1)
+    turned = turned * cos + torch.cat((-second, first), dim=-1) * sin
+    return torch.cat((turned, kept), dim=-1) if kept.shape[-1] else turned
 
 
 def inverse_frequencies(rope: Rope, size: int) -> tuple[torch.Tensor, float]:

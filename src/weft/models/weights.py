@@ -21,6 +21,7 @@ from weft.layers.expert_exchange import LocalExperts
 from weft.layers.linear import Placement
 from weft.layers.shards import Piece, ShardedParameter
 from weft.models.decoder import DecoderStage
+from weft.vocabulary.families import names_of
 
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
@@ -137,12 +138,14 @@ def _check_file(path: Path, wanted: list[Piece]) -> None:
 
 def _check_leftovers(files: dict[str, Path], stage: DecoderStage) -> None:
     """A tensor that nobody reads means that the model is another than config.json says."""
-    spec = stage.spec
+    spec, names = stage.spec, names_of(stage.spec)
     read = {piece.source for _, piece in _pieces(_whole_model(stage))}
     if spec.tie_embeddings:
-        read.add("lm_head.weight")
+        read.add(f"{names.head}.weight")
+    ignored = tuple(part.format(num_layers=spec.num_layers) for part in names.ignored)
     for name, path in files.items():
-        if name not in read and not name.endswith(_HARMLESS):
+        is_ours = not name.endswith(_HARMLESS) and not name.startswith(ignored)
+        if name not in read and is_ours:
             raise FileFormatError(
                 f"{path}: has tensor {name!r}, which {spec.name} as config.json describes it does "
                 "not read; the two do not belong together, or weft does not support this model"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from weft.vocabulary.families import spec_from_config
 from weft.vocabulary.model_spec import ModelSpec
 from weft.vocabulary.rope import Llama3Scaling, Rope
 
@@ -60,6 +61,40 @@ def _sizes(
         "num_kv_heads": kv_heads,
         "intermediate_size": intermediate,
     }
+
+
+_YARN = {
+    "type": "yarn",
+    "factor": 40.0,
+    "original_max_position_embeddings": 4096,
+    "mscale": 1.0,
+    "mscale_all_dim": 1.0,
+}
+_YARN_V2 = _YARN | {"mscale": 0.707, "mscale_all_dim": 0.707}
+
+
+def _config_sizes(
+    layers: int, hidden: int, heads: int, kv_heads: int, intermediate: int
+) -> dict[str, Any]:
+    return {
+        "num_hidden_layers": layers,
+        "hidden_size": hidden,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "intermediate_size": intermediate,
+    }
+
+
+def _gemma(name: str, **config: Any) -> ModelSpec:
+    if "max_position_embeddings" not in config:
+        config["rope_scaling"] = {"rope_type": "linear", "factor": 8.0}
+    return spec_from_config(name, {"model_type": "gemma3_text", "sliding_window": 1024} | config)
+
+
+def _deepseek(name: str, model_type: str, **config: Any) -> ModelSpec:
+    return spec_from_config(
+        name, {"model_type": model_type, "max_position_embeddings": 163840} | config
+    )
 
 
 _SPECS: Final = (
@@ -148,6 +183,63 @@ _SPECS: Final = (
         experts_per_token=2,
         expert_intermediate_size=16384,
         eos_token_ids=(2,),
+    ),
+    _gemma(
+        "gemma-3-1b",
+        **_config_sizes(26, 1152, 4, 1, 6912),
+        vocab_size=262144,
+        sliding_window=512,
+        max_position_embeddings=32768,
+    ),
+    _gemma("gemma-3-4b", **_config_sizes(34, 2560, 8, 4, 10240)),
+    _gemma("gemma-3-12b", **_config_sizes(48, 3840, 16, 8, 15360)),
+    _gemma(
+        "gemma-3-27b",
+        **_config_sizes(62, 5376, 32, 16, 21504),
+        head_dim=128,
+        query_pre_attn_scalar=168,
+    ),
+    _deepseek(
+        "deepseek-v2-lite",
+        "deepseek_v2",
+        **_config_sizes(27, 2048, 16, 16, 10944),
+        q_lora_rank=None,
+        num_experts_per_tok=6,
+        moe_intermediate_size=1408,
+        first_k_dense_replace=1,
+        rope_scaling=_YARN_V2,
+        eos_token_id=100001,
+    ),
+    _deepseek(
+        "deepseek-v2",
+        "deepseek_v2",
+        **_config_sizes(60, 5120, 128, 128, 12288),
+        n_routed_experts=160,
+        num_experts_per_tok=6,
+        moe_intermediate_size=1536,
+        first_k_dense_replace=1,
+        routed_scaling_factor=16.0,
+        topk_method="group_limited_greedy",
+        n_group=8,
+        topk_group=3,
+        rope_scaling=_YARN_V2,
+        eos_token_id=100001,
+    ),
+    _deepseek("deepseek-v3", "deepseek_v3", rope_scaling=_YARN),
+    _deepseek(
+        "kimi-k2",
+        "kimi_k2",
+        **_config_sizes(61, 7168, 64, 64, 18432),
+        vocab_size=163840,
+        n_routed_experts=384,
+        n_group=1,
+        topk_group=1,
+        first_k_dense_replace=1,
+        routed_scaling_factor=2.827,
+        rope_theta=50000.0,
+        rope_scaling=_YARN | {"factor": 32.0},
+        max_position_embeddings=131072,
+        eos_token_id=163586,
     ),
     # The shape of llama-3.1-8b (layers, vocabulary) with a narrow hidden size, for
     # machines that have no weights: same collectives, small messages.

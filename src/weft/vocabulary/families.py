@@ -9,35 +9,34 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
+from weft.vocabulary import config_parts as parts
 from weft.vocabulary.config_reader import ConfigReader
 from weft.vocabulary.model_spec import ModelSpec
-from weft.vocabulary.rope_config import read_rope
+from weft.vocabulary.tensor_names import TensorNames
 
-Fields = dict[str, Any]
-Part = Callable[[ConfigReader], Fields]
+_NAMES: Final = TensorNames()
 
-MAX_LAYERS: Final = 10_000
-
-_ACTIVATIONS: Final = {
-    "silu": "silu",
-    "swish": "silu",
-    "gelu": "gelu",
-    "gelu_pytorch_tanh": "gelu_tanh",
-    "relu": "relu",
-}
+Part = Callable[[ConfigReader], parts.Fields]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """One row: the defaults of its config, what else it reads, the keys that mean another."""
+    """One row: the defaults of its config, what else it reads, what its tensors are called.
+
+    aliases: keys that mean another; activation_key: where the activation stands; text_key: the
+    object that holds the text model's config, in a family of several kinds of input.
+    """
 
     model_type: str
     defaults: dict[str, Any]
     parts: tuple[Part, ...]
+    names: TensorNames = _NAMES
     aliases: Mapping[str, str] | None = None
+    activation_key: str = "hidden_act"
+    text_key: str | None = None
 
 
 def spec_from_config(name: str, config: Mapping[str, Any]) -> ModelSpec:
@@ -47,9 +46,13 @@ def spec_from_config(name: str, config: Mapping[str, Any]) -> ModelSpec:
     """
     reader = ConfigReader(name, config, {}, {})
     family = _family_of(reader)
+    if family.text_key is not None:
+        outer = {key: config[key] for key in ("dtype", "torch_dtype") if key in config}
+        config = outer | dict(reader.mapping(family.text_key))
     reader = ConfigReader(name, config, _COMMON | family.defaults, family.aliases or {})
     reader.refuse("per_layer_config", "quantization_config")
-    fields = _sizes(reader)
+    fields = parts.sizes(reader)
+    fields["activation"] = reader.choice(family.activation_key, parts.ACTIVATIONS)
     for part in family.parts:
         fields |= part(reader)
     return ModelSpec(name=name, family=family.model_type, **fields)
@@ -64,135 +67,6 @@ def _family_of(config: ConfigReader) -> Family:
         f"model_type {model_type!r} is not supported (the nearest is {near[0]}); "
         f"weft runs {', '.join(FAMILIES)}"
     )
-
-
-def _sizes(config: ConfigReader) -> Fields:
-    num_heads, hidden_size = config.integer("num_attention_heads"), config.integer("hidden_size")
-    num_layers = config.integer("num_hidden_layers")
-    if num_layers > MAX_LAYERS:
-        raise config.error(f"num_hidden_layers {num_layers}: more than {MAX_LAYERS}")
-    return {
-        "num_layers": num_layers,
-        "hidden_size": hidden_size,
-        "num_heads": num_heads,
-        "num_kv_heads": config.optional_integer("num_key_value_heads") or num_heads,
-        "head_dim": _head_dim(config),
-        "intermediate_size": config.integer("intermediate_size"),
-        "vocab_size": config.integer("vocab_size"),
-        "tie_embeddings": config.flag("tie_word_embeddings"),
-        "dtype": _dtype(config),
-        "max_position": config.integer("max_position_embeddings"),
-        "norm_eps": config.number("rms_norm_eps", least=0.0),
-        "activation": config.choice("hidden_act", _ACTIVATIONS),
-        "eos_token_ids": _eos_token_ids(config),
-    }
-
-
-def _head_dim(config: ConfigReader) -> int:
-    given = config.optional_integer("head_dim")
-    return given or config.integer("hidden_size") // config.integer("num_attention_heads")
-
-
-def _dtype(config: ConfigReader) -> str:
-    value = config.get("dtype") or config.get("torch_dtype") or "bfloat16"
-    if not isinstance(value, str):
-        raise config.error(f"field 'dtype' is {value!r}, must be a string")
-    return value.removeprefix("torch.")
-
-
-def _eos_token_ids(config: ConfigReader) -> tuple[int, ...]:
-    value = config.get("eos_token_id")
-    values = value if isinstance(value, list) else [] if value is None else [value]
-    if not all(isinstance(item, int) for item in values):
-        raise config.error(f"field 'eos_token_id' is {value!r}, must be an integer or a list")
-    return tuple(values)
-
-
-def _rope(config: ConfigReader) -> Fields:
-    return {"rope": read_rope(config, head_dim=_head_dim(config))}
-
-
-def _attention_bias(config: ConfigReader) -> Fields:
-    bias = config.flag("attention_bias")
-    return {"qkv_bias": bias, "output_bias": bias}
-
-
-def _mlp_bias(config: ConfigReader) -> Fields:
-    return {"mlp_bias": config.flag("mlp_bias")}
-
-
-def _qkv_bias(config: ConfigReader) -> Fields:  # noqa: ARG001
-    return {"qkv_bias": True}
-
-
-def _qk_norm(config: ConfigReader) -> Fields:  # noqa: ARG001
-    return {"qk_norm": True}
-
-
-def _window(config: ConfigReader) -> Fields:
-    """One window for all layers."""
-    return {"sliding_window": config.optional_integer("sliding_window")}
-
-
-def _switched_window(config: ConfigReader) -> Fields:
-    """One window for all layers where ``use_sliding_window`` says so."""
-    return _window(config) if config.flag("use_sliding_window") else {}
-
-
-def _windows_by_layer(config: ConfigReader) -> Fields:
-    """A window in the layers of ``layer_types``, or from ``max_window_layers`` on."""
-    num_layers = config.integer("num_hidden_layers")
-    types = config.items("layer_types")
-    fields = _switched_window(config)
-    window = fields.get("sliding_window")
-    if config.has("layer_types"):
-        full = full_layers(config, types, num_layers)
-        if len(full) < num_layers and window is None:
-            raise config.error("layer_types has sliding_attention, but no sliding_window is used")
-    else:
-        first = config.integer("max_window_layers", least=0) if window else num_layers
-        full = tuple(range(min(first, num_layers)))
-    return {"sliding_window": window, "full_layers": full} if window else {}
-
-
-def full_layers(config: ConfigReader, types: Any, num_layers: int) -> tuple[int, ...]:
-    """The layers that ``layer_types`` calls full_attention; the others must slide."""
-    if len(types) != num_layers:
-        raise config.error(
-            f"layer_types has {len(types)} layers, num_hidden_layers is {num_layers}"
-        )
-    known = {"full_attention": True, "attention": True, "sliding_attention": False}
-    for kind in types:
-        if not isinstance(kind, str) or kind not in known:
-            raise config.error(f"layer type {kind!r} is not supported; weft has {', '.join(known)}")
-    return tuple(layer for layer, kind in enumerate(types) if known[kind])
-
-
-def _mixtral_experts(config: ConfigReader) -> Fields:
-    return _experts(config, "num_local_experts", "intermediate_size", normalize=True)
-
-
-def _qwen_experts(config: ConfigReader) -> Fields:
-    """Experts in every ``decoder_sparse_step``-th layer but ``mlp_only_layers``."""
-    step, dense = config.integer("decoder_sparse_step"), config.items("mlp_only_layers")
-    num_layers = config.integer("num_hidden_layers")
-    normalize = config.flag("norm_topk_prob")
-    fields = _experts(config, "num_experts", "moe_intermediate_size", normalize=normalize)
-    layers = range(num_layers)
-    fields["dense_layers"] = tuple(i for i in layers if i in dense or (i + 1) % step)
-    return fields
-
-
-def _experts(config: ConfigReader, count: str, size: str, *, normalize: bool) -> Fields:
-    num_experts, chosen = config.integer(count), config.integer("num_experts_per_tok")
-    if chosen > num_experts:
-        raise config.error(f"num_experts_per_tok {chosen}: more than the {num_experts} experts")
-    return {
-        "num_experts": num_experts,
-        "experts_per_token": chosen,
-        "expert_intermediate_size": config.integer(size),
-        "normalize_expert_weights": normalize,
-    }
 
 
 _COMMON: Final[dict[str, Any]] = {
@@ -213,7 +87,7 @@ _LLAMA: Final = Family(
         "max_position_embeddings": 2048,
         "eos_token_id": 2,
     },
-    parts=(_rope, _attention_bias, _mlp_bias),
+    parts=(parts.rope, parts.attention_bias, parts.mlp_bias),
 )
 
 _MISTRAL: Final = Family(
@@ -226,7 +100,7 @@ _MISTRAL: Final = Family(
         "eos_token_id": 2,
         "sliding_window": 4096,
     },
-    parts=(_rope, _window),
+    parts=(parts.rope, parts.window),
 )
 
 _MIXTRAL: Final = Family(
@@ -239,7 +113,8 @@ _MIXTRAL: Final = Family(
         "num_local_experts": 8,
         "num_experts_per_tok": 2,
     },
-    parts=(_rope, _window, _mixtral_experts),
+    parts=(parts.rope, parts.window, parts.mixtral_experts),
+    names=TensorNames(feed_forward="block_sparse_moe", experts=("w1", "w3", "w2")),
     aliases={"num_experts": "num_local_experts"},
 )
 
@@ -253,13 +128,13 @@ _QWEN2: Final = Family(
         "sliding_window": 4096,
         "max_window_layers": 28,
     },
-    parts=(_rope, _qkv_bias, _windows_by_layer),
+    parts=(parts.rope, parts.qkv_bias, parts.windows_by_layer),
 )
 
 _QWEN3: Final = Family(
     model_type="qwen3",
     defaults=_QWEN2.defaults | {"head_dim": 128},
-    parts=(_rope, _attention_bias, _qk_norm, _windows_by_layer),
+    parts=(parts.rope, parts.attention_bias, parts.qk_norm, parts.windows_by_layer),
 )
 
 _QWEN3_MOE: Final = Family(
@@ -277,10 +152,133 @@ _QWEN3_MOE: Final = Family(
         "num_experts_per_tok": 8,
         "num_experts": 128,
     },
-    parts=(_rope, _attention_bias, _qk_norm, _switched_window, _qwen_experts),
+    parts=(
+        parts.rope,
+        parts.attention_bias,
+        parts.qk_norm,
+        parts.switched_window,
+        parts.qwen_experts,
+    ),
     aliases={"num_local_experts": "num_experts"},
 )
 
+_GEMMA3: Final = Family(
+    model_type="gemma3_text",
+    defaults={
+        "vocab_size": 262208,
+        "hidden_size": 2304,
+        "intermediate_size": 9216,
+        "num_hidden_layers": 26,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "head_dim": 256,
+        "hidden_activation": "gelu_pytorch_tanh",
+        "max_position_embeddings": 131072,
+        "eos_token_id": 1,
+        "tie_word_embeddings": True,
+        "query_pre_attn_scalar": 256,
+        "sliding_window": 4096,
+        "sliding_window_pattern": 6,
+        "rope_theta": 1e6,
+        "rope_local_base_freq": 10000.0,
+    },
+    parts=(parts.gemma_ropes, parts.attention_bias, parts.gemma_windows, parts.gemma_norms),
+    names=TensorNames(
+        feed_forward_norm="pre_feedforward_layernorm",
+        after_attention="post_attention_layernorm",
+        after_feed_forward="post_feedforward_layernorm",
+    ),
+    activation_key="hidden_activation",
+)
+
+_GEMMA3_WITH_IMAGES: Final = replace(
+    _GEMMA3,
+    model_type="gemma3",
+    names=replace(
+        _GEMMA3.names,
+        model="language_model.model",
+        head="language_model.lm_head",
+        ignored=("vision_tower.", "multi_modal_projector."),
+    ),
+    text_key="text_config",
+)
+
+_DEEPSEEK_V2: Final = Family(
+    model_type="deepseek_v2",
+    defaults={
+        "vocab_size": 102400,
+        "intermediate_size": 11008,
+        "max_position_embeddings": 2048,
+        "eos_token_id": 2,
+        "first_k_dense_replace": 0,
+        "kv_lora_rank": 512,
+        "q_lora_rank": 1536,
+        "n_routed_experts": 64,
+        "n_shared_experts": 2,
+        "qk_nope_head_dim": 128,
+        "qk_rope_head_dim": 64,
+        "v_head_dim": 128,
+        "routed_scaling_factor": 1.0,
+        "topk_method": "greedy",
+        "moe_intermediate_size": 1407,
+        "rope_interleave": True,
+    },
+    parts=(parts.latent, parts.mlp_bias, parts.shared_experts, parts.softmax_routing),
+    aliases={"num_experts": "n_routed_experts"},
+)
+
+_DEEPSEEK_V3: Final = Family(
+    model_type="deepseek_v3",
+    defaults={
+        "vocab_size": 129280,
+        "hidden_size": 7168,
+        "intermediate_size": 18432,
+        "num_hidden_layers": 61,
+        "num_attention_heads": 128,
+        "num_key_value_heads": 128,
+        "max_position_embeddings": 4096,
+        "eos_token_id": 1,
+        "first_k_dense_replace": 3,
+        "kv_lora_rank": 512,
+        "q_lora_rank": 1536,
+        "n_routed_experts": 256,
+        "n_shared_experts": 1,
+        "num_experts_per_tok": 8,
+        "n_group": 8,
+        "topk_group": 4,
+        "norm_topk_prob": True,
+        "qk_nope_head_dim": 128,
+        "qk_rope_head_dim": 64,
+        "v_head_dim": 128,
+        "routed_scaling_factor": 2.5,
+        "moe_intermediate_size": 2048,
+        "rope_interleave": True,
+    },
+    parts=(parts.latent, parts.shared_experts, parts.sigmoid_routing),
+    names=TensorNames(ignored=("model.layers.{num_layers}.",)),
+    aliases={"num_local_experts": "n_routed_experts"},
+)
+
+_KIMI_K2: Final = replace(_DEEPSEEK_V3, model_type="kimi_k2")
+
 FAMILIES: Final[Mapping[str, Family]] = {
-    family.model_type: family for family in (_LLAMA, _MISTRAL, _QWEN2, _QWEN3, _MIXTRAL, _QWEN3_MOE)
+    family.model_type: family
+    for family in (
+        _LLAMA,
+        _MISTRAL,
+        _QWEN2,
+        _QWEN3,
+        _MIXTRAL,
+        _QWEN3_MOE,
+        _GEMMA3,
+        _GEMMA3_WITH_IMAGES,
+        _DEEPSEEK_V2,
+        _DEEPSEEK_V3,
+        _KIMI_K2,
+    )
 }
+
+
+def names_of(spec: ModelSpec) -> TensorNames:
+    """What the checkpoint of ``spec``'s family calls its tensors."""
+    return FAMILIES[spec.family].names

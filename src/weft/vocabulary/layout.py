@@ -217,10 +217,12 @@ def _even_split(num_layers: int, num_stages: int) -> tuple[int, ...]:
 
 def _divided_by_tp(spec: ModelSpec, ep: int = 1) -> list[tuple[str, int]]:
     parts = [("attention heads", spec.num_heads), ("hidden size", spec.hidden_size)]
-    if spec.num_experts == 0:
+    if spec.num_experts == 0 or spec.dense_layers:
         parts.append(("intermediate size", spec.intermediate_size))
-    elif ep == 1:
+    if spec.num_experts and ep == 1:
         parts.append(("expert intermediate size", spec.expert_intermediate_size))
+    if spec.shared_expert_size and ep == 1:
+        parts.append(("shared expert size", spec.shared_expert_size))
     return parts
 
 

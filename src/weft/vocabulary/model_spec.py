@@ -7,12 +7,13 @@ from dataclasses import dataclass, fields
 from typing import Final
 
 from weft.errors import ModelConfigError
-from weft.vocabulary.attention_kinds import AttentionKind, GroupedQuery
+from weft.vocabulary.attention_kinds import AttentionKind, GroupedQuery, Latent
 from weft.vocabulary.dtypes import MODEL_DTYPES
-from weft.vocabulary.feed_forward_kinds import Dense, Experts, FeedForwardKind
+from weft.vocabulary.feed_forward_kinds import Dense, Experts, FeedForwardKind, Routing
 from weft.vocabulary.rope import Rope
 
 _ROPE: Final = Rope(theta=500000.0)
+_ROUTING: Final = Routing()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +22,11 @@ class ModelSpec:
 
     Sizes are counts of elements. ``num_experts`` is 0 for a dense model;
     ``sliding_window`` is the number of positions a token may look back in all layers but
-    ``full_layers``, or None. ``dense_layers`` have no experts in a model that has some.
+    ``full_layers``, or None; ``local_rope`` is the rope of those layers, where it is another.
+    ``latent`` replaces grouped-query attention. ``dense_layers`` have no experts in a model that
+    has some; ``shared_expert_size`` is the inner size of the expert that sees every token.
+    norms_after_blocks: the outputs of attention and feed-forward part have norms of their own;
+    norm_weight_offset: added to the norms' weights; logit_cap: c in c tanh(logits / c).
     What one layer is, ``attention(layer)`` and ``feed_forward(layer)`` say.
     """
 
@@ -46,10 +51,18 @@ class ModelSpec:
     qk_norm: bool = False
     sliding_window: int | None = None
     full_layers: tuple[int, ...] = ()
+    local_rope: Rope | None = None
+    score_scale: float | None = None
+    latent: Latent | None = None
+    norms_after_blocks: bool = False
+    norm_weight_offset: float = 0.0
+    embedding_scale: float = 1.0
+    logit_cap: float | None = None
     num_experts: int = 0
     experts_per_token: int = 0
     expert_intermediate_size: int = 0
-    normalize_expert_weights: bool = True
+    routing: Routing = _ROUTING
+    shared_expert_size: int = 0
     dense_layers: tuple[int, ...] = ()
     eos_token_ids: tuple[int, ...] = ()
 
@@ -83,12 +96,16 @@ class ModelSpec:
 
     def attention(self, layer: int) -> AttentionKind:
         """The attention of layer ``layer``."""
+        if self.latent is not None:
+            return self.latent
+        is_local = self.sliding_window is not None and layer not in self.full_layers
         return GroupedQuery(
             num_heads=self.num_heads,
             num_kv_heads=self.num_kv_heads,
             head_dim=self.head_dim,
-            rope=self.rope,
-            window=None if layer in self.full_layers else self.sliding_window,
+            rope=(self.local_rope or self.rope) if is_local else self.rope,
+            window=self.sliding_window if is_local else None,
+            scale=self.score_scale,
             qkv_bias=self.qkv_bias,
             output_bias=self.output_bias,
             qk_norm=self.qk_norm,
@@ -97,22 +114,28 @@ class ModelSpec:
     def feed_forward(self, layer: int) -> FeedForwardKind:
         """The feed-forward part of layer ``layer``."""
         if not self.has_experts(layer):
-            return Dense(
-                intermediate_size=self.intermediate_size,
-                activation=self.activation,
-                bias=self.mlp_bias,
-            )
+            return self._dense(self.intermediate_size)
         return Experts(
             num_experts=self.num_experts,
             experts_per_token=self.experts_per_token,
             intermediate_size=self.expert_intermediate_size,
             activation=self.activation,
-            normalize=self.normalize_expert_weights,
+            routing=self.routing,
+            shared=self._dense(self.shared_expert_size) if self.shared_expert_size else None,
         )
+
+    def _dense(self, size: int) -> Dense:
+        return Dense(intermediate_size=size, activation=self.activation, bias=self.mlp_bias)
 
     def cache_elements(self, layers: Iterable[int], tp: int) -> int:
         """Elements of one position's cache in ``layers`` on one of ``tp`` ranks."""
         return sum(self.attention(layer).cache_elements(tp) for layer in layers)
+
+    @property
+    def attention_has_kernels(self) -> bool:
+        """Whether weft's own GPU kernels compute all layers: they know one rope and one kind."""
+        kinds = {self.attention(layer) for layer in range(self.num_layers)}
+        return all(kind.has_kernels for kind in kinds) and len({k.rope for k in kinds}) == 1
 
     @property
     def embedding_parameters(self) -> int:
@@ -124,7 +147,7 @@ class ModelSpec:
         layers = sum(
             self.attention(layer).parameters(self.hidden_size)
             + self.feed_forward(layer).parameters(self.hidden_size)
-            + 2 * self.hidden_size
+            + (4 if self.norms_after_blocks else 2) * self.hidden_size
             for layer in range(self.num_layers)
         )
         heads = self.embedding_parameters * (1 if self.tie_embeddings else 2)

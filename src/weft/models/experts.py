@@ -1,4 +1,4 @@
-"""Mixture of experts: the feed-forward part of Mixtral and Qwen3-MoE.
+"""Experts: routed ones, of which a token sees a few, and a shared one that sees every token.
 
 Shapes: R token rows, h hidden size, E experts, k experts a token, e experts of this
 rank, i intermediate size of an expert on this rank.
@@ -13,63 +13,50 @@ from torch.nn import functional as F
 from weft.layers.activation import ACTIVATIONS
 from weft.layers.expert_exchange import ExpertExchange
 from weft.layers.linear import Placement
-from weft.layers.shards import Piece, rows_of, sharded_parameter
+from weft.layers.shards import Piece, rows_of
+from weft.models.dense import DenseFeedForward
+from weft.models.routing import Router
+from weft.vocabulary.families import names_of
+from weft.vocabulary.feed_forward_kinds import Experts
 from weft.vocabulary.model_spec import ModelSpec
 
-_MATRICES = {"mixtral": ("w1", "w3", "w2"), "qwen3_moe": ("gate_proj", "up_proj", "down_proj")}
 
-
-class Router(nn.Module):
-    """Token rows [R, h] -> gates [R, E] in fp32: zero but for the k experts of a row."""
-
-    def __init__(self, spec: ModelSpec, prefix: str, where: Placement) -> None:
-        super().__init__()
-        shape = (spec.num_experts, spec.hidden_size)
-        piece = Piece(source=f"{prefix}.gate.weight", shape=shape, dim=0, start=0, stop=shape[0])
-        self.weight = sharded_parameter(shape, [piece], dtype=where.dtype, device=where.device)
-        self.experts_per_token = spec.experts_per_token
-        self.normalize = spec.normalize_expert_weights
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        probabilities = F.linear(x, self.weight).softmax(dim=-1, dtype=torch.float32)
-        weights, chosen = probabilities.topk(self.experts_per_token, dim=-1)
-        if self.normalize:
-            weights = weights / weights.sum(dim=-1, keepdim=True)
-        return torch.zeros_like(probabilities).scatter(1, chosen, weights)
-
-
-class Experts(nn.Module):
+class RoutedExperts(nn.Module):
     """Rows [R, h] and gates [R, e] -> gated sum of down(act(gate(x)) * up(x)), [R, h].
 
     A rank that holds all experts holds its tensor-parallel slice of each; one that holds
     some of them holds those whole.
     """
 
-    def __init__(self, spec: ModelSpec, prefix: str, experts: range, where: Placement) -> None:
+    def __init__(
+        self,
+        kind: Experts,
+        hidden_size: int,
+        prefix: str,
+        names: tuple[str, str, str],
+        experts: range,
+        where: Placement,
+    ) -> None:
         super().__init__()
-        gate, up, down = _MATRICES[spec.family]
-        hidden, inner = spec.hidden_size, spec.expert_intermediate_size
+        gate, up, down = names
+        hidden, inner = hidden_size, kind.intermediate_size
         start, stop = 0, inner
-        if len(experts) == spec.num_experts:
+        if len(experts) == kind.num_experts:
             start, stop = rows_of(inner, where.tp_rank, where.tp_size)
         self.num_experts, self.width = len(experts), stop - start
-        self.activation = ACTIVATIONS[spec.activation]
-        self.most_per_row = min(spec.experts_per_token, len(experts))
+        self.activation = ACTIVATIONS[kind.activation]
+        self.most_per_row = min(kind.experts_per_token, len(experts))
         rows, columns = [], []
         for place, expert in enumerate(experts):
-            name = f"{prefix}.experts.{expert}"
+            name = f"{prefix}.{expert}"
             for half, matrix in enumerate((gate, up)):
                 at = (2 * place + half) * self.width
                 rows.append(_part(f"{name}.{matrix}.weight", (inner, hidden), 0, start, stop, at))
             at = place * self.width
             columns.append(_part(f"{name}.{down}.weight", (hidden, inner), 1, start, stop, at))
         count = self.num_experts * self.width
-        self.gate_up = sharded_parameter(
-            (2 * count, hidden), rows, dtype=where.dtype, device=where.device
-        )
-        self.down = sharded_parameter(
-            (hidden, count), columns, dtype=where.dtype, device=where.device
-        )
+        self.gate_up = where.stored((2 * count, hidden), rows)
+        self.down = where.stored((hidden, count), columns)
 
     def forward(self, x: torch.Tensor, gates: torch.Tensor) -> torch.Tensor:
         if x.device.type == "cpu":
@@ -101,8 +88,10 @@ class Experts(nn.Module):
         ends = torch.searchsorted(
             expert_of, torch.arange(self.num_experts, device=x.device), right=True
         ).int()
-        gate_up = self.gate_up.view(self.num_experts, -1, x.shape[1]).transpose(1, 2)
-        down = self.down.view(x.shape[1], self.num_experts, -1).permute(1, 2, 0)
+        gate_up = (
+            self.gate_up.part(slice(None)).view(self.num_experts, -1, x.shape[1]).transpose(1, 2)
+        )
+        down = self.down.part(slice(None)).view(x.shape[1], self.num_experts, -1).permute(1, 2, 0)
         gate, up = F.grouped_mm(x[row_of], gate_up, offs=ends).chunk(2, dim=1)
         outputs = F.grouped_mm(self.activation(gate) * up, down, offs=ends)
         is_real = expert_of < self.num_experts
@@ -121,25 +110,44 @@ class Experts(nn.Module):
 
     def _expert(self, expert: int, x: torch.Tensor) -> torch.Tensor:
         at, width = expert * self.width, self.width
-        gate, up = F.linear(x, self.gate_up[2 * at : 2 * (at + width)]).chunk(2, dim=1)
-        return F.linear(self.activation(gate) * up, self.down[:, at : at + width])
+        both = self.gate_up.part(slice(2 * at, 2 * (at + width)))
+        gate, up = F.linear(x, both).chunk(2, dim=1)
+        down = self.down.part(slice(None), slice(at, at + width))
+        return F.linear(self.activation(gate) * up, down)
 
 
 class MixtureOfExperts(nn.Module):
-    """Token rows [R, h] -> [R, h], a partial sum wherever the experts are split or elsewhere."""
+    """Token rows [R, h] -> [R, h], a partial sum wherever the experts are split or elsewhere.
+
+    The shared expert is split like the rows' sums: over the group where all ranks have all
+    rows, and whole where each rank finishes its own.
+    """
 
     def __init__(
-        self, spec: ModelSpec, prefix: str, exchange: ExpertExchange, where: Placement
+        self,
+        kind: Experts,
+        spec: ModelSpec,
+        prefix: str,
+        exchange: ExpertExchange,
+        where: Placement,
     ) -> None:
         super().__init__()
-        prefix = f"{prefix}.{'block_sparse_moe' if spec.family == 'mixtral' else 'mlp'}"
+        names, hidden = names_of(spec), spec.hidden_size
         self.site, self.exchange = prefix.removeprefix("model."), exchange
-        self.router = Router(spec, prefix, where)
-        self.experts = Experts(spec, prefix, exchange.experts, where)
+        self.router = Router(kind, hidden, f"{prefix}.gate", where)
+        self.experts = RoutedExperts(
+            kind, hidden, f"{prefix}.experts", names.experts, exchange.experts, where
+        )
+        self.shared = None
+        if kind.shared is not None:
+            place = where if exchange.adds_up else where.alone
+            name = f"{prefix}.{names.shared_experts}"
+            self.shared = DenseFeedForward(kind.shared, hidden, name, place)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         rows, gates = self.exchange.dispatch(x, self.router(x), self.site)
-        return self.exchange.combine(self.experts(rows, gates), self.site)
+        out = self.exchange.combine(self.experts(rows, gates), self.site)
+        return out if self.shared is None else out + self.shared(x)
 
 
 def _part(name: str, shape: tuple[int, int], dim: int, start: int, stop: int, at: int) -> Piece:
