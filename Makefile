@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test check unit adversary format clean
+.PHONY: demo test check unit adversary faults format clean
 
 demo: $(VENV)/run
 	$(BIN)/weft study
@@ -22,6 +22,9 @@ unit: $(VENV)/dev
 # 500,000 cases of the GPU kernels' source; docs/all-reduce-proof.md
 adversary: $(VENV)/dev
 	$(BIN)/python tests/adversary
+
+faults: $(VENV)/dev
+	$(BIN)/python -m pytest -s -m "faults or not faults" tests/gloo/test_fault_matrix.py
 
 format: $(VENV)/dev
 	$(BIN)/ruff format .

@@ -54,3 +54,7 @@ class CommunicationError(EnvironmentUnavailable):
 
 class LostRankError(CommunicationError):
     """One or more ranks of the run died or stopped answering; the message names them."""
+
+
+class FrozenRankError(LostRankError):
+    """A rank is there and does not answer."""

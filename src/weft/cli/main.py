@@ -32,6 +32,7 @@ from weft.cli import run as run_command
 from weft.cli.messages import command_of, in_options
 from weft.cli.output import guarded_stdout
 from weft.errors import WeftError
+from weft.launch.environment import silence_libraries
 
 app = typer.Typer(
     name="weft",
@@ -88,6 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code; errors are one line on stderr."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    silence_libraries()
     with guarded_stdout() as stdout:
         code = _run(words)
         try:

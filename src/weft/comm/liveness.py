@@ -15,7 +15,7 @@ from typing import Final
 
 from torch.distributed.distributed_c10d import Store
 
-from weft.errors import LostRankError
+from weft.errors import FrozenRankError
 from weft.launch.worker import report_and_exit
 
 _BEAT_S: Final = 1.0
@@ -69,7 +69,10 @@ class Liveness:
                 last, last_change_s = beat, time.monotonic()
             elif beat != _LEFT and time.monotonic() - last_change_s > _SILENCE_S:
                 report_and_exit(
-                    LostRankError(f"rank {watched} has not answered for {_SILENCE_S:.0f} s")
+                    FrozenRankError(
+                        f"rank {watched} does not answer (frozen or stuck, or its machine is "
+                        f"gone: silent for {_SILENCE_S:.0f} s)"
+                    )
                 )
 
     def _set(self, beat: str) -> None:

@@ -20,12 +20,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from weft.errors import (
-    CheckFailed,
     EnvironmentUnavailable,
     LostRankError,
     UserError,
     WeftError,
 )
+from weft.launch.watch import Watch, error_of
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 _SHUTDOWN_S: Final = 3
 _JOIN_S: Final = 60
 _MOST_PORT: Final = 65535
+_FOLLOWS: Final = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,9 +73,16 @@ def run_ranks(arguments: Sequence[str], launch: Launch) -> None:
         _check_master(launch)
     with _environment(_variables(launch)), _quiet():
         try:
-            elastic_launch(_config(launch), sys.executable)(*arguments)
-        except ChildFailedError as error:
-            raise _first_failure(error.failures) from None
+            with _watch(launch) as watch:
+                try:
+                    elastic_launch(_config(launch), sys.executable)(*arguments)
+                except ChildFailedError as error:
+                    own, follows = _first_failure(error.failures)
+                    raise watch.cause_of(own, follows=follows) from None
+                except Exception:
+                    if watch.cause is not None:
+                        raise watch.cause from None
+                    raise
         except SignalException as error:
             if error.sigval == signal.SIGINT:
                 raise KeyboardInterrupt from None
@@ -85,6 +93,15 @@ def run_ranks(arguments: Sequence[str], launch: Launch) -> None:
                 f"cannot start the ranks at {launch.master_address}:{launch.master_port}: "
                 f"{reason}; check --master-addr, --master-port and that every node started"
             ) from None
+
+
+def _watch(launch: Launch) -> Watch:
+    return Watch(
+        address=launch.master_address,
+        port=launch.master_port,
+        node_rank=launch.node_rank,
+        num_nodes=launch.num_nodes,
+    )
 
 
 def _check_master(launch: Launch) -> None:
@@ -165,44 +182,44 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Keep torch's launcher from logging what our own one-line error says."""
-    loggers = [
-        logging.getLogger(name) for name in ("torch.distributed", "torch.distributed.elastic")
-    ]
-    levels = [logger.level for logger in loggers]
     handlers = {sig: signal.getsignal(sig) for sig in (signal.SIGINT, signal.SIGTERM)}
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
+    logging.disable()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+        logging.disable(logging.NOTSET)
         for sig, handler in handlers.items():
             signal.signal(sig, handler)
 
 
-def _first_failure(failures: Mapping[int, ProcessFailure]) -> WeftError:
-    """The cause: a killed rank before one that raised, before those that lost a peer."""
+def _first_failure(failures: Mapping[int, ProcessFailure]) -> tuple[WeftError, bool]:
+    """The cause: a killed rank before one that raised, before those that lost a peer.
+
+    With it whether even that one only followed a failure elsewhere.
+    """
     rank, failure = min(
         failures.items(), key=lambda item: (_consequence(item[1]), item[1].timestamp)
     )
+    follows = _consequence(failure) == _FOLLOWS
     if failure.exitcode < 0:
-        return LostRankError(
+        killed = LostRankError(
             f"rank {rank} was killed by {failure.signal_name()} (process {failure.pid}); "
             "the other ranks were ended"
         )
+        return killed, follows
     message, exit_code = _message(failure)
-    error_type = {1: CheckFailed, 2: UserError}.get(exit_code, EnvironmentUnavailable)
-    return error_type(message if exit_code == 2 else f"rank {rank}: {message}")
+    names_itself = exit_code == 2 or _extra(failure).get("names_rank")
+    text = message if names_itself else f"rank {rank}: {message}"
+    return error_of(text, exit_code), follows
 
 
 def _consequence(failure: ProcessFailure) -> int:
     """0: killed from outside; 1: raised by itself; 2: followed another rank's failure."""
     if failure.exitcode < 0:
-        return 2 if -failure.exitcode == signal.SIGTERM else 0
-    return 2 if _extra(failure).get("follows") else 1
+        return _FOLLOWS if -failure.exitcode == signal.SIGTERM else 0
+    return _FOLLOWS if _extra(failure).get("follows") else 1
 
 
 def _message(failure: ProcessFailure) -> tuple[str, int]:

@@ -23,6 +23,17 @@ class RankPlace:
     local_rank: int = 0
 
 
+def is_verbose() -> bool:
+    """Whether other libraries' logs and tracebacks are wanted: WEFT_VERBOSE=1."""
+    return os.environ.get("WEFT_VERBOSE", "0") not in ("", "0")
+
+
+def silence_libraries() -> None:
+    """Before torch is loaded: no logs and stack frames of its C++ parts, unless asked for."""
+    if not is_verbose():
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
+
+
 def is_launched(environment: Mapping[str, str] | None = None) -> bool:
     """Whether a launcher (torchrun, srun) started this process as one of several ranks."""
     env = os.environ if environment is None else environment

@@ -13,7 +13,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final, NoReturn
 
-from weft.errors import CommunicationError, WeftError
+from weft.errors import CommunicationError, FrozenRankError, LostRankError, WeftError
+from weft.launch.environment import is_verbose
+from weft.launch.siblings import FrozenRanks
 
 _WATCH_S: Final = 0.5
 
@@ -37,7 +39,8 @@ def worker(render: Callable[[str], str] = str) -> Iterator[None]:
     except WeftError as error:
         report_and_exit(type(error)(render(str(error))), error.exit_code)
     except Exception as error:  # noqa: BLE001 - whatever ends a rank must be reported
-        traceback.print_exc()
+        if is_verbose():
+            traceback.print_exc()
         report_and_exit(error, 3)
 
 
@@ -52,26 +55,41 @@ def _leave() -> NoReturn:
 
 
 def _die_with(parent: int) -> None:
+    """End with the launcher; under torchrun, which does not see that, name a frozen rank."""
+    frozen = FrozenRanks(parent)
+    is_watched = _is_watched()
     while os.getppid() == parent:
         time.sleep(_WATCH_S)
+        if not is_watched:
+            try:
+                frozen.check()
+            except FrozenRankError as error:
+                report_and_exit(error)
     os._exit(3)
+
+
+def _is_watched() -> bool:
+    """Whether the launcher is weft's own, which names frozen ranks and prints errors itself."""
+    return os.environ.get("TORCHELASTIC_RUN_ID", "").startswith("weft")
 
 
 def report_and_exit(error: Exception, exit_code: int = 3) -> NoReturn:
     """Leave the error where torch's launcher looks for it, or on stderr, and exit."""
     text = str(error) if isinstance(error, WeftError) else f"{type(error).__name__}: {error}"
+    is_frozen = isinstance(error, FrozenRankError)
     path = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if path:
         extra = {
             "timestamp": str(int(time.time())),
-            "py_callstack": traceback.format_exc(),
+            "py_callstack": traceback.format_exc() if is_verbose() else text,
             "exit_code": exit_code,
             "text": text,
-            "follows": isinstance(error, CommunicationError),
+            "follows": isinstance(error, CommunicationError) and not is_frozen,
+            "names_rank": isinstance(error, LostRankError),
         }
         with open(path, "w", encoding="utf-8") as file:  # noqa: PTH123
             json.dump({"message": {"message": text, "extraInfo": extra}}, file)
-    if not path or "TORCHELASTIC_USE_AGENT_STORE" not in os.environ:
+    if not path or not _is_watched():
         print(f"weft: error: rank {os.environ.get('RANK', '0')}: {text}", file=sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()

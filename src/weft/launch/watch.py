@@ -1,0 +1,124 @@
+"""What a launcher sees beside its own ranks' exit codes: frozen ranks, other launchers' errors.
+
+The launchers of a run share the first error through the store of machine 0, so that each
+of them ends its ranks and names the true cause.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import threading
+import time
+from datetime import timedelta
+from typing import TYPE_CHECKING, Final, Self
+
+from weft.errors import (
+    CheckFailed,
+    EnvironmentUnavailable,
+    FrozenRankError,
+    LostRankError,
+    UserError,
+    WeftError,
+)
+from weft.launch.siblings import FrozenRanks
+
+if TYPE_CHECKING:
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+_LOOK_S: Final = 0.5
+_GRACE_S: Final = 3.0
+_CAUSE, _READ = "weft/launch/cause", "weft/launch/read"
+
+
+def error_of(text: str, exit_code: int) -> WeftError:
+    """The error that a process reported by text and exit code."""
+    known = {1: CheckFailed, 2: UserError}
+    return known.get(exit_code, EnvironmentUnavailable)(text)
+
+
+class Watch:
+    """The watching thread of one launcher; ``cause`` is what it ended the ranks for."""
+
+    def __init__(self, *, address: str, port: int, node_rank: int, num_nodes: int) -> None:
+        self._place, self._node_rank, self._num_nodes = (address, port), node_rank, num_nodes
+        self._store: TCPStore | None = None
+        self._stop, self._told = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._run, name="weft-watch", daemon=True)
+        self.cause: WeftError | None = None
+
+    def __enter__(self) -> Self:
+        if self._num_nodes > 1 and self._node_rank == 0:
+            self._store = self._connect()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join(timeout=_GRACE_S)
+
+    def cause_of(self, own: WeftError, *, follows: bool) -> WeftError:
+        """Why the run ends, where a rank of this launcher ended with ``own``.
+
+        follows: ``own`` only says that a rank elsewhere is gone; its launcher knows why.
+        """
+        if follows and self._num_nodes > 1:
+            self._told.wait(_GRACE_S)
+        if isinstance(self.cause, FrozenRankError):
+            own = self.cause
+        elif follows and self.cause is not None:
+            return self.cause
+        self._publish(own)
+        return own
+
+    def _publish(self, error: WeftError) -> None:
+        """Tell the other launchers; machine 0, which holds the store, waits until they know."""
+        if self._store is None:
+            return
+        with contextlib.suppress(RuntimeError):
+            self._store.set(_CAUSE, json.dumps([str(error), error.exit_code]))
+            end = time.monotonic() + 2 * _GRACE_S
+            while self._node_rank == 0 and time.monotonic() < end:
+                if self._store.add(_READ, 0) >= self._num_nodes - 1:
+                    return
+                time.sleep(0.1)
+
+    def _connect(self) -> TCPStore:
+        from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+        return TCPStore(
+            *self._place,
+            is_master=self._node_rank == 0,
+            wait_for_workers=False,
+            timeout=timedelta(seconds=60),
+            multi_tenant=True,
+        )
+
+    def _run(self) -> None:
+        frozen = FrozenRanks(os.getpid())
+        try:
+            if self._num_nodes > 1 and self._store is None:
+                self._store = self._connect()
+            while not self._stop.wait(_LOOK_S):
+                frozen.check()
+                self._read_cause()
+        except FrozenRankError as error:
+            self.cause = error  # and its process is killed: the launcher sees that
+        except RuntimeError:
+            self._end(LostRankError("machine 0 does not answer any more: its launcher has ended"))
+
+    def _read_cause(self) -> None:
+        if self._store is not None and self._store.check([_CAUSE]):
+            text, exit_code = json.loads(self._store.get(_CAUSE))
+            self._store.add(_READ, 1)
+            self._end(error_of(text, exit_code))
+
+    def _end(self, error: WeftError) -> None:
+        """Give the own ranks time to see it themselves, then end them through the launcher."""
+        self.cause = error
+        self._told.set()
+        if not self._stop.wait(_GRACE_S):
+            os.kill(os.getpid(), signal.SIGTERM)
+            self._stop.set()

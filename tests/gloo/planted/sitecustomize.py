@@ -1,0 +1,40 @@
+"""Loaded by Python when it starts: plants the fault that FAULT names into one rank.
+
+FAULT is RANK:MOMENT:HOW, MOMENT start, prefill or decode, HOW raise, kill or freeze;
+the file FAULT_AT is written at that moment.
+"""
+
+import os
+import pathlib
+import signal
+
+
+def _fall(how):
+    pathlib.Path(os.environ["FAULT_AT"]).touch()
+    if how == "raise":
+        raise RuntimeError("planted")
+    os.kill(os.getpid(), signal.SIGKILL if how == "kill" else signal.SIGSTOP)
+
+
+def _plant(moment, how):
+    from weft.engine import llm
+    from weft.engine.engine import Engine
+
+    if moment == "start":
+        llm.open_groups = lambda *_, **__: _fall(how)
+        return
+    step, left = Engine.step, [1 if moment == "prefill" else 20]
+
+    def falls(self):
+        left[0] -= 1
+        if not left[0]:
+            _fall(how)
+        return step(self)
+
+    Engine.step = falls
+
+
+if "FAULT" in os.environ:
+    rank, moment, how = os.environ["FAULT"].split(":")
+    if os.environ.get("RANK", os.environ.get("SLURM_PROCID")) == rank:
+        _plant(moment, how)
