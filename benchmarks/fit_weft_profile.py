@@ -16,10 +16,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from weft.prediction.fitting import PRIORS, fit, leave_one_out
+from weft.calibration.fitting import PRIORS, fit, leave_one_out
+from weft.calibration.measured import MeasuredRun, machine_of_run, weft_runs
 from weft.prediction.latency import predict_latency
-from weft.prediction.machines import machine_named, machine_of_run
-from weft.prediction.measured import MeasuredRun, weft_runs
+from weft.prediction.machines import machine_named
 from weft.prediction.prediction import Machine
 from weft.vocabulary.model_source import load_spec
 

@@ -6,8 +6,8 @@ import time
 
 import pytest
 
+from weft.calibration.calibrate_accelerator import calibrate_accelerator
 from weft.prediction.accelerator import accelerator_from_json, accelerator_to_json
-from weft.prediction.calibrate_accelerator import calibrate_accelerator
 
 torch = pytest.importorskip("torch")
 pytestmark = [

@@ -36,9 +36,9 @@ def calibrate_accelerator(
     Example: weft calibrate accelerator -o here.json; weft plan llama-3.2-1b --gpus 1
     --accelerator here.json --fabric h200-nvlink
     """
+    from weft.calibration.calibrate_accelerator import calibrate_accelerator as measure
+    from weft.calibration.calibrate_accelerator import doubts
     from weft.prediction.accelerator import accelerator_to_json, load_accelerator
-    from weft.prediction.calibrate_accelerator import calibrate_accelerator as measure
-    from weft.prediction.calibrate_accelerator import doubts
 
     if not output.absolute().parent.is_dir():
         raise FileFormatError(f"--output {output}: the folder is not there; create it")

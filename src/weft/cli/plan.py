@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from weft.cli import options
 from weft.cli.output import OutputFormat, print_json, print_rows, progress
-from weft.errors import UserError
 from weft.planning.objective import Objective
 
 if TYPE_CHECKING:
@@ -21,8 +20,6 @@ Accelerator = Annotated[str, typer.Option(help="The device: a built-in name or a
 Fabric = Annotated[
     str | None, typer.Option(help="The links: a built-in name or a file [the device's usual one].")
 ]
-
-MOST_SEQUENCES: Final = 100_000
 
 
 def plan(
@@ -60,32 +57,24 @@ def plan(
     Example: weft plan llama-3.1-70b --gpus 16 --gpus-per-node 4 --accelerator a100-80g
     --workload decode-heavy --explain tp16
     """
-    from weft.planning.objective import Limits, Question
-    from weft.planning.planner import make_plan
-    from weft.planning.space import Cluster
-    from weft.planning.what_if import with_settings
-    from weft.prediction.machines import machine_named
-    from weft.vocabulary.model_source import load_spec
+    from weft import api
 
-    load = options.make_workload(workload, prompt, decode, batch)
-    if load.batch > MOST_SEQUENCES:
-        raise UserError(f"--batch {load.batch}: a plan takes at most {MOST_SEQUENCES} sequences")
-    machine = machine_named(engine, accelerator, fabric, weights)
-    width = machine.fabric.gpus_per_node if gpus_per_node is None else gpus_per_node
-    cluster = Cluster(num_gpus=gpus, gpus_per_node=width)
-    machine = machine_named(engine, accelerator, fabric, weights, nodes=cluster.nodes)
-    machine = with_settings(machine, settings or [])
-    question = Question(
-        spec=load_spec(model),
-        workload=load,
-        machine=machine,
-        objective=objective,
-        limits=Limits(ttft_ms=ttft, tpot_ms=tpot),
-    )
     with progress() as bar:
         task = bar.add_task("layouts", total=None)
-        found = make_plan(
-            question, cluster, lambda done, total: bar.update(task, completed=done, total=total)
+        found = api.plan(
+            model,
+            gpus,
+            options.make_workload(workload, prompt, decode, batch),
+            gpus_per_node=gpus_per_node,
+            accelerator=accelerator,
+            fabric=fabric,
+            engine=engine,
+            weights=weights,
+            ttft=ttft,
+            tpot=tpot,
+            objective=objective,
+            settings=settings or (),
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
     text = _explanation(found, explain) if explain else None
     if plot is not None:
@@ -151,6 +140,8 @@ def _commands(plan: Any) -> list[LaunchCommand]:
         plan.cluster.gpus_per_node,
         question.machine.weight_dtype,
         requests,
+        tokens=question.workload.prompt_tokens + question.workload.decode_tokens,
+        batched_tokens=question.machine.profile.server_batched_tokens,
     )
 
 

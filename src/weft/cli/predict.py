@@ -6,7 +6,7 @@ memory. ``scoreboard``, ``scaling`` and ``allreduce`` in the place of MODEL are 
 
 from __future__ import annotations
 
-from dataclasses import replace
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -15,11 +15,7 @@ from weft.cli import options, predict_allreduce, scaling, scoreboard
 from weft.cli.default_group import app_with_default
 from weft.cli.output import OutputFormat
 from weft.cli.schedule_output import print_schedule
-from weft.closed_form.schedule import closed_form
 from weft.errors import UserError
-from weft.vocabulary.layout import Layout
-from weft.vocabulary.model_source import load_spec
-from weft.vocabulary.workload import Workload
 
 
 def predict(
@@ -53,8 +49,24 @@ def predict(
     weights: Annotated[
         str | None, typer.Option(help="Type of the layers' weights, e.g. float8_e4m3fn.")
     ] = None,
+    concurrency: Annotated[
+        int | None,
+        typer.Option(help="A server with so many clients that wait for their answers."),
+    ] = None,
     rate: Annotated[
-        float | None, typer.Option(help="Requests a second of a server under load.")
+        float | None, typer.Option(help="A server with so many requests a second.")
+    ] = None,
+    trace: Annotated[
+        Path | None,
+        typer.Option(help="A server with the requests of a Mooncake, Azure or BurstGPT trace."),
+    ] = None,
+    burst: Annotated[int, typer.Option(help="Requests of --rate that come at once.")] = 1,
+    shortest: Annotated[
+        float,
+        typer.Option(help="Lengths are even between this share of the workload's and all of it."),
+    ] = 1.0,
+    requests: Annotated[
+        int | None, typer.Option(help="Requests to simulate [10 a client, at least 100].")
     ] = None,
     inputs: Annotated[
         bool, typer.Option("--inputs", help="List every input of the time model with its source.")
@@ -65,51 +77,36 @@ def predict(
 
     Example: weft predict llama-2-13b --tp 4 --prompt 128 --decode 128 --engine vllm-v0
 
-    Example: weft predict llama-3.1-8b --tp 2 --engine vllm --accelerator h200-sxm
+    Example: weft predict llama-3.1-8b --tp 2 --engine vllm --accelerator h200-sxm --concurrency 64
     """
-    layout = options.make_layout(
-        tp=tp,
-        pp=pp,
-        sp=sp,
-        ep=ep,
-        dp=dp,
-        nodes=1 if nodes is None else nodes,
-        stage_layers=stage_layers,
+    from weft import api
+    from weft.vocabulary.schedule import Schedule
+
+    layout = options.make_layout(tp=tp, pp=pp, sp=sp, ep=ep, dp=dp, stage_layers=stage_layers)
+    if inputs and accelerator is None:
+        raise UserError("--inputs: is about latency; name a device (--accelerator)")
+    found = api.predict(
+        model,
+        layout,
+        options.make_workload(workload, prompt, decode, batch),
+        engine=engine,
+        accelerator=accelerator,
+        fabric=fabric,
+        weights=weights,
+        nodes=nodes,
+        concurrency=concurrency,
+        rate=rate,
+        trace=trace,
+        burst=burst,
+        shortest=shortest,
+        requests=requests,
     )
-    load = options.make_workload(workload, prompt, decode, batch)
-    if accelerator is not None:
-        settings = (engine, accelerator, fabric, weights)
-        _print_latency(model, layout, nodes, load, settings, rate, inputs, output_format)
-        return
-    given = {"--fabric": fabric, "--weights": weights, "--rate": rate, "--inputs": inputs or None}
-    for option, value in given.items():
-        if value is not None:
-            raise UserError(f"{option} {value}: is about latency; name a device (--accelerator)")
-    print_schedule(closed_form(load_spec(model), layout, load, engine), output_format)
-
-
-def _print_latency(
-    model: str,
-    layout: Layout,
-    nodes: int | None,
-    load: Workload,
-    settings: tuple[str, str, str | None, str | None],
-    rate: float | None,
-    inputs: bool,
-    output_format: OutputFormat,
-) -> None:
-    from weft.cli.predict_latency import print_prediction, print_serving
-    from weft.prediction.machines import machine_named
-
-    machine = machine_named(*settings)
-    if nodes is None:
-        width = machine.fabric.gpus_per_node
-        layout = replace(layout, nodes=max(1, -(-layout.world_size // width)))
-    machine = machine_named(*settings, nodes=layout.nodes)
-    if rate is None:
-        print_prediction(load_spec(model), layout, load, machine, output_format, inputs=inputs)
+    if isinstance(found, Schedule):
+        print_schedule(found, output_format)
     else:
-        print_serving(load_spec(model), layout, load, machine, rate, output_format)
+        from weft.cli.predict_latency import print_times
+
+        print_times(found, output_format, inputs=inputs)
 
 
 app = app_with_default(

@@ -7,33 +7,36 @@ from collections.abc import Iterator
 from typing import Any
 
 from weft.cli.output import OutputFormat, print_rows
-from weft.errors import WorkloadError
-from weft.prediction.latency import predict_latency
 from weft.prediction.prediction import PARTS, Machine, Prediction, provenance
 from weft.prediction.quantity import Estimate
-from weft.prediction.serving import most_requests_per_s, serve_at_rate
-from weft.vocabulary.layout import Layout
-from weft.vocabulary.model_spec import ModelSpec
-from weft.vocabulary.workload import Workload
+from weft.prediction.serving import Serving
 
 
-def print_prediction(
-    spec: ModelSpec,
-    layout: Layout,
-    workload: Workload,
-    machine: Machine,
-    output_format: OutputFormat,
-    *,
-    inputs: bool = False,
+def print_times(
+    found: Prediction | Serving, output_format: OutputFormat, *, inputs: bool = False
 ) -> None:
-    """Predict one batch and print it; the first line says so where it does not fit."""
-    prediction = predict_latency(spec, layout, workload, machine)
+    """Print a batch's times or a server's; the first line says so where it does not fit."""
+    if isinstance(found, Serving):
+        _print_serving(found, output_format)
+        machine = found.machine
+    else:
+        _print_batch(found, output_format)
+        machine = found.machine
+    if output_format is OutputFormat.TABLE:
+        if inputs:
+            print_rows(list(_sources(machine)), output_format, title="Inputs")
+        else:
+            print(_sources_summary(machine))
+
+
+def _print_batch(prediction: Prediction, output_format: OutputFormat) -> None:
     if output_format is not OutputFormat.TABLE:
         rows = [{"quantity": key} | value for key, value in _estimates(prediction)]
         print_rows(rows, output_format, document=prediction.to_json())
         return
+    machine = prediction.machine
     title = (
-        f"{spec.name} · {layout.name} · engine {machine.profile.name} · "
+        f"{prediction.spec.name} · {prediction.layout.name} · engine {machine.profile.name} · "
         f"{machine.accelerator.name} · {machine.fabric.name} (90 % intervals)"
     )
     if not prediction.memory.fits:
@@ -44,10 +47,6 @@ def print_prediction(
     if collectives:
         print_rows(collectives, output_format, title="Collectives of the critical path")
     print_rows(list(_memory(prediction)), output_format, title="Memory of the fullest GPU")
-    if inputs:
-        print_rows(list(_sources(machine)), output_format, title="Inputs")
-    else:
-        print(_sources_summary(machine))
 
 
 def _estimates(prediction: Prediction) -> Iterator[tuple[str, dict[str, float]]]:
@@ -107,37 +106,27 @@ def _sources_summary(machine: Machine) -> str:
     return f"inputs: {parts} (--inputs lists them with their sources)"
 
 
-def print_serving(
-    spec: ModelSpec,
-    layout: Layout,
-    workload: Workload,
-    machine: Machine,
-    rate: float,
-    output_format: OutputFormat,
-) -> None:
-    """Predict the steady state of a server at ``rate`` requests a second and print it."""
-    serving = serve_at_rate(spec, layout, workload, machine, rate)
-    if serving is None:
-        most = most_requests_per_s(spec, layout, workload, machine)
-        raise WorkloadError(
-            f"--rate {rate:g}: {layout.name} answers at most {most:.3g} requests a second; lower "
-            "--rate, add replicas (--dp) or see `weft plan --objective goodput`"
+def _print_serving(serving: Serving, output_format: OutputFormat) -> None:
+    """What clients of a server see: means with intervals, percentiles, rates."""
+    rows = [
+        {"quantity": name} | {key: _round(value) for key, value in times.to_json().items()}
+        for name, times in (
+            ("ttft_ms", serving.ttft_ms),
+            ("tpot_ms", serving.tpot_ms),
+            ("e2e_ms", serving.e2e_ms),
         )
-    row = {
-        "requests_per_s": _round(serving.requests_per_s),
-        "running": _round(serving.running),
-        "ttft_ms": _interval(serving.ttft_ms),
-        "tpot_ms": _interval(serving.tpot_ms),
-        "tokens_per_s": _round(serving.tokens_per_s),
-        "prefill_share": f"{100 * serving.prefill_share:.1f} %",
-    }
-    title = f"{spec.name} · {layout.name} · {machine.profile.name} serving, steady state"
-    document = {"schema": "weft.prediction.serving/1"} | serving.to_json()
-    print_rows([row], output_format, title=title, document=document)
-
-
-def _interval(estimate: Estimate) -> str:
-    return f"{estimate.value:.4g} ({estimate.low:.4g} to {estimate.high:.4g})"
+    ]
+    title = (
+        f"{serving.spec.name} · {serving.layout.name} · {serving.machine.profile.name} serving · "
+        f"{serving.machine.accelerator.name} · {serving.machine.fabric.name} (mean, 90 % interval)"
+    )
+    print_rows(rows, output_format, title=title, document=serving.to_json())
+    if output_format is OutputFormat.TABLE:
+        print(
+            f"{serving.requests_per_s:.4g} requests/s, {serving.tokens_per_s:.5g} tokens/s, at most "
+            f"{serving.running:g} decoding, {100 * serving.prefill_share:.0f} % of the time with "
+            f"prompts, {serving.preemptions} preempted"
+        )
 
 
 def _round(value: float) -> float:

@@ -28,7 +28,7 @@ def scaling(
 
     Example: weft predict scaling --models llama-3.1-405b --gpus 16,32,64,128
     """
-    from weft.prediction.scale_study import findings, scale_study
+    from weft.planning.scale_study import findings, scale_study
 
     points = scale_study(
         models.split(","), fabrics.split(","), workloads.split(","), _counts(gpus), engine

@@ -9,7 +9,6 @@ import typer
 
 from weft.cli import options
 from weft.cli.output import OutputFormat, print_json, print_rows, progress
-from weft.errors import UserError
 
 # TPOT limits in ms for which the best layout is asked.
 _LIMITS_MS = (10.0, 15.0, 20.0, 30.0, 50.0)
@@ -23,9 +22,11 @@ def scoreboard(
         Path | None,
         typer.Option(help="A silicon_sample.csv [that of an installed aiconfigurator]."),
     ] = None,
+    every: Annotated[int, typer.Option(min=1, help="Ask one public row in EVERY.")] = 1,
     peer: Annotated[
-        bool, typer.Option("--peer", help="Add aiconfigurator's own predictions (slow).")
-    ] = False,
+        Path | None,
+        typer.Option(help="aiconfigurator's answers, from benchmarks/aiconfigurator_rows.py."),
+    ] = None,
     leave_one_out: Annotated[
         bool,
         typer.Option("--leave-one-out", help="Refit the engine without each fitted row."),
@@ -35,23 +36,27 @@ def scoreboard(
 ) -> None:
     """Compare predictions with measured rows: errors, interval coverage, decisions.
 
-    Example: weft predict scoreboard --leave-one-out
+    Example: weft predict scoreboard --silicon silicon_sample.csv --every 10
     """
-    from weft.prediction import scoreboard as board
-    from weft.prediction.measured import h200_runs, published_runs, runs_from_file, weft_runs
-    from weft.prediction.silicon import find_file, read_rows
+    from weft.calibration import scoreboard as board
+    from weft.calibration.measured import h200_runs, published_runs, runs_from_file, weft_runs
+    from weft.calibration.public_rows import find_file, peer_times, read_rows
 
     own = [] if runs is None else runs_from_file(runs)
     scores = board.score_runs([*h200_runs(), *weft_runs(), *published_runs(), *own])
     choices: list[Any] = []
+    answers = None
     file = find_file(silicon)
-    if file is None and peer:
-        raise UserError("--peer: there are no rows; install aiconfigurator or name --silicon FILE")
     if file is not None:
         found = read_rows(file)
-        scores += board.score_silicon(found, _peer_with_progress(len(found)) if peer else None)
-        choices = board.decisions(found, _LIMITS_MS)
-    document = board.document(scores, choices)
+        with progress() as bar:
+            task = bar.add_task("public rows", total=len(found) // every)
+            answers = board.ask_all(
+                found, lambda done, _all: bar.update(task, completed=done), every=every
+            )
+        scores += board.score_answers(answers, peer_times(peer) if peer else {})
+        choices = board.decisions(answers, _LIMITS_MS)
+    document = board.document(scores, choices, answers)
     if leave_one_out:
         document["leave_one_out"] = _leave_one_out()
     if output_format is OutputFormat.JSON:
@@ -62,28 +67,10 @@ def scoreboard(
         _print_tables(document, scores, rows)
 
 
-def _peer_with_progress(count: int) -> Any:
-    from weft.prediction.silicon import peer_predictor
-
-    predict = peer_predictor()
-    bar = progress()
-    task = bar.add_task("aiconfigurator", total=count)
-    bar.start()
-
-    def step(row: Any) -> Any:
-        result = predict(row)
-        bar.advance(task)
-        if bar.finished:
-            bar.stop()
-        return result
-
-    return step
-
-
 def _leave_one_out() -> list[dict[str, Any]]:
-    from weft.prediction.fitting import leave_one_out
+    from weft.calibration.fitting import leave_one_out
+    from weft.calibration.measured import h200_runs, weft_runs
     from weft.prediction.machines import machine_named
-    from weft.prediction.measured import h200_runs, weft_runs
 
     rows = []
     for engine, runs in (("vllm", h200_runs()), ("weft", weft_runs())):
@@ -101,22 +88,31 @@ def _print_tables(document: dict[str, Any], scores: Any, with_rows: bool) -> Non
         print_rows([_row(score) for score in scores], OutputFormat.TABLE, title="Every row")
     summary = [_summary(item) for item in document["summaries"]]
     print_rows(summary, OutputFormat.TABLE, title="Errors (MAPE) and 90 % intervals")
+    if "answered" in document:
+        _print_answered(document["answered"])
     if document["decisions"]:
         table = [
             {
                 "chooser": item["chooser"],
                 "questions": item["questions"],
-                "best_tp": _percent(item["right_tp"]),
+                "best_or_within_5_%": _percent(item["near_best"]),
                 "over_limit": _percent(item["over_limit"]),
-                "tokens_lost": _percent(item["regret"]),
             }
             for item in document["decisions"]
         ]
         print_rows(table, OutputFormat.TABLE, title="Most tokens/s/GPU under a TPOT limit")
-    else:
+    elif "answered" not in document:
         print("no serving rows: aiconfigurator is not installed (or name --silicon FILE)")
     if "leave_one_out" in document:
         _print_left_out(document["leave_one_out"])
+
+
+def _print_answered(answered: dict[str, Any]) -> None:
+    share = answered["answered"] / max(answered["rows"], 1)
+    print(f"answered: {answered['answered']} of {answered['rows']} public rows ({_percent(share)})")
+    rows = [{"rows": count, "reason": reason} for reason, count in answered["refused"].items()]
+    if rows:
+        print_rows(rows[:10], OutputFormat.TABLE, title="Why the others are not")
 
 
 def _print_left_out(rows: list[dict[str, Any]]) -> None:
@@ -153,12 +149,10 @@ def _row(score: Any) -> dict[str, Any]:
         "high": float(f"{score.high:.4g}"),
         "error": _percent(score.error),
         "peer_error": None if score.peer_error is None else _percent(score.peer_error),
-        "possible": score.is_possible,
     }
 
 
 def _summary(item: dict[str, Any]) -> dict[str, Any]:
-    peer = item["peer_mean_error"]
     return {
         "source": item["source"],
         "role": item["role"],
@@ -168,8 +162,14 @@ def _summary(item: dict[str, Any]) -> dict[str, Any]:
         "median": _percent(item["median_error"]),
         "bias": _percent(item["bias"]),
         "inside_interval": _percent(item["inside"]),
-        "aiconfigurator_mape": None if peer is None else _percent(peer),
+        "shared": item["shared"],
+        "shared_mape": _or_none(item["shared_error"]),
+        "aiconfigurator_mape": _or_none(item["peer_error"]),
     }
+
+
+def _or_none(value: float | None) -> str | None:
+    return None if value is None else _percent(value)
 
 
 def _percent(value: float) -> str:

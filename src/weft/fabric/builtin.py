@@ -170,6 +170,17 @@ _H100_NDR400: Final = Fabric(
     **_CALL,
 )
 
+_HGX_H100: Final = replace(_H100_NDR400, name="hgx-h100", gpus_per_node=8)
+
+_HGX_H200: Final = replace(
+    _H200_NVLINK,
+    name="hgx-h200",
+    gpus_per_node=8,
+    inter=_H100_NDR400.inter,
+    nics_per_node=None,
+    tables=tuple(table for table in _H200_TABLES if table.nodes == 1),
+)
+
 _A100_SLINGSHOT: Final = Fabric(
     name="a100-slingshot11",
     gpus_per_node=4,
@@ -195,6 +206,17 @@ _A100_SLINGSHOT: Final = Fabric(
     **_CALL,
 )
 
+_HGX_A100: Final = replace(
+    _A100_SLINGSHOT,
+    name="hgx-a100",
+    gpus_per_node=8,
+    inter=replace(
+        _A100_SLINGSHOT.inter,
+        bandwidth_gb_s=24.2,
+        bandwidth_source="HDR InfiniBand, 200 Gb/s = 25 GB/s a GPU; 97 % after packet headers",
+    ),
+)
+
 _GH200_NDR: Final = Fabric(
     name="gh200-ndr",
     gpus_per_node=1,
@@ -209,6 +231,44 @@ _GH200_NDR: Final = Fabric(
         packet_factor=2.0,
     ),
     **_CALL,
+)
+
+
+def _node(
+    name: str, gpus: int, gb_s: float, source: str, nic_gb_s: float, nic: str, latency_us: float
+) -> Fabric:
+    """A node by data sheets: links at the share of them that H200's reach (386 of 450)."""
+    return replace(
+        _H100_NDR400,
+        name=name,
+        gpus_per_node=gpus,
+        intra=replace(
+            _NVLINK4,
+            latency_us=latency_us,
+            latency_uncertainty_us=0.5 * latency_us,
+            bandwidth_gb_s=0.858 * gb_s,
+            bandwidth_uncertainty_gb_s=0.1 * gb_s,
+            bandwidth_source=f"{source}, at the efficiency measured on H200 (386 / 450)",
+        ),
+        inter=replace(
+            _H100_NDR400.inter,
+            bandwidth_gb_s=0.97 * nic_gb_s,
+            bandwidth_uncertainty_gb_s=0.1 * nic_gb_s,
+            bandwidth_source=f"{nic}; 97 % after packet headers",
+        ),
+    )
+
+
+_XDR: Final = "XDR InfiniBand, 800 Gb/s = 100 GB/s a GPU"
+_NDR: Final = "NDR InfiniBand, 400 Gb/s = 50 GB/s a GPU"
+
+_DATA_SHEET_NODES: Final = (
+    _node("hgx-b200", 8, 900, "NVLink 5, 900 GB/s one way by data sheet", 100, _XDR, 1.1),
+    _node("nvl72", 72, 900, "NVLink 5 over a rack of 72, 900 GB/s one way", 100, _XDR, 1.1),
+    _node("pcie4-x8", 8, 32, "PCIe 4.0 x16, 32 GB/s one way", 50, _NDR, 3.0),
+    _node("pcie5-x8", 8, 64, "PCIe 5.0 x16, 64 GB/s one way", 50, _NDR, 3.0),
+    _node("mi300x-x8", 8, 448, "Infinity Fabric, 7 links of 64 GB/s one way", 50, _NDR, 2.0),
+    _node("mi355x-x8", 8, 538, "Infinity Fabric, 7 links of 77 GB/s one way", 50, _NDR, 2.0),
 )
 
 
@@ -248,10 +308,14 @@ BUILTIN_FABRICS: Final = {
     fabric.name: fabric
     for fabric in (
         _H200_NVLINK,
+        _HGX_H100,
+        _HGX_H200,
+        _HGX_A100,
         _H100_NDR400,
         _A100_SLINGSHOT,
         _GH200_NDR,
         _ETHERNET_100G,
         _ETHERNET_10G,
+        *_DATA_SHEET_NODES,
     )
 }

@@ -24,25 +24,46 @@ def launch_commands(
     gpus_per_node: int,
     weight_dtype: str | None = None,
     requests: int | None = None,
+    tokens: int | None = None,
+    batched_tokens: int | None = None,
 ) -> list[LaunchCommand]:
     """Commands to start on every node, or why an engine cannot run the layout.
 
     Node 0 is ``$HEAD``, each node knows its ``$NODE_RANK``; ``$MODEL`` is the model's hub id
     or directory, which other engines need. weight_dtype: as in the plan; None is the model's.
     requests: how many a replica should run at once, where the plan is about a server.
-    Checked against the parsers of weft and of vLLM 0.32.
+    tokens: the longest request's; batched_tokens: rows of one step, as the plan took them.
+    Checked against the options of weft, vLLM 0.33 and SGLang 0.5.23.
     """
     eight_bit = weight_dtype == FLOAT8
     commands = {
         "weft": _weft(spec, layout),
-        "vllm": _vllm(spec, layout, eight_bit, requests),
-        "sglang": _sglang(spec, layout, gpus_per_node, eight_bit, requests),
+        "vllm": _vllm(
+            spec,
+            layout,
+            eight_bit,
+            requests,
+            _limits("--max-model-len", tokens, "--max-num-batched-tokens", batched_tokens),
+        ),
+        "sglang": _sglang(
+            spec,
+            layout,
+            gpus_per_node,
+            eight_bit,
+            requests,
+            _limits("--context-length", tokens, "--chunked-prefill-size", batched_tokens),
+        ),
         "torchrun": _torchrun(spec, layout, gpus_per_node),
         "slurm": _slurm(spec, layout, gpus_per_node),
     }
     if eight_bit:
         commands |= dict.fromkeys(("weft", "torchrun", "slurm"), _NO_8_BIT)
     return [LaunchCommand(engine=name, command=text) for name, text in commands.items()]
+
+
+def _limits(length: str, tokens: int | None, rows: str, batched: int | None) -> str:
+    text = f" {length} {tokens}" if tokens else ""
+    return text + (f" {rows} {batched}" if batched else "")
 
 
 _NO_8_BIT: Final = "(weft does not run 8-bit weights)"
@@ -86,7 +107,9 @@ def _slurm(spec: ModelSpec, layout: Layout, gpus_per_node: int) -> str:
     )
 
 
-def _vllm(spec: ModelSpec, layout: Layout, eight_bit: bool, requests: int | None) -> str:
+def _vllm(
+    spec: ModelSpec, layout: Layout, eight_bit: bool, requests: int | None, limits: str
+) -> str:
     """VLLM finds each node's replicas from the node's number; node 0 has the HTTP server."""
     if layout.sp > 1:
         return _NO_SEQUENCE_PARALLELISM
@@ -97,6 +120,7 @@ def _vllm(spec: ModelSpec, layout: Layout, eight_bit: bool, requests: int | None
     options += " --enable-expert-parallel" if layout.ep > 1 else ""
     options += " --quantization fp8" if eight_bit else ""
     options += f" --max-num-seqs {requests}" if requests else ""
+    options += limits
     if alone.nodes > 1:
         options += f" --nnodes {alone.nodes} --node-rank $NODE_RANK --master-addr $HEAD"
         options += " $([ $NODE_RANK = 0 ] || echo --headless)"
@@ -104,7 +128,12 @@ def _vllm(spec: ModelSpec, layout: Layout, eight_bit: bool, requests: int | None
 
 
 def _sglang(
-    spec: ModelSpec, layout: Layout, gpus_per_node: int, eight_bit: bool, requests: int | None
+    spec: ModelSpec,
+    layout: Layout,
+    gpus_per_node: int,
+    eight_bit: bool,
+    requests: int | None,
+    limits: str,
 ) -> str:
     """Replicas on several nodes are servers of their own, behind SGLang's router."""
     if layout.sp > 1:
@@ -118,6 +147,7 @@ def _sglang(
     options += f" --ep-size {layout.ep}" if layout.ep > 1 else ""
     options += " --quantization fp8" if eight_bit else ""
     options += f" --max-running-requests {requests * alone.dp}" if requests else ""
+    options += limits
     if alone.nodes > 1:
         options += f" --nnodes {alone.nodes} --node-rank $NODE_RANK --dist-init-addr $HEAD:5000"
     return f"python -m sglang.launch_server --model-path $MODEL{options}{note}"

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from weft.errors import WorkloadError
 from weft.prediction.latency import predict_latency
 from weft.prediction.prediction import Machine, Prediction
-from weft.prediction.serving import Serving, serve_at_concurrency
+from weft.prediction.serving import Serving, predict_serving
+from weft.prediction.steady import Steady, SteadyState
+from weft.prediction.traffic import Traffic
 from weft.vocabulary.layout import Layout
 from weft.vocabulary.model_spec import ModelSpec
 from weft.vocabulary.workload import Workload
@@ -75,7 +76,7 @@ class Candidate:
     layout: Layout
     concurrency: int
     prediction: Prediction
-    serving: Serving | None
+    serving: Steady | Serving | None
     score: float
 
     @property
@@ -110,7 +111,10 @@ class Question:
 
     def answer(self, layout: Layout) -> list[Candidate] | Refusal:
         """The layout's candidates (one a concurrency), best first, or why it has none."""
-        prediction = predict_latency(self.spec, layout, self.workload, self.machine)
+        load = self.workload
+        if self.objective is not Objective.LATENCY:
+            load = replace(load, batch=layout.dp)
+        prediction = predict_latency(self.spec, layout, load, self.machine)
         if not prediction.memory.fits:
             return Refusal(reason=prediction.memory.shortage)
         if self.objective is Objective.LATENCY:
@@ -133,40 +137,67 @@ class Question:
         ]
 
     def _serving(self, layout: Layout, prediction: Prediction) -> list[Candidate] | Refusal:
-        found: list[Candidate] = []
-        broken = Refusal(reason="")
-        for concurrency in self._concurrencies(layout, prediction):
-            load = Workload(
-                prompt_tokens=self.workload.prompt_tokens,
-                decode_tokens=self.workload.decode_tokens,
-                batch=concurrency,
-            )
-            try:
-                serving = serve_at_concurrency(self.spec, layout, load, self.machine)
-            except WorkloadError as error:
-                return Refusal(reason=str(error))
-            refusal = self.limits.broken_by(serving.ttft_ms.value, serving.tpot_ms.value)
-            if refusal:
-                requests = f"{concurrency} request" + ("s" if concurrency > 1 else "")
-                text = f"{refusal.reason} with {requests} at once"
-                broken = replace(refusal, reason=text)
-                break
-            found.append(self._candidate(layout, prediction, serving, concurrency))
-        return sorted(found, key=lambda item: item.score) or broken
+        """Candidates at powers of four and at the most requests that the limits allow."""
+        server = SteadyState(self.spec, layout, self.workload, self.machine)
+        most = server.most_running
+        length = self.workload.prompt_tokens + self.workload.decode_tokens
+        if most < 1:
+            held = server.replica.cache_tokens
+            return Refusal(reason=f"the cache holds {held} tokens, one request needs {length}")
+        refusal = self._broken(server.at(1))
+        if refusal:
+            text = f"{refusal.reason} with {layout.dp} request{'s' * (layout.dp > 1)} at once"
+            return replace(refusal, reason=text)
+        best = self._most_within(server, most)
+        counts = sorted({best, *(4**step for step in range((best.bit_length() + 1) // 2))})
+        found = [self._candidate(layout, prediction, server.at(count)) for count in counts]
+        return sorted(found, key=lambda item: item.score)
 
-    def _concurrencies(self, layout: Layout, prediction: Prediction) -> list[int]:
-        """One request a replica, doubled until the cache is full."""
-        tokens = self.workload.prompt_tokens + self.workload.decode_tokens
-        most = max(1, prediction.memory.cache_limit_tokens // tokens)
-        steps = int(math.log2(min(most, 1024)))
-        return [layout.dp * 2**step for step in range(steps + 1)]
+    def _broken(self, steady: Steady | Serving) -> Refusal | None:
+        return self.limits.broken_by(steady.ttft_ms.value, steady.tpot_ms.value)
+
+    def _most_within(self, server: SteadyState, most: int) -> int:
+        """The largest number of requests a replica that keeps the limits; one does."""
+        low, high = 1, most + 1
+        if not self._broken(server.at(most)):
+            return most
+        while high - low > 1:
+            middle = (low + high) // 2
+            if self._broken(server.at(middle)):
+                high = middle
+            else:
+                low = middle
+        return low
+
+    def confirmed(self, candidate: Candidate) -> Candidate | Refusal:
+        """The candidate as its clients see it by simulation, with fewer of them if need be."""
+        if candidate.serving is None:
+            return candidate
+        dp, clients = candidate.layout.dp, candidate.concurrency
+        while True:
+            traffic = Traffic(
+                workload=self.workload, concurrency=clients, requests=_requests(clients // dp)
+            )
+            found = predict_serving(self.spec, candidate.layout, traffic, self.machine)
+            broken = self._broken(found)
+            if not broken:
+                return self._candidate(candidate.layout, candidate.prediction, found, clients)
+            if clients <= dp:
+                return replace(broken, reason=f"{broken.reason} with {clients} clients")
+            clients = max(dp, int(clients / max(broken.excess, 1.05)) // dp * dp)
 
     def _candidate(
-        self, layout: Layout, prediction: Prediction, serving: Serving, concurrency: int
+        self,
+        layout: Layout,
+        prediction: Prediction,
+        serving: Steady | Serving,
+        clients: int | None = None,
     ) -> Candidate:
         rate = serving.tokens_per_s
         if self.objective is Objective.GOODPUT:
             rate = serving.requests_per_s
+        concurrency = serving.concurrency if isinstance(serving, Steady) else clients
+        assert concurrency is not None
         return Candidate(
             layout=layout,
             concurrency=concurrency,
@@ -174,3 +205,8 @@ class Question:
             serving=serving,
             score=1 / rate,
         )
+
+
+def _requests(clients: int) -> int:
+    """The first burst of every client, and what follows it for a part of them."""
+    return max(clients + clients // 4, 40)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Final
 
 from weft.errors import LayoutError
 from weft.planning.objective import Candidate, Objective, Question, Refusal
@@ -140,6 +140,7 @@ def make_plan(
         else:
             ranked.append(answer[0])
             points += answer
+    _confirm(question, ranked, points, rejected)
     if not ranked:
         raise LayoutError(_nothing_fits(question, cluster, rejected))
     return Plan(
@@ -149,6 +150,28 @@ def make_plan(
         points=tuple(points),
         rejected=tuple(rejected),
     )
+
+
+_FINALISTS: Final = 2
+
+
+def _confirm(
+    question: Question,
+    ranked: list[Candidate],
+    points: list[Candidate],
+    rejected: list[Rejection],
+) -> None:
+    """Put simulations in the place of the first candidates by formula, and order them again."""
+    for item in sorted(ranked, key=_order)[:_FINALISTS]:
+        found = question.confirmed(item)
+        ranked.remove(item)
+        points.remove(item)
+        if isinstance(found, Refusal):
+            name = item.layout.name
+            rejected.append(Rejection(name=name, reason=found.reason, excess=found.excess))
+        else:
+            ranked.append(found)
+            points.append(found)
 
 
 def _order(candidate: Candidate) -> tuple[float, int, int]:

@@ -70,15 +70,19 @@ def load_accelerator(name_or_path: str) -> Accelerator:
 
     Raises FileFormatError for an unknown name and for a missing or damaged file.
     """
+    from weft.prediction.datasheets import DATA_SHEETS
+
     if name_or_path in BUILTIN_ACCELERATORS:
         return _builtin(name_or_path)
+    if name_or_path in DATA_SHEETS:
+        return DATA_SHEETS[name_or_path].accelerator(name_or_path)
     path = Path(name_or_path)
     try:
         return accelerator_from_json(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         raise FileFormatError(
             f"--accelerator {name_or_path}: no such file or built-in name; built in are "
-            f"{', '.join(BUILTIN_ACCELERATORS)}; `weft calibrate` measures this machine"
+            f"{', '.join((*BUILTIN_ACCELERATORS, *DATA_SHEETS))}; `weft calibrate` measures this machine"
         ) from None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, FileFormatError) as error:
         raise FileFormatError(f"accelerator file {name_or_path}: {error}") from None

@@ -11,13 +11,14 @@ from typing import Any, Final, Literal, get_args
 
 from weft.errors import FileFormatError, UserError
 from weft.prediction.quantity import Quantity
+from weft.scheduling.policy import Admission, Policy
 from weft.vocabulary.conventions import ENGINES
 
 SCHEMA: Final = "weft.engine-profile/1"
 
 AllReduceRule = Literal["vllm", "nccl", "weft", "fastest"]
 
-PROFILES: Final = ("weft", "vllm", "vllm-v0")
+PROFILES: Final = ("weft", "vllm", "vllm-v0", "sglang", "trtllm")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,12 +27,15 @@ class EngineProfile:
 
     conventions: whose schedule of collectives (weft.vocabulary.conventions).
     all_reduce: the rule that picks its all-reduce (weft.prediction.collectives).
-    max_batched_tokens: tokens of one step at most; longer prefills are split.
+    max_batched_tokens: tokens of one step at most; longer prefills are split
+    (server_batched_tokens: the same in a server). max_requests,
+    counts_decode, mixes, admission: as in :class:`weft.scheduling.policy.Policy`.
     memory_fraction: part of the device memory that the engine takes.
     request_us: host time of a request before its first step and after its first token.
     server_us: host time of a request through an HTTP server, beside request_us;
     server_step_us, server_sequence_us: time that a step, and each of its sequences, takes
-    more in a server than in a batch (answers streamed, sampling by the client's wishes).
+    more in a server than in a batch (answers streamed, sampling by the client's wishes);
+    server_prompt_step_us, server_prompt_us: the same for a step with prompts and each prompt.
     arrival_us: between two requests of one batch becoming visible to the scheduler.
     schedule_us: host time between two steps put in flight (pipeline start only).
     ranks_us: extra host time of a prefill with more than one rank (dispatch to workers).
@@ -49,6 +53,9 @@ class EngineProfile:
     row_call_share, kernel_call_share: fixed time of a matrix product of one row, and of
     attention and elementwise kernels, over the accelerator's. cache_rate_share,
     matmul_rate_share: rate of decode attention and of large products over the accelerator's.
+    kernel_tables: whose curves of the device time products, experts and attention ("": none);
+    product_share, experts_share, attention_share, communication_share: what a whole step takes
+    of what single kernels and all-reduces take; experts_layer_us: routing and gathering.
     reserved_gb: device memory for context, graphs and communication buffers.
     tpot_spread, ttft_spread: relative standard deviation of the time model's own error for
     one batch; server_tpot_spread, server_ttft_spread: the same for a server under load.
@@ -58,14 +65,27 @@ class EngineProfile:
     conventions: str
     all_reduce: AllReduceRule
     max_batched_tokens: int
+    server_batched_tokens: int
+    max_requests: int
+    counts_decode: bool
+    mixes: bool
+    admission: Admission
     memory_fraction: float
     decode_graph: bool
     early_launch: bool
     sequence_parallel: bool
     layer_kernels: int
     fused_kernels: int
+    kernel_tables: str
+    product_share: Quantity
+    experts_share: Quantity
+    experts_layer_us: Quantity
+    attention_share: Quantity
+    communication_share: Quantity
     request_us: Quantity
     server_us: Quantity
+    server_prompt_step_us: Quantity
+    server_prompt_us: Quantity
     server_step_us: Quantity
     server_sequence_us: Quantity
     arrival_us: Quantity
@@ -86,6 +106,17 @@ class EngineProfile:
     server_tpot_spread: Quantity
     server_ttft_spread: Quantity
 
+    @property
+    def policy(self) -> Policy:
+        """How a server of this engine fills its steps."""
+        return Policy(
+            max_tokens=self.server_batched_tokens,
+            max_requests=self.max_requests,
+            counts_decode=self.counts_decode,
+            mixes=self.mixes,
+            admission=self.admission,
+        )
+
     def quantities(self) -> dict[str, Quantity]:
         """Every fitted number by name, for reports of provenance."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
@@ -97,8 +128,15 @@ def profile_named(name: str) -> EngineProfile:
     """The built-in profile, or a UserError that lists the names."""
     if name not in PROFILES:
         raise UserError(f"--engine {name}: no latency profile; choose one of {', '.join(PROFILES)}")
+    return profile_from_json(_document(name))
+
+
+def _document(name: str) -> dict[str, Any]:
+    """The file of a built-in profile; what it leaves out is as in the one that it is ``like``."""
     file = resources.files("weft.prediction") / "data" / "engines" / f"{name}.json"
-    return profile_from_json(json.loads(file.read_text(encoding="utf-8")))
+    document: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    base = document.pop("like", None)
+    return document if base is None else _document(base) | document
 
 
 def profile_from_json(document: Any) -> EngineProfile:

@@ -187,7 +187,7 @@ def _phase(total_us: float, steps: Sequence[StageTime], *, with_hops: bool) -> P
     items = [item for step in steps for item in step.collectives]
     if with_hops:
         items += [item for step in steps for item in step.sends]
-    matmul = sum(step.parts.matmul_us for step in steps)
+    matmul = sum(step.parts.matmul_us + step.parts.experts_us for step in steps)
     attention = sum(step.parts.attention_us for step in steps)
     elementwise = sum(step.parts.elementwise_us for step in steps)
     fixed = sum(step.fixed_us for step in steps)

@@ -57,15 +57,15 @@ class Memory:
 
 
 def layer_weight_bytes(shard: Shard) -> float:
-    """Weights of one layer on one rank; KV projections are copied where tp exceeds KV heads."""
-    spec = shard.spec
-    attention = spec.hidden_size * (2 * shard.query_size + 2 * shard.kv_size)
-    if spec.is_moe:
-        share = shard.ep if shard.ep > 1 else shard.tp
-        experts = 3 * spec.num_experts * spec.hidden_size * spec.expert_intermediate_size / share
-        return (attention + experts) * shard.weight_bytes + spec.hidden_size * spec.num_experts * 2
-    feed_forward = 3 * spec.hidden_size * spec.intermediate_size / shard.tp
-    return (attention + feed_forward) * shard.weight_bytes
+    """Weights of the mean layer on one rank; KV projections are copied where tp exceeds KV heads."""
+    hidden, total = shard.spec.hidden_size, 0.0
+    for count, attention, feed_forward in shard.layers:
+        products = sum(n * k for n, k in (*attention.products, *feed_forward.products))
+        total += count * products * shard.projections_format.bytes
+        if feed_forward.experts is not None:
+            work = feed_forward.experts
+            total += count * 3 * work.held * hidden * work.inner * shard.experts_format.bytes
+    return total / shard.spec.num_layers
 
 
 def weight_bytes_of_stage(shard: Shard, layout: Layout, stage: int) -> float:
@@ -100,6 +100,7 @@ def memory_of(
     activations = _activation_bytes(shard, step_rows) / GB
     buffers = profile.reserved_gb.value
     limit = accelerator.memory_gb.value * profile.memory_fraction
+    cache_layer = shard.cache_bytes_per_token / spec.num_layers
     worst: Memory | None = None
     fewest = min(
         _cache_room(shard, layout, stage, len(layers), limit - activations - buffers)
@@ -108,7 +109,7 @@ def memory_of(
     for stage, layers in enumerate(stages):
         memory = Memory(
             weights_gb=weight_bytes_of_stage(shard, layout, stage) / GB,
-            cache_gb=tokens * len(layers) * shard.cache_bytes_per_token_layer / GB,
+            cache_gb=tokens * len(layers) * cache_layer / GB,
             activations_gb=activations,
             buffers_gb=buffers,
             limit_gb=limit,
@@ -122,13 +123,12 @@ def memory_of(
 
 def _cache_room(shard: Shard, layout: Layout, stage: int, num_layers: int, room_gb: float) -> int:
     free = room_gb * GB - weight_bytes_of_stage(shard, layout, stage)
-    return max(0, int(free / (num_layers * shard.cache_bytes_per_token_layer)))
+    per_token = num_layers * shard.cache_bytes_per_token / shard.spec.num_layers
+    return max(0, int(free / per_token))
 
 
 def _activation_bytes(shard: Shard, rows: float) -> float:
     """Peak of one layer: residual, block input and output, and the widest intermediate."""
     spec = shard.spec
-    width = 3 * spec.intermediate_size / shard.tp
-    if spec.is_moe:
-        width = 3 * spec.experts_per_token * spec.expert_intermediate_size / shard.tp
+    width = max(feed_forward.width for _, _, feed_forward in shard.layers)
     return rows * (4 * spec.hidden_size + width) * element_bytes(spec.dtype)

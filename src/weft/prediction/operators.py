@@ -1,6 +1,7 @@
 """What one rank computes in one step: operators with their work, timed by a roofline.
 
-A matrix product takes its fixed call time plus a smooth maximum (3-norm) of memory and
+Where the device has curves of the engine's kernels (weft.prediction.kernels) they time it.
+Elsewhere a matrix product takes its fixed call time plus a smooth maximum (3-norm) of memory and
 compute time: near the ridge the two overlap badly, far from it the larger one decides.
 """
 
@@ -10,6 +11,14 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from weft.prediction.engine_device import EngineDevice
+from weft.prediction.formats import WeightFormat, format_named
+from weft.prediction.layer_work import (
+    AttentionWork,
+    ExpertsWork,
+    FeedForwardWork,
+    Layers,
+    layers_of,
+)
 from weft.vocabulary.dtypes import element_bytes
 from weft.vocabulary.model_spec import ModelSpec
 
@@ -41,22 +50,34 @@ class Step:
     def sequences(self) -> float:
         return self.decode_sequences + self.prefill_sequences
 
+    def part(self, parts: int) -> Step:
+        """One of ``parts`` equal steps that do this one's work together."""
+        return Step(
+            decode_sequences=self.decode_sequences / parts,
+            decode_context=self.decode_context,
+            prefill_tokens=self.prefill_tokens / parts,
+            prefill_sequences=self.prefill_sequences / parts,
+            prefill_context=self.prefill_context,
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class PartTimes:
-    """Device time in µs by part."""
+    """Device time in µs by part; experts_us is of routed experts, beside matmul_us."""
 
     matmul_us: float = 0.0
+    experts_us: float = 0.0
     attention_us: float = 0.0
     elementwise_us: float = 0.0
 
     @property
     def total_us(self) -> float:
-        return self.matmul_us + self.attention_us + self.elementwise_us
+        return self.matmul_us + self.experts_us + self.attention_us + self.elementwise_us
 
     def plus(self, other: PartTimes, times: float = 1.0) -> PartTimes:
         return PartTimes(
             matmul_us=self.matmul_us + times * other.matmul_us,
+            experts_us=self.experts_us + times * other.experts_us,
             attention_us=self.attention_us + times * other.attention_us,
             elementwise_us=self.elementwise_us + times * other.elementwise_us,
         )
@@ -66,8 +87,8 @@ class PartTimes:
 class Shard:
     """The part of a model that one rank of a tensor-parallel group holds.
 
-    weight_dtype: type of the layers' weights (a 16-bit type or float8_e4m3fn);
-    activations, cache and head stay in the model's own type.
+    weight_dtype: format of the layers' weights (weft.prediction.formats); activations, cache
+    and head stay in the model's own type. cache_dtype: None is the model's own.
     """
 
     spec: ModelSpec
@@ -77,42 +98,60 @@ class Shard:
     weight_dtype: str
 
     @property
+    def layers(self) -> Layers:
+        """The kinds of layers and how many there are of each."""
+        return layers_of(self.spec, self.tp, self.ep)
+
+    @property
     def activation_bytes(self) -> int:
         return element_bytes(self.spec.dtype)
 
     @property
-    def weight_bytes(self) -> int:
-        return element_bytes(self.weight_dtype)
+    def experts_format(self) -> WeightFormat:
+        return format_named(self.weight_dtype)
 
     @property
-    def query_size(self) -> float:
-        return self.spec.num_heads * self.spec.head_dim / self.tp
+    def projections_format(self) -> WeightFormat:
+        """The format of products that are not experts': 4-bit checkpoints keep them in 16 bits."""
+        form = self.experts_format
+        if self.spec.is_moe and form.projections:
+            return format_named(form.projections)
+        return form
 
     @property
-    def kv_size(self) -> float:
-        """Elements of one token's keys (or values) on this rank; KV heads are copied beyond tp."""
-        return max(self.spec.num_kv_heads / self.tp, 1.0) * self.spec.head_dim
+    def head_format(self) -> WeightFormat:
+        return format_named(self.spec.dtype)
 
     @property
-    def cache_bytes_per_token_layer(self) -> float:
-        return 2 * self.kv_size * self.activation_bytes
+    def cache_bytes_per_token(self) -> float:
+        """Cache of one position in all layers on this rank."""
+        elements = sum(count * work.cache_elements for count, work, _ in self.layers)
+        return elements * self.activation_bytes
 
 
 def matmul_us(
-    rows: float, n: float, k: float, shard_bytes: tuple[int, int], device: EngineDevice
+    rows: float,
+    n: float,
+    k: float,
+    form: WeightFormat,
+    activation_bytes: int,
+    device: EngineDevice,
 ) -> float:
-    """Time of [rows, k] x [k, n]; ``shard_bytes`` are the bytes of a weight and of an activation."""
-    weight_bytes, activation_bytes = shard_bytes
-    traffic = n * k * weight_bytes + rows * (n + k) * activation_bytes
+    """Time of [rows, k] x [k, n] with weights in ``form``."""
+    traffic = n * k * form.bytes + rows * (n + k) * activation_bytes
     operations = 2 * rows * n * k
-    return device.call_us(rows) + _roofline_us(traffic, operations, weight_bytes, device)
+    known = device.product_curve(form)
+    if known is not None and device.kernels is not None:
+        roof = device.kernels.roofline_us(traffic, operations, form)
+        return device.product_share * known.time_us(rows, roof)
+    return device.call_us(rows) + _roofline_us(traffic, operations, form, device)
 
 
 def _roofline_us(
-    traffic: float, operations: float, weight_bytes: int, device: EngineDevice
+    traffic: float, operations: float, form: WeightFormat, device: EngineDevice
 ) -> float:
     rate = device.matmul_tflops
-    if weight_bytes == 1 and device.matmul8_tflops:
+    if form.rate and device.matmul8_tflops:
         rate = device.matmul8_tflops
     memory = traffic * 1e-3 / device.stream_gb_s
     compute = operations * 1e-6 / rate
@@ -120,96 +159,100 @@ def _roofline_us(
 
 
 def layer_times(shard: Shard, step: Step, device: EngineDevice) -> PartTimes:
-    """One transformer layer of ``step`` on one rank."""
-    spec, rows = shard.spec, step.rows
-    sizes = (shard.weight_bytes, shard.activation_bytes)
-    qkv = shard.query_size + 2 * shard.kv_size
-    products = matmul_us(rows, qkv, spec.hidden_size, sizes, device)
-    products += matmul_us(rows, spec.hidden_size, shard.query_size, sizes, device)
-    products += _feed_forward_us(shard, rows, device)
-    return PartTimes(
-        matmul_us=products,
-        attention_us=_attention_us(shard, step, device),
-        elementwise_us=_elementwise_us(shard, rows, device),
-    )
-
-
-def _feed_forward_us(shard: Shard, rows: float, device: EngineDevice) -> float:
-    spec = shard.spec
-    sizes = (shard.weight_bytes, shard.activation_bytes)
-    if not spec.is_moe:
-        width = spec.intermediate_size / shard.tp
-        up = matmul_us(rows, 2 * width, spec.hidden_size, sizes, device)
-        return up + matmul_us(rows, spec.hidden_size, width, sizes, device)
-    router = matmul_us(rows, spec.num_experts, spec.hidden_size, (2, 2), device)
-    return router + _experts_us(shard, rows, device)
-
-
-def _experts_us(shard: Shard, rows: float, device: EngineDevice) -> float:
-    """Two grouped products over the experts that at least one token chose (uniform routing).
-
-    Without expert parallelism every rank holds a slice of all experts, with it 1/ep of them;
-    the tokens of the busiest expert-parallel rank are taken as the mean.
-    """
-    spec = shard.spec
-    chosen = spec.experts_per_token / spec.num_experts
-    touched = spec.num_experts * (1 - (1 - chosen) ** rows)
-    share = 1 / (shard.ep if shard.ep > 1 else shard.tp)
-    weights = touched * spec.hidden_size * spec.expert_intermediate_size * share
-    pairs = rows * spec.experts_per_token * share
-    activations = pairs * (spec.hidden_size + spec.expert_intermediate_size)
-    operations = 2 * pairs * spec.hidden_size * spec.expert_intermediate_size
-    if shard.ep == 1:
-        pairs = rows * spec.experts_per_token
-        activations = pairs * (spec.hidden_size + spec.expert_intermediate_size * share)
-    times = [
-        device.matmul_call_us
-        + _roofline_us(
-            count * weights * shard.weight_bytes + activations * shard.activation_bytes,
-            count * operations,
-            shard.weight_bytes,
-            device,
-        )
-        for count in (2, 1)
-    ]
-    return sum(times)
-
-
-def _attention_us(shard: Shard, step: Step, device: EngineDevice) -> float:
-    """Decode reads the cache; prefill computes, the faster the longer its context is."""
-    window = shard.spec.sliding_window
-    total = device.attention_call_us
-    if step.decode_sequences:
-        context = min(step.decode_context, window or step.decode_context)
-        traffic = step.decode_sequences * context * shard.cache_bytes_per_token_layer
-        total += traffic * 1e-3 / device.cache_gb_s
-    if step.prefill_tokens:
-        context = min(step.prefill_context, window or step.prefill_context)
-        operations = 4 * step.prefill_tokens * context * shard.query_size
-        ramp = device.attention_ramp_tokens
-        rate = device.attention_tflops * 2 * context / (2 * context + ramp)
-        total += operations * 1e-6 / rate
+    """The mean transformer layer of ``step`` on one rank."""
+    total = PartTimes()
+    for count, attention, feed_forward in shard.layers:
+        layer = _layer_times(shard, step, device, attention, feed_forward)
+        total = total.plus(layer, count / shard.spec.num_layers)
     return total
 
 
-def _elementwise_us(shard: Shard, rows: float, device: EngineDevice) -> float:
+def _layer_times(
+    shard: Shard,
+    step: Step,
+    device: EngineDevice,
+    attention: AttentionWork,
+    feed_forward: FeedForwardWork,
+) -> PartTimes:
+    rows, form, size = step.rows, shard.projections_format, shard.activation_bytes
+    products = sum(
+        matmul_us(rows, n, k, form, size, device)
+        for n, k in (*attention.products, *feed_forward.products)
+    )
+    experts = 0.0
+    if feed_forward.experts is not None:
+        experts = _experts_us(shard, rows, feed_forward.experts, device)
+    return PartTimes(
+        matmul_us=products,
+        experts_us=experts,
+        attention_us=_attention_us(attention, step, size, device),
+        elementwise_us=_elementwise_us(shard, rows, attention, feed_forward, device),
+    )
+
+
+def _experts_us(shard: Shard, rows: float, work: ExpertsWork, device: EngineDevice) -> float:
+    """Grouped products over the experts that at least one token chose (uniform routing).
+
+    With expert parallelism a rank holds some of the experts; the tokens of the busiest rank are
+    taken as the mean.
+    """
+    hidden, form, size = shard.spec.hidden_size, shard.experts_format, shard.activation_bytes
+    touched = work.held * (1 - (1 - work.chosen / work.total) ** rows)
+    pairs = rows * work.chosen * work.held / work.total
+    weights = touched * hidden * work.inner * form.bytes
+    moved = pairs * (hidden + work.inner) * size
+    operations = 2 * pairs * hidden * work.inner
+    known = device.experts_curve(form)
+    if known is not None and device.kernels is not None:
+        roof = device.kernels.roofline_us(3 * weights + 2 * moved, 3 * operations, form)
+        return device.experts_share * known.time_us(rows, roof) + device.experts_layer_us
+    return device.experts_layer_us + sum(
+        device.matmul_call_us
+        + _roofline_us(count * weights + moved, count * operations, form, device)
+        for count in (2, 1)
+    )
+
+
+def _attention_us(work: AttentionWork, step: Step, size: int, device: EngineDevice) -> float:
+    """Decode reads the cache; prefill computes, the faster the longer its context is."""
+    window = work.window
+    total, decode, prefill = 0.0, device.attention_line(work, "decode"), None
+    if step.decode_sequences:
+        context = min(step.decode_context, window or step.decode_context)
+        pairs = step.decode_sequences * context
+        total += decode.us(pairs * work.cache_elements * size, pairs * work.decode_operations)
+        state = 2 * step.decode_sequences * work.state_elements * 4
+        total += state * 1e-3 / device.cache_gb_s
+    if step.prefill_tokens:
+        context = min(step.prefill_context, window or step.prefill_context)
+        prefill = device.attention_line(work, "prefill")
+        operations = step.prefill_tokens * context * work.prefill_operations
+        total += prefill.prompt_us(operations, 2 * context)
+        state = step.prefill_tokens * work.state_elements / _STATE_CHUNK * 8
+        total += state * 1e-3 / device.cache_gb_s
+    return total
+
+
+_STATE_CHUNK: Final = 64
+"""Tokens of a prompt between two uses of a linear attention's state."""
+
+
+def _elementwise_us(
+    shard: Shard,
+    rows: float,
+    attention: AttentionWork,
+    feed_forward: FeedForwardWork,
+    device: EngineDevice,
+) -> float:
     """Bytes read and written by norms, rotary embedding, cache write and activation."""
-    spec, b = shard.spec, shard.activation_bytes
-    norms = 2 * 4 * spec.hidden_size / shard.sp
-    rotary = 2 * (shard.query_size + shard.kv_size) * (2 if spec.qk_norm else 1)
-    cache = 4 * shard.kv_size
-    width = spec.intermediate_size / shard.tp
-    if spec.is_moe:
-        width = spec.experts_per_token * spec.expert_intermediate_size / shard.tp
-    activation = 3 * width
-    quantize = 0.0
-    kernels = device.layer_kernels + spec.qk_norm
-    if shard.weight_bytes == 1:
-        quantize = 1.5 * (2 * spec.hidden_size + shard.query_size + width)
+    hidden, size = shard.spec.hidden_size, shard.activation_bytes
+    norms = 8 * hidden / shard.sp
+    quantize, kernels = 0.0, device.layer_kernels + attention.kernels
+    if shard.projections_format.bytes < size:
+        quantize = 1.5 * (2 * hidden + attention.width / 2 + feed_forward.width / 3)
         kernels += 4
-    traffic = rows * (norms + rotary + cache + activation + quantize) * b
-    fixed = kernels * device.elementwise_call_us
-    return fixed + traffic * 1e-3 / device.copy_gb_s
+    traffic = rows * (norms + attention.width + feed_forward.width + quantize) * size
+    return kernels * device.elementwise_call_us + traffic * 1e-3 / device.copy_gb_s
 
 
 def embedding_times(shard: Shard, step: Step, device: EngineDevice) -> PartTimes:
@@ -221,9 +264,9 @@ def embedding_times(shard: Shard, step: Step, device: EngineDevice) -> PartTimes
 
 def head_times(shard: Shard, step: Step, device: EngineDevice) -> PartTimes:
     """Final norm and logits of the sequences that sample (last stage)."""
-    sizes = (shard.activation_bytes, shard.activation_bytes)
     shape = (shard.spec.vocab_size / shard.tp, shard.spec.hidden_size)
+    form, size = shard.head_format, shard.activation_bytes
     return PartTimes(
-        matmul_us=matmul_us(step.sequences, *shape, sizes, device),
+        matmul_us=matmul_us(step.sequences, *shape, form, size, device),
         elementwise_us=device.elementwise_call_us,
     )

@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final
 
-from weft.errors import WorkloadError
 from weft.fabric.fabric import Fabric
 from weft.prediction.accelerator import Accelerator
 from weft.prediction.collectives import Pricing
 from weft.prediction.engine_profile import EngineProfile
+from weft.prediction.formats import format_named
+from weft.prediction.kernels import kernels_of
 from weft.prediction.memory import Memory
 from weft.prediction.quantity import Estimate
 from weft.prediction.step_time import CollectiveTime
-from weft.vocabulary.dtypes import ELEMENT_BYTES
 from weft.vocabulary.layout import Layout
 from weft.vocabulary.model_spec import ModelSpec
 from weft.vocabulary.workload import Workload
@@ -39,10 +39,8 @@ class Machine:
     weight_dtype: str | None = None
 
     def __post_init__(self) -> None:
-        if self.weight_dtype is not None and self.weight_dtype not in ELEMENT_BYTES:
-            raise WorkloadError(
-                f"--weights {self.weight_dtype}: unknown type; choose bfloat16, float16 or {FLOAT8}"
-            )
+        if self.weight_dtype is not None:
+            format_named(self.weight_dtype)
 
     @cached_property
     def pricing(self) -> Pricing:
@@ -154,6 +152,14 @@ def provenance(machine: Machine) -> dict[str, Mapping[str, Any]]:
                 "origin": item.origin,
                 "source": item.source,
             }
+    kernels = kernels_of(machine.accelerator.name, machine.profile.kernel_tables)
+    if kernels is not None:
+        rows[f"{machine.accelerator.name}.kernels of {machine.profile.kernel_tables}"] = {
+            "value": None,
+            "spread": None,
+            "origin": "measured",
+            "source": kernels.source,
+        }
     fabric = machine.fabric
     for tier_name in ("intra", "inter"):
         tier = fabric.tier(tier_name)

@@ -1,227 +1,240 @@
-"""A server under load: continuous batching with chunked prefill, in the steady state.
-
-While a request decodes its ``n`` tokens, each of the others that run beside it is
-prefilled once; those prefills share steps with its tokens and lengthen them. Waiting
-for other prompts follows M/D/1. What the cache cannot hold waits (Little's law): before its
-first token, or preempted after it, since engines admit by present lengths.
-"""
+"""A server under load: the engine's scheduling simulated on the times of its steps."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any, Final
 
 from weft.errors import WorkloadError
 from weft.prediction.latency import check_question, step_timer
 from weft.prediction.memory import Memory, memory_of
 from weft.prediction.operators import Step
-from weft.prediction.pipeline import decode_period
 from weft.prediction.prediction import Machine
 from weft.prediction.quantity import Estimate
+from weft.prediction.simulation import Server, Visit
 from weft.prediction.step_time import StageTime, StepTimer
+from weft.prediction.traffic import Traffic
 from weft.vocabulary.layout import Layout
 from weft.vocabulary.model_spec import ModelSpec
-from weft.vocabulary.workload import Workload
 
-_FULLEST: Final = 0.95
+_UNSTABLE: Final = 0.9
+
+
+@dataclass(frozen=True, kw_only=True)
+class Latency:
+    """Times of all requests in ms: the mean with its 90 % interval, and percentiles."""
+
+    mean: Estimate
+    p50: float
+    p99: float
+
+    @property
+    def value(self) -> float:
+        return self.mean.value
+
+    def to_json(self) -> dict[str, float]:
+        return self.mean.to_json() | {"p50": self.p50, "p99": self.p99}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Serving:
-    """Steady state of one layout at a concurrency. Times in ms, rates of the whole layout.
+    """What the clients of one layout see. Rates are of the whole layout.
 
-    running: requests that decode at once (all replicas); less than ``concurrency`` where
-    the cache is full and the rest queue. prompt_ms: what one prompt adds to the others'
-    steps. prefill_share: part of the time that steps spend on prompts.
+    running: requests that decode at once at most. busy: part of the time with a step under way;
+    prefill_share: part of that with prompts in it. preemptions: requests that lost their cache.
     """
 
-    concurrency: float
+    spec: ModelSpec
+    layout: Layout
+    traffic: Traffic
+    machine: Machine
     running: float
-    ttft_ms: Estimate
-    tpot_ms: Estimate
+    ttft_ms: Latency
+    tpot_ms: Latency
+    e2e_ms: Latency
     requests_per_s: float
     tokens_per_s: float
-    prompt_ms: float
+    busy: float
     prefill_share: float
+    preemptions: int
     memory: Memory
 
     def to_json(self) -> dict[str, Any]:
+        load = self.traffic.workload
         return {
-            "concurrency": self.concurrency,
+            "schema": "weft.prediction.serving/1",
+            "model": self.spec.name,
+            "layout": self.layout.name,
+            "nodes": self.layout.nodes,
+            "workload": {"prompt_tokens": load.prompt_tokens, "decode_tokens": load.decode_tokens},
+            "concurrency": self.traffic.concurrency,
+            "rate": self.traffic.rate,
+            "accelerator": self.machine.accelerator.name,
+            "fabric": self.machine.fabric.name,
+            "engine": self.machine.profile.name,
             "running": self.running,
             "ttft_ms": self.ttft_ms.to_json(),
             "tpot_ms": self.tpot_ms.to_json(),
+            "e2e_ms": self.e2e_ms.to_json(),
             "requests_per_s": self.requests_per_s,
             "tokens_per_s": self.tokens_per_s,
-            "prompt_ms": self.prompt_ms,
+            "busy": self.busy,
             "prefill_share": self.prefill_share,
+            "preemptions": self.preemptions,
             "memory": self.memory.to_json(),
         }
 
 
-def serve_at_concurrency(
-    spec: ModelSpec, layout: Layout, workload: Workload, machine: Machine
-) -> Serving:
-    """``workload.batch`` clients that each send a request as soon as the last is answered.
+def predict_serving(spec: ModelSpec, layout: Layout, traffic: Traffic, machine: Machine) -> Serving:
+    """Serve ``traffic`` on ``layout``: one replica is simulated, the others do the same.
 
-    Raises WorkloadError where the cache does not hold one request.
+    Raises LayoutError and WorkloadError for what cannot run, and WorkloadError where requests
+    come faster than they are answered.
     """
-    check_question(spec, layout, workload)
-    return _Server(spec, layout, workload, machine).steady_state(workload.batch / layout.dp)
+    check_question(spec, layout, traffic.workload)
+    replica = Replica(spec, layout, machine)
+    visits = traffic.visits(layout.dp)
+    server = Server(
+        policy=machine.profile.policy,
+        step_us=replica.step_us,
+        cache_tokens=replica.cache_tokens,
+        clients=traffic.clients(layout.dp),
+    )
+    try:
+        server.run(visits)
+    except WorkloadError as error:
+        raise WorkloadError(f"layout {layout.name}: {error}") from None
+    _check_stable(layout, traffic, visits, server.now)
+    return _seen(spec, layout, traffic, machine, replica, server, visits)
 
 
-def serve_at_rate(
-    spec: ModelSpec, layout: Layout, workload: Workload, machine: Machine, rate: float
-) -> Serving | None:
-    """Open arrivals of ``rate`` requests a second; None where the layout cannot keep up."""
-    if not rate > 0:
-        raise WorkloadError(f"--rate {rate}: must be above 0 requests a second")
-    check_question(spec, layout, workload)
-    server = _Server(spec, layout, workload, machine)
-    low, high = 0.0, server.most_running
-    if server.steady_state(high).requests_per_s < rate:
-        return None
-    for _ in range(30):
-        middle = (low + high) / 2
-        if server.steady_state(middle).requests_per_s < rate:
-            low = middle
-        else:
-            high = middle
-    return server.steady_state(high)
+def _check_stable(layout: Layout, traffic: Traffic, visits: Sequence[Visit], end_us: float) -> None:
+    if traffic.rate is None:
+        return
+    served = len(visits) / end_us * 1e6 * layout.dp
+    last_half = visits[len(visits) // 2 :]
+    waits = fmean(v.ttft_us for v in last_half) / max(fmean(v.ttft_us for v in visits), 1e-9)
+    if served < _UNSTABLE * traffic.rate and waits > 1.2:
+        raise WorkloadError(
+            f"`rate` {traffic.rate:g}: {layout.name} answers at most {served:.3g} requests a "
+            "second; lower `rate`, add replicas (`dp`) or see `weft plan --objective goodput`"
+        )
 
 
-def most_requests_per_s(
-    spec: ModelSpec, layout: Layout, workload: Workload, machine: Machine
-) -> float:
-    """Requests a second that the layout answers with its cache full."""
-    check_question(spec, layout, workload)
-    server = _Server(spec, layout, workload, machine)
-    return server.steady_state(server.most_running).requests_per_s
+def _seen(
+    spec: ModelSpec,
+    layout: Layout,
+    traffic: Traffic,
+    machine: Machine,
+    replica: Replica,
+    server: Server,
+    visits: Sequence[Visit],
+) -> Serving:
+    profile = machine.profile
+    host_us = profile.request_us.value + profile.server_us.value
+    tokens = sum(visit.decode for visit in visits)
+    per_s = layout.dp / server.now * 1e6
+    several = [visit for visit in visits if visit.decode > 1] or visits
+    return Serving(
+        spec=spec,
+        layout=layout,
+        traffic=traffic,
+        machine=machine,
+        running=server.most_running * layout.dp,
+        ttft_ms=_latency([v.ttft_us + host_us for v in visits], profile.server_ttft_spread.value),
+        tpot_ms=_latency([v.tpot_us for v in several], profile.server_tpot_spread.value),
+        e2e_ms=_latency(
+            [v.end_us - v.arrival_us + host_us for v in visits], profile.server_tpot_spread.value
+        ),
+        requests_per_s=len(visits) * per_s,
+        tokens_per_s=tokens * per_s,
+        busy=server.busy_us / server.now,
+        prefill_share=server.prompt_us / server.busy_us,
+        preemptions=server.preemptions * layout.dp,
+        memory=replica.memory(min(server.most_held, replica.cache_tokens)),
+    )
 
 
-class _Server:
-    """One layout that serves; concurrency is counted a replica in here."""
+def _latency(times_us: Sequence[float], spread: float) -> Latency:
+    ordered = sorted(times_us)
+    mean_ms = fmean(ordered) * 1e-3
+    last = len(ordered) - 1
+    return Latency(
+        mean=Estimate.around(mean_ms, mean_ms * spread),
+        p50=ordered[last // 2] * 1e-3,
+        p99=ordered[math.ceil(0.99 * last)] * 1e-3,
+    )
 
-    def __init__(
-        self, spec: ModelSpec, layout: Layout, workload: Workload, machine: Machine
-    ) -> None:
-        self.spec, self.layout, self.workload, self.machine = spec, layout, workload, machine
+
+class Replica:
+    """One replica of a layout: what its steps take, and what its cache holds."""
+
+    def __init__(self, spec: ModelSpec, layout: Layout, machine: Machine) -> None:
+        self.spec, self.layout, self.machine = spec, layout, machine
         self.timer: StepTimer = step_timer(spec, layout, machine)
-        self.budget = machine.profile.max_batched_tokens
-        self.memory = self._memory(1)
-        longest = workload.prompt_tokens + workload.decode_tokens
-        if self.memory.cache_limit_tokens < longest:
-            raise WorkloadError(
-                f"layout {layout.name}: the cache holds {self.memory.cache_limit_tokens} tokens, "
-                f"one request needs {longest}; use more GPUs a replica (--tp, --pp)"
-            )
+        self.cache_tokens = self.memory(1).cache_limit_tokens
+        self._known: dict[Step, float] = {}
 
-    @property
-    def mean_context(self) -> float:
-        return self.workload.prompt_tokens + self.workload.decode_tokens / 2
-
-    @property
-    def most_running(self) -> float:
-        """Requests whose cache fits at once; a token budget bounds them too."""
-        room = self.memory.cache_limit_tokens / self.mean_context
-        return max(1.0, min(room, self.budget / 2))
-
-    def _memory(self, running: float) -> Memory:
+    def memory(self, tokens: float) -> Memory:
         return memory_of(
             self.spec,
             self.layout,
-            tokens=running * (self.workload.prompt_tokens + self.workload.decode_tokens / 2),
+            tokens=tokens,
             accelerator=self.machine.accelerator,
             profile=self.machine.profile,
             weight_dtype=self.machine.weight_dtype or self.spec.dtype,
-            step_rows=self.budget,
+            step_rows=self.machine.profile.server_batched_tokens,
         )
 
-    def steady_state(self, concurrency: float) -> Serving:
-        running = min(concurrency, self.most_running)
-        others = max(running - 1, 0.0)
-        tokens, dp = self.workload.decode_tokens, self.layout.dp
-        decode_us = self._decode_us(running)
-        added_us, own_us = self._prefill_us(running, decode_us)
-        host_us = self.machine.profile.request_us.value + self.machine.profile.server_us.value
-        step_us = decode_us + self._server_us(running)
-        tpot_us = step_us + others / tokens * added_us
-        first_us = host_us + own_us + step_us / 2 * others / running
-        rate = running / (first_us + tpot_us * max(tokens - 1, 1))
-        share = min(rate * added_us, _FULLEST)
-        queue_us = max(concurrency - running, 0.0) / rate
-        preempted_us = self._preempted_share() * queue_us
-        return Serving(
-            concurrency=concurrency * dp,
-            running=running * dp,
-            ttft_ms=self._ttft(
-                first_us + _wait_us(share * others / running, added_us) + queue_us - preempted_us
-            ),
-            tpot_ms=self._tpot(tpot_us + preempted_us / max(tokens - 1, 1)),
-            requests_per_s=rate * 1e6 * dp,
-            tokens_per_s=rate * 1e6 * tokens * dp,
-            prompt_ms=added_us * 1e-3,
-            prefill_share=share,
-            memory=self._memory(running),
-        )
-
-    def _ttft(self, time_us: float) -> Estimate:
-        return _around(time_us, self.machine.profile.server_ttft_spread.value)
-
-    def _tpot(self, time_us: float) -> Estimate:
-        return _around(time_us, self.machine.profile.server_tpot_spread.value)
-
-    def _preempted_share(self) -> float:
-        """Part of the waiting that falls after the first token; more, the more a request grows.
-
-        Between one half and one: half of it for prompts that hardly grow, as the saturated
-        rows of the H100 serving data show.
-        """
-        load = self.workload
-        return (1 + load.decode_tokens / (load.prompt_tokens + load.decode_tokens)) / 2
-
-    def _decode_us(self, running: float) -> float:
-        return decode_period(running, self.layout.pp, self._decode_stages).time_us
-
-    def _server_us(self, running: float) -> float:
-        """What a step and its answers take more in a server."""
-        profile = self.machine.profile
-        return profile.server_step_us.value + running * profile.server_sequence_us.value
-
-    def _decode_stages(self, sequences: float) -> list[StageTime]:
-        return self.timer.stages(Step(decode_sequences=sequences, decode_context=self.mean_context))
-
-    def _prefill_us(self, running: float, decode_us: float) -> tuple[float, float]:
-        """What one prompt adds to the others' steps, and how long its own prefill takes.
-
-        The prompt goes in chunks that fill the token budget beside the decoding sequences.
-        """
-        beside = max(running - 1, 0.0) / self.layout.pp
-        prompt = self.workload.prompt_tokens
-        num_chunks = math.ceil(prompt / max(self.budget - beside, 1.0))
-        chunk = prompt / num_chunks
-        busiest, path = 0.0, 0.0
-        for index in range(num_chunks):
-            stages = self.timer.stages(
-                Step(
-                    decode_sequences=beside,
-                    decode_context=self.mean_context if beside else 0.0,
-                    prefill_tokens=chunk,
-                    prefill_sequences=1.0,
-                    prefill_context=(index + 0.5) * chunk,
-                )
+    def step_us(self, step: Step) -> float:
+        """A step in a server. Sizes are rounded to 1.5 %: what is asked again is remembered."""
+        if step.prefill_tokens:
+            rounded = Step(
+                decode_sequences=_round(step.decode_sequences),
+                decode_context=_round(step.decode_context),
+                prefill_tokens=_round(step.prefill_tokens),
+                prefill_sequences=_round(step.prefill_sequences),
+                prefill_context=_round(step.prefill_context),
             )
-            busiest += max(stage.busy_us for stage in stages)
-            path += sum(stage.busy_us + stage.hop_us for stage in stages)
-        alone = decode_us / self.layout.pp if running > 1 else 0.0
-        return max(busiest - num_chunks * alone, 0.0), path
+            return self._remembered(rounded)
+        below = 2.0 ** math.floor(math.log2(max(step.decode_context, 1.0)))
+        running = _round(step.decode_sequences)
+        low, high = (
+            self._remembered(Step(decode_sequences=running, decode_context=context))
+            for context in (below, 2 * below)
+        )
+        return low + (high - low) * (step.decode_context - below) / below
+
+    def _remembered(self, step: Step) -> float:
+        if step not in self._known:
+            self._known[step] = self._step_us(step)
+        return self._known[step]
+
+    def _step_us(self, step: Step) -> float:
+        profile = self.machine.profile
+        server = profile.server_step_us.value + step.sequences * profile.server_sequence_us.value
+        if step.prefill_tokens:
+            server += profile.server_prompt_step_us.value
+            server += step.prefill_sequences * profile.server_prompt_us.value
+        return _round_us(self.timer, step, self.layout.pp) + server
 
 
-def _wait_us(share_ahead: float, service_us: float) -> float:
-    """Mean wait of M/D/1 for others' prompts that take ``share_ahead`` of the time."""
-    return share_ahead * service_us / (2 * (1 - share_ahead))
+def _round(value: float) -> float:
+    """``value`` with six significant bits, so within 1.6 %."""
+    mantissa, exponent = math.frexp(value)
+    return math.ldexp(round(mantissa * 64) / 64, exponent)
 
 
-def _around(time_us: float, spread: float) -> Estimate:
-    return Estimate.around(time_us * 1e-3, time_us * 1e-3 * spread)
+def _round_us(timer: StepTimer, step: Step, stages: int) -> float:
+    """A step of every micro-batch: one's way through all stages, or the busiest stage of all."""
+    groups = max(1, min(stages, int(step.sequences)))
+    times = timer.stages(step.part(groups))
+    path = sum(stage.busy_us + stage.hop_us for stage in times)
+    return max(path, groups * max(map(_busy, times)))
+
+
+def _busy(stage: StageTime) -> float:
+    return stage.busy_us

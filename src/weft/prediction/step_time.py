@@ -157,18 +157,19 @@ class StepTimer:
         return self._calls[key]
 
     def _priced(self, calls: tuple[Collective, ...]) -> list[CollectiveTime]:
+        share = self.profile.communication_share.value
         prices = [(row, self.pricing.price(row, self.layout)) for row in calls]
-        return [_times(row, price) for row, price in prices if price.time_us]
+        return [_times(row, price, share) for row, price in prices if price.time_us]
 
 
-def _times(row: Collective, price: Price) -> CollectiveTime:
+def _times(row: Collective, price: Price, share: float) -> CollectiveTime:
     return CollectiveTime(
         op=row.op,
         group=f"{row.group}{row.group_size}",
         message_bytes=row.message_bytes or 0,
         count=row.count,
-        time_us=row.count * price.time_us,
-        deviation_us=row.count * price.deviation_us,
+        time_us=row.count * price.time_us * share,
+        deviation_us=row.count * price.deviation_us * share,
         algorithm=price.algorithm,
     )
 

@@ -12,6 +12,15 @@ from typing import Any
 
 import pytest
 
+from weft.calibration.calibrate_accelerator import (
+    CPU_SIZES,
+    GPU_SIZES,
+    Sizes,
+    calibrate_accelerator,
+    doubts,
+    fit_accelerator,
+)
+from weft.calibration.device_timer import DeviceTimer
 from weft.errors import EnvironmentUnavailable, FileFormatError, UserError
 from weft.prediction.accelerator import (
     BUILTIN_ACCELERATORS,
@@ -20,15 +29,6 @@ from weft.prediction.accelerator import (
     accelerator_to_json,
     load_accelerator,
 )
-from weft.prediction.calibrate_accelerator import (
-    CPU_SIZES,
-    GPU_SIZES,
-    Sizes,
-    calibrate_accelerator,
-    doubts,
-    fit_accelerator,
-)
-from weft.prediction.device_timer import DeviceTimer
 from weft.prediction.engine_profile import profile_from_json, profile_named
 from weft.prediction.machines import machine_named
 
@@ -202,7 +202,7 @@ def test_calibration_of_this_cpu_makes_a_usable_file(monkeypatch: pytest.MonkeyP
         attention_heads=2,
         attention_head_dim=16,
     )
-    monkeypatch.setattr("weft.prediction.calibrate_accelerator.CPU_SIZES", small)
+    monkeypatch.setattr("weft.calibration.calibrate_accelerator.CPU_SIZES", small)
     parts: list[str] = []
     found = calibrate_accelerator("cpu", parts.append)
     assert accelerator_from_json(accelerator_to_json(found)) == found
@@ -220,7 +220,7 @@ def test_a_missing_device_says_what_to_do() -> None:
 
 PREDICTOR = "import weft.prediction.latency, weft.prediction.machines"
 PLANNER = (
-    "import weft.prediction.serving, weft.prediction.scoreboard, weft.prediction.scale_study\n"
+    "import weft.prediction.serving, weft.calibration.scoreboard, weft.planning.scale_study\n"
     "import weft.planning.planner, weft.planning.explain, weft.planning.what_if, weft.planning.launch_commands"
 )
 

@@ -9,15 +9,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from weft.calibration.fitting import fit, leave_one_out
+from weft.calibration.measured import h200_runs, measurements
+from weft.calibration.scoreboard import TPOT, TTFT, score_runs
 from weft.closed_form.schedule import closed_form
 from weft.errors import LayoutError, UserError, WorkloadError
-from weft.prediction.fitting import fit, leave_one_out
+from weft.prediction.datasheets import DATA_SHEETS
+from weft.prediction.formats import FORMATS
 from weft.prediction.latency import predict_latency
 from weft.prediction.machines import USUAL_FABRIC, machine_named
-from weft.prediction.measured import h200_runs, measurements
 from weft.prediction.prediction import FLOAT8, PARTS, Machine, Prediction
 from weft.prediction.quantity import Estimate
-from weft.prediction.scoreboard import TPOT, TTFT, score_runs
 from weft.vocabulary.layout import Layout
 from weft.vocabulary.model_source import load_spec
 from weft.vocabulary.workload import Workload
@@ -265,11 +267,31 @@ def test_mistakes_name_the_fix() -> None:
         predict(prompt=131072)
 
 
-def test_nodes_of_h200_have_a_network_of_their_own() -> None:
-    two = machine_named("vllm", "h200-sxm", nodes=2).fabric
-    assert two.inter.bandwidth_gb_s > 40
-    assert {table.nodes for table in two.tables} == {1}
-    assert machine_named("vllm", "h200-sxm", "h200-nvlink", nodes=2).fabric == H200.fabric
+def test_nodes_of_h200_have_eight_gpus_and_a_network_of_their_own() -> None:
+    usual = machine_named("vllm", "h200-sxm").fabric
+    assert usual.gpus_per_node == 8
+    assert usual.inter.bandwidth_gb_s > 40
+    assert {table.nodes for table in usual.tables} == {1}
+    assert machine_named("vllm", "h200-sxm", "h200-nvlink").fabric.gpus_per_node == 4
+
+
+@pytest.mark.parametrize("name", [*DATA_SHEETS, "h200-sxm"])
+def test_every_device_has_links_and_predicts(name: str) -> None:
+    machine = machine_named("vllm", name)
+    found = predict_latency(load_spec("llama-3.1-8b"), Layout(tp=2), Workload(), machine)
+    assert 0.5 < found.tpot_ms.value < 40
+
+
+@pytest.mark.parametrize("engine", ["sglang", "trtllm"])
+@pytest.mark.parametrize("weights", FORMATS)
+def test_every_format_under_engines_with_public_kernels(engine: str, weights: str) -> None:
+    machine = machine_named(engine, "b200-sxm", weights=weights)
+    found = predict_latency(load_spec("qwen3-30b-a3b"), Layout(tp=2), Workload(), machine)
+    wide = predict_latency(
+        load_spec("qwen3-30b-a3b"), Layout(tp=2), Workload(), machine_named(engine, "b200-sxm")
+    )
+    assert found.memory.weights_gb <= 2 * wide.memory.weights_gb
+    assert found.tpot_ms.value > 0.3
 
 
 def test_estimates_turn_around() -> None:

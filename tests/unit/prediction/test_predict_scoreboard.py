@@ -1,74 +1,65 @@
-"""The scoreboard: own rows, serving rows from a file, decisions, and the scale study."""
+"""The scoreboard: own rows, public rows asked as a user asks, decisions, and the scale study."""
 
 from __future__ import annotations
 
 import csv
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from weft.errors import EnvironmentUnavailable, FileFormatError, LayoutError
-from weft.prediction import silicon
-from weft.prediction.measured import h200_runs, published_runs, weft_runs
-from weft.prediction.scale_study import scale_study, study_layout
-from weft.prediction.scoreboard import (
+from weft import api
+from weft.calibration import public_rows
+from weft.calibration.measured import h200_runs, published_runs, weft_runs
+from weft.calibration.scoreboard import (
     TPOT,
+    TTFT,
+    ask_all,
     decisions,
     document,
+    score_answers,
     score_runs,
-    score_silicon,
     summaries,
 )
+from weft.errors import FileFormatError, LayoutError
+from weft.planning.scale_study import scale_study, study_layout
+from weft.prediction.serving import Serving
+from weft.vocabulary.layout import Layout
 from weft.vocabulary.model_source import load_spec
-
-COLUMNS = [
-    "id",
-    "backend",
-    "model_path",
-    "system",
-    "precision",
-    "mode",
-    "isl",
-    "osl",
-    "batch_size",
-    "tp_size",
-    "pp_size",
-    "silicon_ttft_ms",
-    "silicon_tpot_ms",
-]
+from weft.vocabulary.workload import Workload
 
 
 def row(**changes: Any) -> dict[str, Any]:
     values: dict[str, Any] = {
-        "id": "a", "backend": "vllm", "model_path": "meta-llama/Llama-3.1-70B",
-        "system": "h200_sxm", "precision": "fp8", "mode": "agg", "isl": 1024, "osl": 1024,
-        "batch_size": "8.0", "tp_size": "2.0", "pp_size": "1.0",
-        "silicon_ttft_ms": 154.0, "silicon_tpot_ms": 14.4,
+        "id": "a", "silicon_data_source": "silicon_concurrency=4;", "backend": "vllm",
+        "model_path": "meta-llama/Llama-3.1-70B", "system": "h200_sxm", "precision": "fp8",
+        "mode": "agg", "isl": 1024, "osl": 128, "gemm_quant_mode": "fp8",
+        "moe_quant_mode": "fp8", "batch_size": "4.0", "tp_size": "2.0", "pp_size": "1.0",
+        "attention_dp_size": "1", "moe_tp_size": "2", "moe_ep_size": "1",
+        "silicon_ttft_ms": 124.0, "silicon_tpot_ms": 14.0,
     }  # fmt: skip
     return values | changes
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> Path:
     with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS)
+        writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
     return path
 
 
 @pytest.fixture
-def rows(tmp_path: Path) -> list[silicon.SiliconRow]:
+def rows(tmp_path: Path) -> list[public_rows.PublicRow]:
     made = [
         row(),
-        row(tp_size="4.0", silicon_ttft_ms=101.0, silicon_tpot_ms=10.1),
-        row(system="h100_sxm", tp_size="4.0", silicon_ttft_ms=96.0, silicon_tpot_ms=12.1),
-        row(backend="trtllm"),
-        row(backend="sglang", system="h100_sxm"),
-        row(mode="disagg"),
-        row(model_path="deepseek-ai/DeepSeek-V3"),
+        row(id="b", tp_size="4.0", silicon_ttft_ms=101.0, silicon_tpot_ms=9.9),
+        row(id="c", system="h100_sxm", tp_size="4.0", silicon_ttft_ms=96.0, silicon_tpot_ms=12.1),
+        row(id="d", mode="disagg"),
+        row(id="2026_04_e", tp_size="64", moe_tp_size="8", moe_ep_size="8"),
     ]
-    return silicon.read_rows(write(tmp_path / "silicon_sample.csv", made))
+    return public_rows.read_rows(write(tmp_path / "silicon_sample.csv", made))
 
 
 def test_published_times_are_shown_as_compared_only() -> None:
@@ -77,89 +68,12 @@ def test_published_times_are_shown_as_compared_only() -> None:
     assert {score.source for score in scores} == {"published"}
 
 
-def test_serving_rows_are_read_and_scored(rows: list[silicon.SiliconRow]) -> None:
-    assert [item.role for item in rows] == ["test", "test", "tuned"]
-    scores = score_silicon(rows, lambda _: (100.0, 20.0))
-    tpot = [score for score in scores if score.quantity == TPOT]
-    assert all(abs(score.error) < 0.15 for score in tpot)
-    assert {score.peer for score in tpot} == {20.0}
-    groups = {(item.source, item.role): item for item in summaries(tpot)}
-    assert groups["silicon llama-3.1-70b", "test"].count == 2
-    assert groups["silicon llama-3.1-70b", "test"].peer_mean_error == pytest.approx(0.68, abs=0.2)
-
-
-def test_rows_beyond_the_device_are_set_apart(tmp_path: Path) -> None:
-    made = [row(silicon_ttft_ms=1.0, silicon_tpot_ms=0.1, batch_size="128")]
-    found = silicon.read_rows(write(tmp_path / "s.csv", made))
-    assert not found[0].is_possible
-    assert "impossible" in summaries(score_silicon(found))[0].source
-
-
-def test_rows_that_contradict_the_others_are_only_compared(tmp_path: Path) -> None:
-    made = [row(), row(model_path="nvidia/Llama-3.1-8B-Instruct-FP8"), row(backend="sglang")]
-    found = silicon.read_rows(write(tmp_path / "s.csv", made))
-    assert [item.role for item in found] == ["test", "compared", "compared"]
-    assert summaries(score_silicon(found))[-3].source == "silicon llama-3.1-70b, sglang"
-    together = summaries(score_silicon(found))[-1]
-    assert (together.role, together.count) == ("all", 1)
-
-
 def test_nine_in_ten_measured_points_lie_inside_their_interval() -> None:
-    every = summaries(score_runs([*h200_runs(), *weft_runs(), *published_runs()]))
-    together = {item.quantity: item for item in every if item.role == "all"}
-    assert {item.count for item in together.values()} == {38}
-    assert all(item.inside >= 0.89 for item in together.values())
-
-
-def test_decisions_beside_the_trivial_rule(rows: list[silicon.SiliconRow]) -> None:
-    chosen = {item.chooser: item for item in decisions(rows, (8.0, 12.0, 20.0))}
-    assert {item.questions for item in chosen.values()} == {2}
-    assert chosen["weft"].right_tp == 1.0
-    assert chosen["weft"].over_limit == 0.0
-    assert chosen["larger TP is faster"].right_tp == 0.5
-
-
-def test_the_document_is_complete(rows: list[silicon.SiliconRow]) -> None:
-    scores = score_runs(h200_runs())
-    made = document(scores, decisions(rows, (12.0,)))
-    assert made["schema"] == "weft.scoreboard/1"
-    assert len(made["rows"]) == 18
-    assert {"name", "quantity", "predicted", "low", "high", "measured"} <= set(made["rows"][0])
-
-
-def test_other_files_are_refused(tmp_path: Path) -> None:
-    path = tmp_path / "x.csv"
-    path.write_text("a,b\n1,2\n")
-    with pytest.raises(FileFormatError, match=r"not a silicon_sample\.csv"):
-        silicon.read_rows(path)
-    with pytest.raises(FileFormatError, match="cannot be read"):
-        silicon.read_rows(tmp_path / "none.csv")
-
-
-def test_without_the_peer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def missing(name: str) -> None:
-        raise ImportError(name)
-
-    monkeypatch.setattr(silicon, "import_module", missing)
-    with pytest.raises(EnvironmentUnavailable, match="pip install aiconfigurator"):
-        silicon.peer_predictor()
-    monkeypatch.setattr(silicon.util, "find_spec", lambda _: None)
-    assert silicon.find_file(None) is None
-    assert silicon.find_file(tmp_path) == tmp_path
-
-
-def test_with_the_peer(monkeypatch: pytest.MonkeyPatch, rows: list[silicon.SiliconRow]) -> None:
-    class Api:
-        @staticmethod
-        def cli_estimate(model: str, _system: str, **options: Any) -> Any:
-            if options["tp_size"] == 4:
-                raise RuntimeError("OOM")
-            assert model == "meta-llama/Meta-Llama-3.1-70B"
-            return type("Result", (), {"ttft": 1.0, "tpot": 2.0})()
-
-    monkeypatch.setattr(silicon, "import_module", lambda _: Api)
-    predict = silicon.peer_predictor()
-    assert [predict(item) for item in rows] == [(1.0, 2.0), None, None]
+    scores = score_runs([*h200_runs(), *weft_runs(), *published_runs()])
+    for quantity in (TTFT, TPOT):
+        own = [s for s in scores if s.quantity == quantity and s.role != "compared"]
+        assert len(own) == 38
+        assert sum(score.is_inside for score in own) >= 0.89 * len(own)
 
 
 def test_scaling_has_the_published_order() -> None:
@@ -197,3 +111,64 @@ def test_layouts_of_the_study() -> None:
     assert study_layout(spec, 2, 4, "hybrid") is None
     with pytest.raises(LayoutError, match="not in the scale study"):
         list(scale_study(["llama-3.1-8b"], ["h200-nvlink"], ["paper"], [4]))
+
+
+def test_a_public_row_is_asked_as_a_user_asks(rows: list[public_rows.PublicRow]) -> None:
+    found = public_rows.ask(rows[0])
+    assert isinstance(found, Serving)
+    by_hand = api.predict(
+        "llama-3.1-70b",
+        Layout(tp=2),
+        Workload(prompt_tokens=1024, decode_tokens=128),
+        engine="vllm",
+        accelerator="h200-sxm",
+        weights="float8_e4m3fn",
+        concurrency=4,
+        shortest=0.8,
+    )
+    assert isinstance(by_hand, Serving)
+    assert found.to_json() == by_hand.to_json()
+
+
+def test_sweeps_are_split_whole_and_alternate(rows: list[public_rows.PublicRow]) -> None:
+    split = public_rows.split_of(rows)
+    assert list(split) == sorted(split)
+    assert [split[name] for name in sorted(split)] == ["fit", "test", "fit"]
+
+
+def test_public_rows_are_scored_beside_the_peer(rows: list[public_rows.PublicRow]) -> None:
+    answers = ask_all(rows[:4])
+    scores = score_answers(answers, {"a": (100.0, 20.0)})
+    assert {score.name for score in scores} == {"a", "b", "c"}
+    tpot = [score for score in scores if score.quantity == TPOT]
+    assert all(abs(score.error) < 0.35 for score in tpot)
+    together = {item.source: item for item in summaries(tpot)}
+    assert together["llama-3.1-70b on h200_sxm"].shared == 1
+    found = document(scores, decisions(answers, (12.0, 20.0)), answers)
+    assert found["answered"] == {
+        "rows": 4,
+        "answered": 3,
+        "refused": {"prefill and decode apart: workers are not stated": 1},
+    }
+    json.dumps(found)
+
+
+def test_products_of_degrees_are_read_as_what_they_are(rows: list[public_rows.PublicRow]) -> None:
+    assert (rows[4].tp, rows[4].ep, rows[4].gpus) == (8, 8, 8)
+
+
+def test_the_peers_answers_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "peer.jsonl"
+    path.write_text(
+        '{"id": "a", "ttft_ms": 1.5, "tpot_ms": 2.5}\n{"id": "b", "ttft_ms": null, "tpot_ms": null}\n'
+    )
+    assert public_rows.peer_times(path) == {"a": (1.5, 2.5)}
+    path.write_text("no")
+    with pytest.raises(FileFormatError, match="--peer"):
+        public_rows.peer_times(path)
+
+
+def test_another_file_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "other.csv", [{"a": 1}])
+    with pytest.raises(FileFormatError, match="not a silicon_sample"):
+        public_rows.read_rows(path)

@@ -1,15 +1,22 @@
-"""A server under load: limits, laws of queues, and the cache's bound."""
+"""A simulated server: the step clock, laws of queues, and the cache's bound."""
 
 from __future__ import annotations
+
+import json
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from weft.errors import WorkloadError
+from weft.errors import FileFormatError, WorkloadError
 from weft.prediction.latency import predict_latency
 from weft.prediction.machines import machine_named
-from weft.prediction.serving import Serving, serve_at_concurrency, serve_at_rate
+from weft.prediction.operators import Step
+from weft.prediction.serving import Serving, predict_serving
+from weft.prediction.simulation import Server, Visit
+from weft.prediction.traffic import Traffic, read_trace
+from weft.scheduling.policy import Policy
 from weft.vocabulary.layout import Layout
 from weft.vocabulary.model_source import load_spec
 from weft.vocabulary.workload import Workload
@@ -18,9 +25,12 @@ H200 = machine_named("vllm", "h200-sxm")
 SPEC = load_spec("llama-3.1-8b")
 
 
-def serve(layout: str = "tp2", clients: int = 8, prompt: int = 1024, decode: int = 256) -> Serving:
-    load = Workload(prompt_tokens=prompt, decode_tokens=decode, batch=clients)
-    return serve_at_concurrency(SPEC, Layout.parse(layout), load, H200)
+def serve(
+    layout: str = "tp2", clients: int = 8, prompt: int = 1024, decode: int = 256, requests: int = 40
+) -> Serving:
+    load = Workload(prompt_tokens=prompt, decode_tokens=decode)
+    traffic = Traffic(workload=load, concurrency=clients, requests=requests)
+    return predict_serving(SPEC, Layout.parse(layout), traffic, H200)
 
 
 def test_one_client_decodes_as_one_batch_does_but_for_the_server() -> None:
@@ -31,46 +41,165 @@ def test_one_client_decodes_as_one_batch_does_but_for_the_server() -> None:
     assert serve(clients=1).tpot_ms.value == pytest.approx(alone + server_ms, rel=0.01)
 
 
-@settings(max_examples=50, deadline=None)
-@given(
-    layout=st.sampled_from(["1", "tp2", "pp2", "tp2xpp2", "dp2"]),
-    clients=st.integers(2, 200),
-    prompt=st.integers(16, 8192),
-    decode=st.integers(16, 4096),
+POLICIES = st.builds(
+    Policy,
+    max_tokens=st.integers(1, 64),
+    max_requests=st.integers(1, 9),
+    counts_decode=st.booleans(),
+    mixes=st.booleans(),
+    admission=st.sampled_from(["present", "whole"]),
 )
-def test_littles_law_and_order(layout: str, clients: int, prompt: int, decode: int) -> None:
-    serving = serve(layout, clients, prompt, decode)
-    time_ms = serving.ttft_ms.value + serving.tpot_ms.value * (decode - 1)
-    assert serving.running <= serving.concurrency
-    assert serving.tokens_per_s == pytest.approx(serving.requests_per_s * decode)
-    # Requests in the system are rate x time (the wait for other prompts is left out of the rate).
-    assert serving.requests_per_s * time_ms * 1e-3 == pytest.approx(clients, rel=0.3)
-    more = serve(layout, 2 * clients, prompt, decode)
-    assert more.tpot_ms.value >= serving.tpot_ms.value * (1 - 1e-9)
-    assert more.ttft_ms.value >= serving.ttft_ms.value * (1 - 1e-9)
+VISITS = st.lists(
+    st.builds(
+        Visit,
+        prompt=st.integers(1, 60),
+        decode=st.integers(1, 30),
+        arrival_us=st.floats(0, 200),
+    ),
+    min_size=1,
+    max_size=12,
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    policy=POLICIES, visits=VISITS, clients=st.none() | st.integers(1, 5), room=st.integers(90, 300)
+)
+def test_every_request_is_answered_and_every_token_has_its_step(
+    policy: Policy, visits: list[Visit], clients: int | None, room: int
+) -> None:
+    visits.sort(key=lambda visit: visit.arrival_us)
+    steps: list[tuple[Step, int]] = []
+    server = Server(
+        policy=policy,
+        step_us=lambda step: 1.0 + step.rows,
+        cache_tokens=room,
+        clients=clients,
+        watch=lambda step, count, _silent, _shares: steps.append((step, count)),
+    )
+    server.run(visits)
+    assert all(v.arrival_us < v.first_us <= v.end_us for v in visits)
+    decoded = sum(step.decode_sequences * count for step, count in steps)
+    prompts = sum(step.prefill_tokens * count for step, count in steps)
+    if not server.preemptions:
+        assert decoded == sum(v.decode - 1 for v in visits)
+        assert prompts == sum(v.prompt for v in visits)
+    for step, _ in steps:
+        assert step.decode_sequences <= policy.max_requests
+        if policy.mixes and policy.counts_decode and step.prefill_tokens:
+            assert step.rows <= policy.max_tokens
+        if not policy.mixes:
+            assert not (step.prefill_tokens and step.decode_sequences)
+    assert server.most_held <= room + len(visits)
+    assert sum(count * (1 + step.rows) for step, count in steps) == pytest.approx(server.busy_us)
+
+
+def test_a_stretch_is_the_same_as_its_steps() -> None:
+    """A clock with an arrival in every step leaves no stretch; without, the times are equal."""
+    policy = Policy(max_tokens=64, max_requests=8)
+
+    def run(extra: list[Visit]) -> Visit:
+        first = Visit(prompt=10, decode=50)
+        server = Server(
+            policy=policy,
+            step_us=lambda step: (
+                10.0 + step.decode_context * 0.01 if step.decode_sequences else 5.0
+            ),
+            cache_tokens=10_000,
+        )
+        server.run([first, *extra])
+        return first
+
+    alone = run([])
+    expected = 5.0 + sum(10.0 + (10 + token) * 0.01 for token in range(1, 50))
+    assert alone.end_us == pytest.approx(expected)
+
+
+def test_a_closed_loop_keeps_littles_law() -> None:
+    serving = serve("tp2", 16, 512, 64, requests=400)
+    inside = serving.requests_per_s * serving.e2e_ms.value * 1e-3
+    assert inside == pytest.approx(16, rel=0.1)
+    assert serving.ttft_ms.p50 <= serving.ttft_ms.p99
+    assert serving.to_json()["ttft_ms"].keys() == {"value", "low", "high", "p50", "p99"}
 
 
 def test_what_the_cache_cannot_hold_waits() -> None:
-    few = serve("1", 8, 2048, 2048)
-    many = serve("1", 2000, 2048, 2048)
-    assert few.running == few.concurrency
-    assert many.running < many.concurrency
-    assert many.ttft_ms.value > 100 * few.ttft_ms.value
+    few = serve("1", 8, 2048, 256, requests=16)
+    many = serve("1", 1200, 2048, 256, requests=1200)
+    assert few.running == 8
+    assert many.running < 1200
+    assert many.ttft_ms.value > 10 * few.ttft_ms.value
+    assert many.memory.fits
 
 
 def test_a_request_larger_than_the_cache_is_refused() -> None:
     spec = load_spec("llama-3.1-70b")
-    load = Workload(prompt_tokens=1024, decode_tokens=16, batch=1)
+    traffic = Traffic(workload=Workload(prompt_tokens=1024, decode_tokens=16), concurrency=1)
     with pytest.raises(WorkloadError, match="use more GPUs"):
-        serve_at_concurrency(spec, Layout(), load, H200)
+        predict_serving(spec, Layout(), traffic, H200)
+
+
+def at_rate(rate: float, burst: int = 1) -> Serving:
+    load = Workload(prompt_tokens=512, decode_tokens=64)
+    traffic = Traffic(workload=load, rate=rate, burst=burst, requests=300)
+    return predict_serving(SPEC, Layout.parse("tp2"), traffic, H200)
 
 
 def test_a_rate_is_kept_or_refused() -> None:
-    load = Workload(prompt_tokens=1024, decode_tokens=256, batch=1)
-    layout = Layout.parse("tp2")
-    serving = serve_at_rate(SPEC, layout, load, H200, 10.0)
-    assert serving is not None
-    assert serving.requests_per_s == pytest.approx(10.0, rel=0.01)
-    assert serve_at_rate(SPEC, layout, load, H200, 1e6) is None
-    with pytest.raises(WorkloadError, match="--rate 0"):
-        serve_at_rate(SPEC, layout, load, H200, 0.0)
+    assert at_rate(10.0).requests_per_s == pytest.approx(10.0, rel=0.15)
+    with pytest.raises(WorkloadError, match="`rate` 1e"):
+        at_rate(1e6)
+    with pytest.raises(WorkloadError, match="`rate` 0"):
+        at_rate(0.0)
+
+
+def test_bursts_wait_longer_than_poisson() -> None:
+    assert at_rate(10.0, burst=20).ttft_ms.p99 > at_rate(10.0).ttft_ms.p99
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"concurrency": 0}, "`concurrency` 0"),
+        ({"concurrency": 1, "rate": 1.0}, "leave out"),
+        ({}, "needs `concurrency`"),
+        ({"concurrency": 1, "shortest": 0.0}, "`shortest`"),
+        ({"rate": 1.0, "burst": 0}, "`burst` 0"),
+    ],
+)
+def test_traffic_checks_itself(changes: dict[str, float], message: str) -> None:
+    with pytest.raises(WorkloadError, match=message):
+        Traffic(workload=Workload(), **changes)  # type: ignore[arg-type]
+
+
+TRACES = {
+    "mooncake.jsonl": '{"timestamp": 0, "input_length": 600, "output_length": 5, "hash_ids": [1, 2]}\n'
+    '{"timestamp": 27, "input_length": 1100, "output_length": 9, "hash_ids": [1, 2, 3]}\n',
+    "azure.csv": "TIMESTAMP,ContextTokens,GeneratedTokens\n"
+    "2023-11-16 18:17:03.9799600,600,5\n2023-11-16 18:17:04.0069600,1100,9\n",
+    "burst.csv": "Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type\n"
+    "5,ChatGPT,600,5,605,x\n5.027,ChatGPT,1100,9,1109,x\n6,GPT-4,10,0,10,x\n",
+}
+
+
+@pytest.mark.parametrize("name", TRACES)
+def test_traces_of_three_kinds(name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.write_text(TRACES[name])
+    first, second = read_trace(path)
+    assert (first.prompt, first.decode, first.arrival_us) == (600, 5, 0.0)
+    assert (second.prompt, second.decode) == (1100, 9)
+    assert second.arrival_us == pytest.approx(27_000, abs=1)
+    assert second.cached == (1024 if "mooncake" in name else 0)
+    traffic = Traffic(workload=Workload(), trace=path, rate=1.0)
+    served = predict_serving(SPEC, Layout.parse("tp2"), traffic, H200)
+    assert json.dumps(served.to_json())
+
+
+def test_a_file_that_is_no_trace_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    path.write_text("a,b\n1,2\n")
+    with pytest.raises(FileFormatError, match="`trace`"):
+        read_trace(path)
+    with pytest.raises(FileFormatError, match="cannot be read"):
+        read_trace(tmp_path / "none")

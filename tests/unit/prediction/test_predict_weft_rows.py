@@ -7,11 +7,12 @@ from dataclasses import replace
 
 import pytest
 
-from weft.prediction.fitting import PRIORS, fit, leave_one_out
+from weft.calibration.fitting import PRIORS, fit, leave_one_out
+from weft.calibration.measured import MeasuredRun, machine_of_run, weft_runs
+from weft.calibration.scoreboard import TPOT, TTFT, score_runs
 from weft.prediction.latency import predict_latency
-from weft.prediction.machines import machine_named, machine_of_run
-from weft.prediction.measured import MeasuredRun, weft_runs, weft_tables
-from weft.prediction.scoreboard import TPOT, TTFT, score_runs
+from weft.prediction.machines import machine_named
+from weft.prediction.own_tables import weft_tables
 from weft.vocabulary.layout import Layout
 from weft.vocabulary.model_source import load_spec
 from weft.vocabulary.workload import Workload

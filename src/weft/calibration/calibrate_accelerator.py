@@ -88,7 +88,7 @@ def calibrate_accelerator(
     Takes seconds on a GPU and under a minute on a CPU. ``progress`` is called with the
     name of each part. Raises EnvironmentUnavailable where the device is not there.
     """
-    from weft.prediction.device_timer import DeviceTimer
+    from weft.calibration.device_timer import DeviceTimer
 
     sizes = GPU_SIZES
     timer = DeviceTimer(device)

@@ -25,7 +25,7 @@ Call = Callable[[int], Any]
 
 
 class DeviceTimer:
-    """The :class:`weft.prediction.calibrate_accelerator.Timer` of a real device."""
+    """The :class:`weft.calibration.calibrate_accelerator.Timer` of a real device."""
 
     def __init__(self, device: str | None = None) -> None:
         import torch

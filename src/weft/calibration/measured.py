@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, replace
-from functools import cache
-from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
 from weft.errors import FileFormatError
-from weft.fabric.fabric import MeasuredTable
 from weft.prediction.engine_profile import AllReduceRule
+from weft.prediction.machines import machine_named
+from weft.prediction.own_tables import measurements
+from weft.prediction.prediction import Machine
 from weft.vocabulary.layout import Layout
 from weft.vocabulary.workload import Workload
 
@@ -49,14 +49,6 @@ class MeasuredRun:
         if self.all_reduce:
             layout += f" {self.all_reduce}"
         return f"{self.model} {layout} {load.prompt_tokens}/{load.decode_tokens} x{load.batch}"
-
-
-@cache
-def measurements(name: str) -> dict[str, Any]:
-    """A file of measurements of the package (``h200x4``, ``weft_h200x4``, ...), as it is."""
-    file = resources.files("weft.prediction") / "data" / "measurements" / f"{name}.json"
-    document: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    return document
 
 
 def h200_runs() -> list[MeasuredRun]:
@@ -116,26 +108,6 @@ def _stage_layers(row: dict[str, Any]) -> tuple[int, ...] | None:
     return tuple(row["stage_layers"]) if "stage_layers" in row else None
 
 
-@cache
-def weft_tables(fabric: str) -> tuple[MeasuredTable, ...]:
-    """All-reduces of weft's own as measured on a built-in fabric; none on the others."""
-    data = measurements("weft_h200x4")
-    if fabric != data["fabric"]:
-        return ()
-    own = data["all_reduce"]
-    return tuple(
-        MeasuredTable(
-            algorithm=own["algorithm"],
-            ranks=table["ranks"],
-            dtype="bfloat16",
-            bytes=tuple(table["bytes"]),
-            latency_us=tuple(table["latency_us"]),
-            source=own["method"],
-        )
-        for table in own["tables"]
-    )
-
-
 def runs_from_file(path: Path) -> list[MeasuredRun]:
     """Own measured batches: ``{"schema": "weft.measured/1", "method": ..., "rows": [...]}``.
 
@@ -190,3 +162,12 @@ def published_runs() -> list[MeasuredRun]:
         )
         for row in data["rows"]
     ]
+
+
+def machine_of_run(run: MeasuredRun, base: Machine | None = None) -> Machine:
+    """The machine that a measured run names (``base`` instead, where given), with its all-reduce."""
+    machine = base or machine_named(run.engine, run.accelerator, run.fabric)
+    if run.all_reduce is None:
+        return machine
+    profile = replace(machine.profile, all_reduce=run.all_reduce, fused_kernels=0)
+    return replace(machine, profile=profile)

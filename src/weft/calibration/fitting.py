@@ -15,9 +15,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from weft.calibration.measured import MeasuredRun, machine_of_run
 from weft.prediction.latency import predict_latency
-from weft.prediction.machines import machine_of_run
-from weft.prediction.measured import MeasuredRun
 from weft.prediction.prediction import Machine
 from weft.prediction.quantity import Quantity
 from weft.vocabulary.model_source import load_spec

@@ -1,0 +1,1 @@
+"""What the time model is calibrated with and scored by: measured rows, fits, the scoreboard."""

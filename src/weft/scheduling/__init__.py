@@ -1,0 +1,1 @@
+"""Scheduling rules that the engine and the simulated server share (torch-free)."""
