@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from weft.serve.engine_client import EngineClient
     from weft.serve.wire import Meeting
 
-CPU_DEFAULTS: Final = {"cache_tokens": 16384, "max_batch_tokens": 128}
+CPU_DEFAULTS: Final = {"cache_tokens": 16384, "max_batch_tokens": 64}
 
 
 def serve(
@@ -58,7 +58,7 @@ def serve(
     stream_interval: Annotated[int, typer.Option(help="Tokens in one event of a stream.")] = 1,
     max_batch_tokens: Annotated[
         int | None,
-        typer.Option(help="Prompt tokens computed in one step [CPU: 128, GPU: 8192]."),
+        typer.Option(help="Prompt tokens computed in one step [CPU: 64, GPU: 8192]."),
     ] = None,
     cache_tokens: Annotated[
         int | None,
