@@ -124,15 +124,12 @@ def _deviations(
     schedule, run = evidence.schedule, evidence.run
     calls = {
         rank: {
-            step: [
-                (settings.usual.get(r.key, r), begin, end)
-                for r, begin, end in placed
-                if r.key not in settings.beyond
-            ]
+            step: [(settings.usual.get(r.key, r), begin, end) for r, begin, end in placed]
             for step, placed in steps.items()
         }
         for rank, steps in evidence.tally.calls.items()
     }
+    beyond = _beyond(settings, evidence)
 
     def rows_of(stage: int, step: Step) -> dict[tuple[Any, ...], Collective]:
         rows = rows_of_steps(schedule.model, run.layout, [step], conventions, [stage])
@@ -140,12 +137,32 @@ def _deviations(
 
     remembered = lru_cache(maxsize=None)(rows_of)
     wanted = {
-        rank: [remembered(run.layout.stage_of(rank), step) for step in _each_step(trace)]
+        rank: [
+            remembered(run.layout.stage_of(rank), step)
+            | beyond.get((run.layout.stage_of(rank), number), {})
+            for number, step in enumerate(_each_step(trace))
+        ]
         for rank, trace in evidence.traces.items()
     }
     locator = Locator(run, evidence.traces, calls, schedule.model.num_layers)
     found = [*locator.deviations(wanted), *map(_unexplained, evidence.tally.unexplained)]
     return sorted(found, key=lambda d: (d.step is None, d.step or 0, d.time_us))
+
+
+def _beyond(
+    settings: _Settings, evidence: Evidence
+) -> dict[tuple[int, int], dict[tuple[Any, ...], Collective]]:
+    """Rows that requests add, by stage and step: as often as the rank with most of them has them."""
+    found: dict[tuple[int, int], dict[tuple[Any, ...], Collective]] = defaultdict(dict)
+    for rank, steps in evidence.tally.calls.items():
+        for step, placed in steps.items():
+            own = found[evidence.run.layout.stage_of(rank), step]
+            counts = Counter(row.key for row, *_ in placed if row.key in settings.beyond)
+            rows = {row.key: row for row, *_ in placed}
+            for key, count in counts.items():
+                if key not in own or own[key].count < count:
+                    own[key] = replace(rows[key], count=count)
+    return found
 
 
 def _unexplained(calls: OtherCalls) -> Deviation:
