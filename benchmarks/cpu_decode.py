@@ -40,7 +40,7 @@ def transformers_model(spec: ModelSpec, stage: torch.nn.Module) -> torch.nn.Modu
         rms_norm_eps=spec.norm_eps,
         rope_parameters={
             "rope_type": "llama3",
-            "rope_theta": spec.rope_theta,
+            "rope_theta": spec.rope.theta,
             "factor": scaling.factor,
             "low_freq_factor": scaling.low_freq_factor,
             "high_freq_factor": scaling.high_freq_factor,

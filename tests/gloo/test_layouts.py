@@ -120,5 +120,5 @@ def check_rows(rows, checkpoint, layout, engine):
 
 
 def _comparable(row):
-    ignored = ("provenance", "duration_us", "wait_us", "transfer_us", "bound")
+    ignored = ("provenance", "fused", "duration_us", "wait_us", "transfer_us", "bound")
     return {key: value for key, value in row.items() if key not in ignored}

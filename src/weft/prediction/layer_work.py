@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
 
+from weft.vocabulary.attention_kinds import AttentionKind, GroupedQuery
+from weft.vocabulary.feed_forward_kinds import Dense, FeedForwardKind
 from weft.vocabulary.model_spec import ModelSpec
 
 Product = tuple[float, float]
@@ -62,26 +65,55 @@ Layers = tuple[tuple[float, AttentionWork, FeedForwardWork], ...]
 @lru_cache(maxsize=1024)
 def layers_of(spec: ModelSpec, tp: int, ep: int) -> Layers:
     """The kinds of layers of a model on one rank of ``tp``, experts spread over ``ep``."""
-    attention = grouped(
-        spec.hidden_size,
-        spec.num_heads,
-        spec.num_kv_heads,
-        spec.head_dim,
-        tp,
-        window=spec.sliding_window,
-        norms=spec.qk_norm,
+    kinds = Counter(
+        (spec.attention(layer), spec.feed_forward(layer)) for layer in range(spec.num_layers)
     )
-    feed_forward = dense(spec.hidden_size, spec.intermediate_size, tp)
-    if spec.is_moe:
-        feed_forward = routed(
-            spec.hidden_size,
-            spec.num_experts,
-            spec.experts_per_token,
-            spec.expert_intermediate_size,
-            tp,
-            ep,
+    return tuple(
+        (
+            count,
+            _attention_work(attention, spec.hidden_size, tp),
+            _feed_forward_work(feed_forward, spec.hidden_size, tp, ep),
         )
-    return ((spec.num_layers, attention, feed_forward),)
+        for (attention, feed_forward), count in kinds.items()
+    )
+
+
+def _attention_work(kind: AttentionKind, hidden: int, tp: int) -> AttentionWork:
+    if isinstance(kind, GroupedQuery):
+        return grouped(
+            hidden,
+            kind.num_heads,
+            kind.num_kv_heads,
+            kind.head_dim,
+            tp,
+            window=kind.window,
+            norms=kind.qk_norm,
+        )
+    return latent(
+        hidden,
+        kind.num_heads,
+        q_rank=kind.q_rank,
+        kv_rank=kind.kv_rank,
+        nope_dim=kind.nope_dim,
+        rope_dim=kind.rope_dim,
+        v_dim=kind.v_dim,
+        tp=tp,
+        window=kind.window,
+    )
+
+
+def _feed_forward_work(kind: FeedForwardKind, hidden: int, tp: int, ep: int) -> FeedForwardWork:
+    if isinstance(kind, Dense):
+        return dense(hidden, kind.intermediate_size, tp)
+    return routed(
+        hidden,
+        kind.num_experts,
+        kind.experts_per_token,
+        kind.intermediate_size,
+        tp,
+        ep,
+        shared=kind.shared.intermediate_size if kind.shared else 0,
+    )
 
 
 def dense(hidden: int, inner: int, tp: int) -> FeedForwardWork:
@@ -135,7 +167,7 @@ def latent(
     hidden: int,
     heads: int,
     *,
-    q_rank: int,
+    q_rank: int | None,
     kv_rank: int,
     nope_dim: int,
     rope_dim: int,
@@ -150,15 +182,15 @@ def latent(
     own = heads / tp
     return AttentionWork(
         products=(
-            (q_rank + kv_rank + rope_dim, hidden),
-            (own * (nope_dim + rope_dim), q_rank),
+            ((q_rank or 0) + kv_rank + rope_dim, hidden),
+            (own * (nope_dim + rope_dim), q_rank or hidden),
             (own * (nope_dim + v_dim), kv_rank),
             (hidden, own * v_dim),
         ),
         cache_elements=kv_rank + rope_dim,
         decode_operations=2 * own * (2 * kv_rank + rope_dim),
         prefill_operations=2 * own * (nope_dim + rope_dim + v_dim),
-        width=2 * (q_rank + 2 * kv_rank + rope_dim + own * (nope_dim + rope_dim)),
+        width=2 * ((q_rank or 0) + 2 * kv_rank + rope_dim + own * (nope_dim + rope_dim)),
         kernels=4,
         kind="latent",
         window=window,
