@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test check unit adversary faults format clean
+.PHONY: demo test check unit adversary soak-engine faults format clean
 
 demo: $(VENV)/run
 	$(BIN)/weft study
@@ -25,6 +25,10 @@ adversary: $(VENV)/dev
 
 faults: $(VENV)/dev
 	$(BIN)/python -m pytest -s -m "faults or not faults" tests/gloo/test_fault_matrix.py
+
+# 20,000 random loads for the engine on four layouts
+soak-engine: $(VENV)/dev
+	$(BIN)/python tests/soak_engine.py --cases 20000
 
 format: $(VENV)/dev
 	$(BIN)/ruff format .

@@ -42,6 +42,10 @@ class FileFormatError(UserError):
     """An input file that is missing, damaged or of another kind."""
 
 
+class StepError(WeftError):
+    """A step of the engine failed. Its requests have ended with this error; others can follow."""
+
+
 class EnvironmentUnavailable(WeftError):
     """This machine cannot do it: no GPU, a missing package, a port in use."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from pathlib import Path
 
@@ -94,12 +95,21 @@ def test_best_of_rows():
     logits[2, 100000:] = 99
     for _ in range(3):
         ids, pairs = best_of_rows(logits, 128000, 5)
-        values, places = logits[:, :128000].float().max(dim=1)
+        values = logits[:, :128000].float().amax(dim=1)
         first = (logits[:, :128000].float() == values[:, None]).int().argmax(dim=1)
         assert torch.equal(ids, first + 5)
         assert torch.equal(pairs[:, 0], values)
         assert torch.equal(pairs[:, 1], ids.float())
-        del places
+
+
+def test_rows_without_numbers_give_no_token():
+    from weft.layers.fused.argmax import best_of_rows
+
+    logits = torch.randn(5, 9000, device="cuda").bfloat16()
+    logits[0], logits[1, 8000], logits[2, 3], logits[3] = math.nan, math.nan, math.inf, -math.inf
+    ids, _ = best_of_rows(logits, 9000)
+    assert ids.tolist()[:4] == [-1] * 4
+    assert ids[4] == logits[4].argmax()
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -115,7 +125,7 @@ def test_logits_of_fused_and_plain_kernels_agree(name, tmp_path, monkeypatch):
             for _ in range(14):
                 step = engine.scheduler.schedule()
                 inputs = StepInputs.of(step.chunks)
-                out = engine.runner.forward(inputs)
+                out = engine.runner.forward(inputs, None)
                 logits.append(out.float().cpu())
                 ids = torch.full((len(out),), 7, device="cuda")
                 rows = torch.from_numpy(inputs.sampling_rows).cuda()

@@ -43,7 +43,7 @@ def test_every_request_that_fits_alone_finishes(
         candidate = request(number, prompt, length)
         if prompt + length > pool.capacity_tokens:
             with pytest.raises(WorkloadError):
-                scheduler.add(candidate)
+                scheduler.check(prompt, length)
         else:
             scheduler.add(candidate)
             accepted.append(candidate)
@@ -51,7 +51,7 @@ def test_every_request_that_fits_alone_finishes(
         if not scheduler.has_work:
             break
         step = scheduler.schedule()
-        check_step(step, scheduler, pool, max_tokens, max_requests)
+        check_step(step, accepted, pool, max_tokens, max_requests)
         sampling = [chunk for chunk in step.chunks if chunk.samples]
         scheduler.finish(sampling, [7] * len(sampling))
     assert all(r.finish_reason == "length" for r in accepted)
@@ -59,11 +59,11 @@ def test_every_request_that_fits_alone_finishes(
     assert pool.num_free == num_blocks - 1
 
 
-def check_step(step, scheduler, pool, max_tokens, max_requests):
+def check_step(step, requests, pool, max_tokens, max_requests):
     assert 0 < step.num_tokens <= max_tokens + max_requests
     assert sum(chunk.count for chunk in step.chunks if chunk.count > 1) <= max_tokens
     assert len(step.chunks) <= max_requests
-    owned = [block for r in scheduler.running for block in r.blocks]
+    owned = [block for r in requests for block in r.blocks]
     assert len(owned) == len(set(owned))
     assert 0 not in owned
     assert len(owned) + pool.num_free == pool.num_blocks - 1

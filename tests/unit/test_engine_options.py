@@ -48,8 +48,19 @@ def test_no_token_changes(config, model, expected):
     assert pool.num_free == pool.num_blocks - 1
 
 
+def test_recomputed_in_chunks_after_preemption_the_tokens_are_the_same(model):
+    """A recomputation that ends in a lone row reads that row's own token, not the table's."""
+    prompts = [list(range(3, 3 + length)) for length in (53, 54, 55, 20, 31)]
+    sampling = SamplingParams(max_tokens=40, temperature=0.9, seed=1, ignore_eos=True)
+    one = LLM(model, dtype="float32")
+    alone = [one.generate([prompt], sampling)[0] for prompt in prompts]
+    for budget in (64, 16, 7):
+        crowded = LLM(model, dtype="float32", cache_tokens=160, max_batch_tokens=budget)
+        assert crowded.generate(prompts, sampling) == alone
+
+
 def test_wrong_values_are_named(model):
-    with pytest.raises(UserError, match="--memory-share"):
+    with pytest.raises(UserError, match="`memory_share`"):
         EngineConfig(memory_share=1.5)
     with pytest.raises(UserError, match="`all_reduce` fastest"):
         LLM(model, all_reduce="fastest")

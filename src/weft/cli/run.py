@@ -9,6 +9,8 @@ import typer
 
 from weft.cli import options, ranks
 from weft.cli.output import OutputFormat, print_rows, progress
+from weft.engine.config import EngineConfig
+from weft.engine.request import SamplingParams
 from weft.errors import UserError, WorkloadError
 from weft.vocabulary.layout import Layout
 from weft.vocabulary.model_source import load_spec
@@ -16,7 +18,7 @@ from weft.vocabulary.workload import Workload
 
 if TYPE_CHECKING:
     from weft.engine.llm import LLM
-    from weft.engine.request import Completion, Request, SamplingParams
+    from weft.engine.request import Completion, Request
 
 
 def run(
@@ -68,35 +70,34 @@ def run(
     )
     spec = load_spec(model)
     layout.check_model(spec)
-    if weights not in ("auto", "dummy"):
-        raise UserError(f"--weights {weights}: choose auto or dummy")
     ranks.check_all_reduce(all_reduce)
     if text or ids:
         _refuse_sizes(prompt=prompt, batch=batch)
     load = options.make_workload("paper", prompt, decode, batch)
     prompts = _prompts(text, ids, load, seed, spec.vocab_size)
 
+    sampling = SamplingParams(
+        max_tokens=load.decode_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        ignore_eos=ignore_eos,
+        stop_token_ids=tuple(stop_id or ()),
+    )
+    config: dict[str, Any] = {
+        "conventions": engine,
+        "seed": seed,
+        "weights": weights,
+        "dtype": dtype,
+    }
+    EngineConfig(**config)
+
     def work() -> None:
         from weft.engine.llm import LLM
-        from weft.engine.request import SamplingParams
 
-        sampling = SamplingParams(
-            max_tokens=load.decode_tokens,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            ignore_eos=ignore_eos,
-            stop_token_ids=tuple(stop_id or ()),
-        )
-        config: dict[str, Any] = {
-            "conventions": engine,
-            "seed": seed,
-            "weights": weights,
-            "all_reduce": all_reduce,
-        }
-        if dtype is not None:
-            config["dtype"] = dtype
-        with LLM(model, layout, device=device, timeout_s=timeout, **config) as llm:
+        with LLM(
+            model, layout, device=device, timeout_s=timeout, all_reduce=all_reduce, **config
+        ) as llm:
             _generate(llm, prompts, sampling, output_format)
 
     ranks.on_every_rank(

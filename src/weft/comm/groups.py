@@ -200,6 +200,19 @@ class ProcessGroups:
         """Every rank's (picklable) ``value``, in rank order, on every rank; outside the groups."""
         return [self.host_broadcast(value, src) for src in range(self.layout.world_size)]
 
+    def all_arrive(self, name: str, ranks: tuple[int, ...], wait_s: float) -> bool:
+        """Whether all of ``ranks`` call this with the same ``name`` before the wait is over."""
+        if len(ranks) == 1:
+            return True
+        assert self._store is not None
+        keys = {rank: f"weft/arrive/{name}/{ranks[0]}/{rank}" for rank in ranks}
+        self._store.set(keys[self.rank], "")
+        try:
+            self._store.wait(list(keys.values()), timedelta(seconds=wait_s))
+        except RuntimeError:
+            return False
+        return True
+
     def close(self) -> None:
         """Close the all-reduces and leave the run; collective."""
         self.close_reducers()

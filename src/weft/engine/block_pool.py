@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 
 
 class BlockPool:
@@ -10,7 +11,11 @@ class BlockPool:
 
     def __init__(self, num_blocks: int, block_size: int) -> None:
         self.num_blocks, self.block_size = num_blocks, block_size
-        self._free = deque(range(1, num_blocks))
+        self.reset()
+
+    def reset(self) -> None:
+        """Take every block back."""
+        self._free = deque(range(1, self.num_blocks))
 
     @property
     def num_free(self) -> int:
@@ -32,7 +37,6 @@ class BlockPool:
         blocks.extend(self._free.popleft() for _ in range(missing))
         return True
 
-    def release(self, blocks: list[int]) -> None:
-        """Take all ``blocks`` back and empty the list."""
+    def release(self, blocks: Sequence[int]) -> None:
+        """Take all ``blocks`` back."""
         self._free.extend(blocks)
-        blocks.clear()

@@ -39,7 +39,7 @@ def num_cache_blocks(
     fewest: int = min(groups.host_gather(blocks))
     if fewest < 2:
         raise EnvironmentUnavailable(
-            f"--memory-share {config.memory_share}: after the weights of {runner.spec.name} "
+            f"`memory_share` {config.memory_share}: after the weights of {runner.spec.name} "
             f"{room / 1e9:.1f} GB are left for the key-value cache; use more GPUs or a larger share"
         )
     return fewest

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 from weft.errors import UserError
+from weft.vocabulary.checks import check_limits, check_types
 
 Weights = Literal["auto", "dummy"]
+
+_LEAST: Final = {
+    "cache_tokens": 1,
+    "block_size": 1,
+    "max_batch_tokens": 1,
+    "max_batch_requests": 1,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,5 +47,11 @@ class EngineConfig:
     graph_batches: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
+        check_types(self)
+        check_limits(self, _LEAST)
         if not 0 < self.memory_share <= 1:
-            raise UserError(f"--memory-share {self.memory_share}: must be above 0 and at most 1")
+            raise UserError(f"`memory_share` {self.memory_share}: must be above 0 and at most 1")
+        if self.graph_batches is not None and min(self.graph_batches, default=0) < 1:
+            raise UserError(
+                f"`graph_batches` {self.graph_batches}: must be batch sizes of at least 1"
+            )

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
+from operator import index
+from reprlib import repr as short
 
 import torch
 
@@ -17,6 +19,7 @@ from weft.comm.recorder import Recorder
 from weft.engine.block_pool import BlockPool
 from weft.engine.cache_size import check_host_memory, num_cache_blocks
 from weft.engine.config import EngineConfig
+from weft.engine.failure import FATAL, describe
 from weft.engine.flight import Flight, Launched
 from weft.engine.graphs import BUCKETS
 from weft.engine.logprobs import book_logprobs
@@ -24,7 +27,7 @@ from weft.engine.request import Request, SamplingParams
 from weft.engine.runner import StageRunner
 from weft.engine.scheduler import Scheduler
 from weft.engine.step_inputs import StepInputs
-from weft.errors import LayoutError, WorkloadError
+from weft.errors import EnvironmentUnavailable, LayoutError, WorkloadError
 from weft.vocabulary.conventions import engine_named
 from weft.vocabulary.model_source import ModelSource
 from weft.vocabulary.model_spec import ModelSpec
@@ -38,8 +41,8 @@ class Engine:
         groups.layout.check_model(spec)
         if groups.layout.tp % groups.layout.ep:
             raise LayoutError(
-                f"--ep {groups.layout.ep}: replicas step independently, so experts are shared "
-                f"inside one; set --ep to a divisor of --tp {groups.layout.tp}"
+                f"`ep` {groups.layout.ep}: replicas step independently, so experts are shared "
+                f"inside one; set `ep` to a divisor of `tp` {groups.layout.tp}"
             )
         self.spec, self.groups, self.config = spec, groups, config
         if groups.device.type == "cpu":
@@ -67,24 +70,36 @@ class Engine:
             self.runner.capture(config.graph_batches or _buckets(config.max_batch_requests))
         on_gpu = groups.device.type == "cuda"
         self._overlap = on_gpu if config.overlap is None else config.overlap
-        self._flight = Flight(self.runner, groups.stage, groups.layout.pp)
+        self._flight = Flight(self.runner, groups)
         self._unread: deque[Launched] = deque()
         self._ticks = 0
         self.recorder: Recorder | None = None
+        self._lost: Exception | None = None
 
-    def add(self, number: int, prompt: Sequence[int], sampling: SamplingParams) -> Request:
-        """Queue a request; WorkloadError where it cannot run."""
-        self._check_prompt(prompt, sampling)
+    def make_request(self, number: int, prompt: Sequence[int], sampling: SamplingParams) -> Request:
+        """A request for ``queue``; WorkloadError where it cannot run."""
+        token_ids = self._checked(prompt)
+        check_positions(self.spec, len(token_ids), sampling.max_tokens)
+        self.scheduler.check(len(token_ids), sampling.max_tokens)
         eos = () if sampling.ignore_eos else self.spec.eos_token_ids
         if sampling.seed is None:
             sampling = replace(sampling, seed=_mixed(self.config.seed, number))
-        request = Request(
+        return Request(
             number=number,
-            prompt=list(prompt),
+            prompt=token_ids,
             sampling=sampling,
             stop_ids=frozenset((*eos, *sampling.stop_token_ids)),
         )
+
+    def queue(self, request: Request) -> None:
+        """Let a request take part from the next step on."""
+        self._check_alive()
         self.scheduler.add(request)
+
+    def add(self, number: int, prompt: Sequence[int], sampling: SamplingParams) -> Request:
+        """Make a request and queue it."""
+        request = self.make_request(number, prompt, sampling)
+        self.queue(request)
         return request
 
     def abort(self, number: int) -> None:
@@ -100,11 +115,31 @@ class Engine:
         return self.scheduler.has_work or bool(self._unread) or not self._flight.is_empty
 
     def step(self) -> list[Request]:
-        """Go on until one more step is read; returns the requests that got a token by it.
+        """Go on until one more step is read; returns the requests that went on or ended by it.
 
         With ``overlap`` the next step is launched first, so that the device has work while
         the ids are read; a request that ended by a stop token costs one idle row then.
+        Where a step fails its requests end with the reason ``error`` and the engine goes on;
+        what the ranks cannot recover from together is raised, and ends the engine.
         """
+        self._check_alive()
+        try:
+            return self._step()
+        except FATAL as error:
+            self._lost = error
+            self.end_all(str(error))
+            raise
+        except Exception as error:  # noqa: BLE001 - every rank runs the same host code, and fails alike
+            return self.end_all(describe(error))
+
+    def end_all(self, error: str) -> list[Request]:
+        """End every request with an error; what is under way is dropped when it comes."""
+        ended = self.scheduler.end_all("error")
+        for request in ended:
+            request.error = request.error or error
+        return ended
+
+    def _step(self) -> list[Request]:
         while self.has_work:
             launched = self._launch()
             most_unread = 1 if self._overlap and launched else 0
@@ -134,16 +169,27 @@ class Engine:
         book_logprobs(sampling, launched.inputs.prompt_rows, launched.read_logprobs())
         return self.scheduler.finish(sampling, ids)
 
-    def _check_prompt(self, prompt: Sequence[int], sampling: SamplingParams) -> None:
-        if not prompt:
+    def _check_alive(self) -> None:
+        if self._lost is not None:
+            raise EnvironmentUnavailable(f"the engine has ended: {self._lost}")
+
+    def _checked(self, prompt: Sequence[int]) -> list[int]:
+        """The token ids of a prompt, as Python integers inside the vocabulary."""
+        try:
+            token_ids = [index(token) for token in prompt]
+        except TypeError:
+            raise WorkloadError(
+                f"prompt {short(prompt)}: must be token ids, whole numbers"
+            ) from None
+        if not token_ids:
             raise WorkloadError("the prompt is empty: give at least one token")
-        wrong = next((token for token in prompt if not 0 <= token < self.spec.vocab_size), None)
+        wrong = next((token for token in token_ids if not 0 <= token < self.spec.vocab_size), None)
         if wrong is not None:
             raise WorkloadError(
                 f"token id {wrong}: outside the vocabulary of {self.spec.name} "
                 f"(0 to {self.spec.vocab_size - 1})"
             )
-        check_positions(self.spec, len(prompt), sampling.max_tokens)
+        return token_ids
 
 
 def check_positions(spec: ModelSpec, prompt_tokens: int, decode_tokens: int) -> None:

@@ -12,10 +12,13 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
+from weft.comm.groups import ProcessGroups
 from weft.comm.recorder import Recorder
+from weft.engine.failure import Attempts
 from weft.engine.runner import StageRunner
 from weft.engine.scheduler import ScheduledStep
 from weft.engine.step_inputs import StepInputs
@@ -64,8 +67,9 @@ def _to_host(tensor: torch.Tensor) -> torch.Tensor:
 class Flight:
     """A window over the last steps that entered, one a tick; None where there was none."""
 
-    def __init__(self, runner: StageRunner, stage: int, num_stages: int) -> None:
-        self._runner, self._stage = runner, stage
+    def __init__(self, runner: StageRunner, groups: ProcessGroups) -> None:
+        self._runner, self._stage, num_stages = runner, groups.stage, groups.layout.pp
+        self._attempts = Attempts(groups)
         self._window: deque[Launched | None] = deque([None] * num_stages, maxlen=num_stages)
 
     @property
@@ -79,17 +83,30 @@ class Flight:
         output: Boundary | torch.Tensor | None = None
         with _step(recorder, mine):
             if mine is not None:
-                output = self._runner.forward(
-                    mine.inputs, eager=recorder is not None and recorder.eager
-                )
+                output = self._compute(mine.inputs, eager=recorder is not None and recorder.eager)
             if leaving is not None:
-                logits = output if isinstance(output, torch.Tensor) else None
                 with _phase(recorder, leaving):
-                    ids = self._runner.sample(logits, leaving.inputs)
-                    leaving.keep(ids, self._runner.logprobs(logits, ids, leaving.inputs))
+                    self._choose(leaving, output if isinstance(output, torch.Tensor) else None)
             if isinstance(output, Boundary):
                 self._runner.send(output)
         return leaving
+
+    def _compute(self, inputs: StepInputs, *, eager: bool) -> Boundary | torch.Tensor:
+        received = self._runner.receive(inputs)
+        output = self._attempts.attempt(
+            inputs.chunks, lambda: self._runner.forward(inputs, received, eager=eager)
+        )
+        if output is None or inputs.has_failed:
+            return self._runner.no_numbers(inputs)
+        return output
+
+    def _choose(self, leaving: Launched, logits: torch.Tensor | None) -> None:
+        runner, inputs = self._runner, leaving.inputs
+        attempt = partial(self._attempts.attempt, inputs.sampling)
+        ids = attempt(lambda: runner.choose(logits, inputs))
+        ids = runner.share(ids, inputs)
+        found = attempt(lambda: runner.logprobs(logits, ids, inputs))
+        leaving.keep(ids, runner.share_logprobs(found, inputs))
 
 
 @contextmanager

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from reprlib import repr as short
+from threading import Lock
 from typing import Any, Self
 
 from weft.comm.groups import DEFAULT_TIMEOUT_S, ProcessGroups, open_groups
@@ -12,7 +14,7 @@ from weft.engine.config import EngineConfig
 from weft.engine.engine import Engine
 from weft.engine.request import Completion, Request, SamplingParams
 from weft.engine.tokenizer import find_tokenizer
-from weft.errors import WorkloadError
+from weft.errors import StepError, WorkloadError
 from weft.launch.environment import current_rank, pick_device
 from weft.vocabulary.layout import Layout
 from weft.vocabulary.model_source import find_model
@@ -68,6 +70,7 @@ class LLM:
         self.tokenizer = find_tokenizer(source.directory)
         self.engine = Engine(source, groups, EngineConfig(**config))
         self._next_number = 0
+        self._turn = Lock()
 
     def generate(
         self,
@@ -76,28 +79,68 @@ class LLM:
         *,
         on_step: Callable[[list[Request]], None] | None = None,
     ) -> list[Completion]:
-        """Complete every prompt (text or token ids), in order.
+        """Complete every prompt (text or token ids), in order; one call at a time.
+
+        Raises WorkloadError, with nothing begun, where one of them cannot run; StepError
+        where a step failed: its requests have ended, and the next call finds a clean engine.
 
         ``on_step`` is called after each step with the requests that got a token. With
         data parallelism each replica takes every dp-th prompt.
         """
-        each = self._sampling_of_each(sampling, len(prompts))
-        token_ids = [self.encode(prompt) for prompt in prompts]
-        first = self._next_number
-        self._next_number += len(prompts)
-        mine = range(self.groups.replica, len(prompts), self.groups.layout.dp)
-        requests = [self.engine.add(first + i, token_ids[i], each[i]) for i in mine]
-        while self.engine.has_work:
-            advanced = self.engine.step()
-            if on_step is not None:
-                on_step(advanced)
-        done = {i: self._completion(r) for i, r in zip(mine, requests, strict=True)}
-        return self._collect(done)
+        with self._alone():
+            requests = self._requests(prompts, sampling)
+            mine = requests[self.groups.replica :: self.groups.layout.dp]
+            self._finish(mine, on_step)
+            return self._collect({request.number: self._outcome(request) for request in mine})
 
-    def encode(self, prompt: Prompt) -> list[int]:
+    def _requests(
+        self,
+        prompts: Sequence[Prompt],
+        sampling: SamplingParams | Sequence[SamplingParams] | None,
+    ) -> list[Request]:
+        """One request a prompt; a batch that has a bad one is refused whole."""
+        if isinstance(prompts, str):
+            raise WorkloadError(f"`prompts` {short(prompts)}: must be a list of prompts")
+        each = _sampling_of_each(sampling, len(prompts))
+        first = self._next_number
+        requests = [
+            self.engine.make_request(first + i, self.encode(prompt), params)
+            for i, (prompt, params) in enumerate(zip(prompts, each, strict=True))
+        ]
+        self._next_number += len(prompts)
+        return requests
+
+    def _finish(
+        self, requests: Sequence[Request], on_step: Callable[[list[Request]], None] | None
+    ) -> None:
+        """Step until all have ended; nothing stays queued, whatever is raised."""
+        try:
+            for request in requests:
+                self.engine.queue(request)
+            while self.engine.has_work:
+                advanced = self.engine.step()
+                if on_step is not None:
+                    on_step(advanced)
+        finally:
+            for request in requests:
+                self.engine.abort(request.number)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        if not self._turn.acquire(blocking=False):
+            raise WorkloadError(
+                "generate() is running already: one call at a time; give it all prompts at once, "
+                "or use weft serve"
+            )
+        try:
+            yield
+        finally:
+            self._turn.release()
+
+    def encode(self, prompt: Prompt) -> Sequence[int]:
         """Token ids of a prompt; token ids pass through."""
         if not isinstance(prompt, str):
-            return list(prompt)
+            return prompt
         if self.tokenizer is None:
             raise WorkloadError(
                 f"model {self.engine.spec.name} has no tokenizer files: give token ids"
@@ -128,14 +171,10 @@ class LLM:
         else:
             self.groups.leave()
 
-    def _sampling_of_each(
-        self, sampling: SamplingParams | Sequence[SamplingParams] | None, count: int
-    ) -> list[SamplingParams]:
-        if sampling is None or isinstance(sampling, SamplingParams):
-            return [sampling or SamplingParams()] * count
-        if len(sampling) != count:
-            raise WorkloadError(f"{len(sampling)} sampling parameters for {count} prompts")
-        return list(sampling)
+    def _outcome(self, request: Request) -> Completion | StepError:
+        if request.finish_reason == "error":
+            return StepError(request.error)
+        return self._completion(request)
 
     def _completion(self, request: Request) -> Completion:
         assert request.finish_reason is not None
@@ -150,8 +189,27 @@ class LLM:
             prompt_logprobs=tuple(request.prompt_logprobs),
         )
 
-    def _collect(self, done: dict[int, Completion]) -> list[Completion]:
+    def _collect(self, done: dict[int, Completion | StepError]) -> list[Completion]:
+        """The completions of all replicas in order; StepError where a request has none."""
         if self.groups.layout.dp > 1:
             for part in self.groups.host_gather(done):
                 done = done | part
-        return [done[i] for i in sorted(done)]
+        completions = []
+        for _, outcome in sorted(done.items()):
+            if isinstance(outcome, StepError):
+                raise outcome
+            completions.append(outcome)
+        return completions
+
+
+def _sampling_of_each(
+    sampling: SamplingParams | Sequence[SamplingParams] | None, count: int
+) -> list[SamplingParams]:
+    if sampling is None or isinstance(sampling, SamplingParams):
+        return [sampling or SamplingParams()] * count
+    wrong = next((one for one in sampling if not isinstance(one, SamplingParams)), None)
+    if wrong is not None:
+        raise WorkloadError(f"`sampling` {short(wrong)}: must be SamplingParams")
+    if len(sampling) != count:
+        raise WorkloadError(f"{len(sampling)} sampling parameters for {count} prompts")
+    return list(sampling)

@@ -39,36 +39,46 @@ class LogprobReader:
 
     def read(
         self,
-        logits: torch.Tensor | None,
+        logits: torch.Tensor,
         ids: torch.Tensor,
         chunks: Sequence[Chunk],
         prompt: PromptRows,
     ) -> torch.Tensor | None:
-        """Logits [N + M, ceil(v/t)] and sampled ids [N] -> [R, 1 + 2K] fp32 on every rank.
+        """Logits [N + M, ceil(v/t)] and sampled ids [N] of the last stage -> [R, 1 + 2K] fp32.
 
         A row: the token's log-probability, K best ones, K ids. None where no request wants any.
-        Each rank of the last stage offers its sum, its part of the token and its K best.
+        Each rank of the stage offers its sum, its part of the token and its K best.
         """
-        rows = [row for row, chunk in enumerate(chunks) if _wanted(chunk) is not None]
-        most = max((_wanted(chunks[row]) or 0 for row in rows), default=0)
-        rows += range(len(chunks), len(chunks) + len(prompt.targets))
+        rows, num_top = self._wanted(chunks, prompt)
         if not rows:
             return None
-        num_top = min(max(most, prompt.num_top), self._vocab_size)
-        if logits is None:
-            found = torch.empty(
-                (len(rows), 1 + 2 * num_top), dtype=torch.float32, device=self._device
-            )
-        else:
-            index, targets = to_device(self._device, np.array(rows), np.array(prompt.targets))
-            every = torch.cat((ids, targets))
-            found = torch.cat(
-                [
-                    self._joined(self._offer(logits[part].float(), every[part], num_top), num_top)
-                    for part in index.split(_ROWS_AT_ONCE)
-                ]
-            )
+        index, targets = to_device(self._device, np.array(rows), np.array(prompt.targets))
+        every = torch.cat((ids, targets))
+        return torch.cat(
+            [
+                self._joined(self._offer(logits[part].float(), every[part], num_top), num_top)
+                for part in index.split(_ROWS_AT_ONCE)
+            ]
+        )
+
+    def share(
+        self, found: torch.Tensor | None, chunks: Sequence[Chunk], prompt: PromptRows
+    ) -> torch.Tensor | None:
+        """The last stage's ``found`` on every rank."""
+        rows, num_top = self._wanted(chunks, prompt)
+        if not rows:
+            return None
+        if found is None:
+            found = torch.full((len(rows), 1 + 2 * num_top), math.nan, device=self._device)
         return self._pp.broadcast(found, self._pp.size - 1, "logprobs")
+
+    def _wanted(self, chunks: Sequence[Chunk], prompt: PromptRows) -> tuple[list[int], int]:
+        """Rows of the logits with log-probabilities and the most that one of them wants."""
+        wanted = [_wanted(chunk) for chunk in chunks]
+        rows = [row for row, count in enumerate(wanted) if count is not None]
+        rows += range(len(chunks), len(chunks) + len(prompt.targets))
+        most = max((count or 0 for count in wanted), default=0)
+        return rows, min(max(most, prompt.num_top), self._vocab_size)
 
     def _offer(self, logits: torch.Tensor, ids: torch.Tensor, num_top: int) -> torch.Tensor:
         """This rank's (log of its sum, the token's logit or -inf, K values, K ids) [R, 2 + 2K]."""

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
 from weft.errors import WorkloadError
+from weft.vocabulary.checks import check_limits, check_types
 
-FinishReason = Literal["stop", "length", "abort"]
+FinishReason = Literal["stop", "length", "abort", "error"]
 MOST_LOGPROBS: Final = 20
+NO_TOKEN: Final = -1
+"""The id of a row whose logits are no numbers, by the model's fault or by that of a step."""
+NOT_FINITE: Final = "the model's logits are not numbers (NaN); look at its weights and its dtype"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,18 +38,16 @@ class SamplingParams:
     prompt_logprobs: int | None = None
 
     def __post_init__(self) -> None:
-        if self.max_tokens < 1:
-            raise WorkloadError(f"--decode {self.max_tokens}: must be at least 1")
-        if self.temperature < 0:
-            raise WorkloadError(f"--temperature {self.temperature}: must not be negative")
-        if self.top_k < 0:
-            raise WorkloadError(f"--top-k {self.top_k}: must be 0 (off) or positive")
+        check_types(self, WorkloadError)
+        check_limits(self, {"max_tokens": 1, "temperature": 0, "top_k": 0}, WorkloadError)
+        if math.isinf(self.temperature):
+            raise WorkloadError(f"`temperature` {self.temperature}: must be finite")
         if not 0 < self.top_p <= 1:
-            raise WorkloadError(f"--top-p {self.top_p}: must be above 0 and at most 1")
+            raise WorkloadError(f"`top_p` {self.top_p}: must be above 0 and at most 1")
         for name in ("logprobs", "prompt_logprobs"):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= MOST_LOGPROBS:
-                raise WorkloadError(f"{name} {value}: must be 0 to {MOST_LOGPROBS}")
+                raise WorkloadError(f"`{name}` {value}: must be 0 to {MOST_LOGPROBS}")
 
     @property
     def is_greedy(self) -> bool:
@@ -62,13 +65,15 @@ class TokenLogprobs:
     top: tuple[tuple[int, float], ...]
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, eq=False)
 class Request:
     """A request inside the engine.
 
     ``num_computed`` positions have their keys and values cached (or will have after the
     steps under way); ``num_pending`` tokens are sampled by steps under way and not known
-    here yet. While it runs it has a ``row`` of the engine's per-request tables.
+    here yet. While it runs it has a ``row`` of the engine's per-request tables, where its
+    last sampled id lies (``has_last_id``) once it was sampled under that row; ``admission``
+    counts in which order requests began to run. ``error``: why it ended, or on this rank will.
     """
 
     number: int
@@ -82,9 +87,12 @@ class Request:
     num_pending: int = 0
     group: int = 0
     row: int = -1
+    has_last_id: bool = False
     blocks: list[int] = field(default_factory=list)
     blocks_sent: int = 0
+    admission: int = 0
     finish_reason: FinishReason | None = None
+    error: str = ""
 
     @property
     def is_finished(self) -> bool:
@@ -104,13 +112,23 @@ class Request:
         """Tokens that may still be asked for."""
         return self.sampling.max_tokens - len(self.output) - self.num_pending
 
-    def append(self, token: int) -> None:
-        """Add a sampled token and find out whether the request is finished."""
+    def leave_row(self) -> None:
+        """Forget the row, its blocks and what the device knows of them."""
+        self.row, self.has_last_id = -1, False
+        self.blocks, self.blocks_sent = [], 0
+
+    def append(self, token: int) -> bool:
+        """Add a sampled token; whether that ends the request."""
+        if token == NO_TOKEN:
+            self.finish_reason = "error"
+            self.error = self.error or NOT_FINITE
+            return True
         self.output.append(token)
         if token in self.stop_ids:
             self.finish_reason = "stop"
         elif len(self.output) >= self.sampling.max_tokens:
             self.finish_reason = "length"
+        return self.is_finished
 
 
 @dataclass(frozen=True, kw_only=True)

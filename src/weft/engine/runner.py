@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -140,26 +141,41 @@ class StageRunner:
             return output, None
         ids = self._sampler.best(output)
         if self._num_stages == 1:
-            self.tables.last_ids.index_copy_(0, rows.long(), ids)
+            self.tables.last_ids.index_copy_(0, rows.long(), ids.clamp(min=0))
         return output, ids
 
+    def receive(self, inputs: StepInputs) -> Boundary | None:
+        """What the previous stage sends; None on the first stage."""
+        if self.stage.is_first:
+            return None
+        return self._link.receive(self._stream.num_rows(inputs.num_tokens), self._like)
+
     @torch.inference_mode()
-    def forward(self, inputs: StepInputs, *, eager: bool = False) -> Boundary | torch.Tensor:
-        """Receive, compute: what the next stage needs, or this rank's logits [N, ceil(v/t)]."""
+    def forward(
+        self, inputs: StepInputs, received: Boundary | None, *, eager: bool = False
+    ) -> Boundary | torch.Tensor:
+        """What the next stage needs, or this rank's logits [N, ceil(v/t)]."""
+        self._graph_ids = None
         self.tables.update(inputs)
-        received = None
-        if not self.stage.is_first:
-            rows = self._stream.num_rows(inputs.num_tokens)
-            received = self._link.receive(rows, self._like)
         bucket = None
         if self._graphs is not None and not eager and inputs.num_decodes == inputs.num_tokens:
             bucket = self._graphs.bucket_for(inputs.num_tokens)
-        self._graph_ids = None
         if bucket is None:
             batch = self._builder.build(inputs, self.tables)
             output: Boundary | torch.Tensor = self.stage(batch, self.caches, received)
             return output
         return self._replay(inputs, bucket, received)
+
+    def no_numbers(self, inputs: StepInputs) -> Boundary | torch.Tensor:
+        """What a step that failed leaves: the shapes of its output, filled with NaN."""
+        self._graph_ids = None
+        if self.stage.head is not None:
+            return self._like.new_full(
+                (len(inputs.logit_rows), len(self.stage.head.weight)), math.nan
+            )
+        rows = self._stream.num_rows(inputs.num_tokens)
+        hidden = self._like.new_full((rows, self.spec.hidden_size), math.nan)
+        return Boundary(hidden=hidden, residual=hidden)
 
     def _replay(
         self, inputs: StepInputs, bucket: int, received: Boundary | None
@@ -179,41 +195,48 @@ class StageRunner:
         self._link.send(boundary)
 
     @torch.inference_mode()
-    def sample(self, logits: torch.Tensor | None, inputs: StepInputs) -> torch.Tensor:
-        """Ids [N] of the step's sampled sequences, on every rank; logits on the last stage."""
+    def choose(self, logits: torch.Tensor | None, inputs: StepInputs) -> torch.Tensor | None:
+        """Ids [N] of the step's sampled sequences; None where another rank chooses."""
         chunks = inputs.sampling
-        if not chunks:
+        if logits is None or not chunks:
+            return None
+        if self._graph_ids is not None and all(c.request.sampling.is_greedy for c in chunks):
+            return self._graph_ids
+        return self._sampler.choose(logits[: len(chunks)], chunks)
+
+    @torch.inference_mode()
+    def share(self, ids: torch.Tensor | None, inputs: StepInputs) -> torch.Tensor:
+        """The chosen ids [N] on every rank, where the next step finds them."""
+        count = len(inputs.sampling)
+        if not count:
             return torch.empty(0, dtype=torch.int64, device=self.device)
-        in_graph = self._graph_ids is not None and all(
-            chunk.request.sampling.is_greedy for chunk in chunks
-        )
-        ids = self._graph_ids if in_graph else None
-        if logits is not None and ids is None:
-            ids = self._sampler.choose(logits[: len(chunks)], chunks)
-        ids = self._sampler.share(ids, len(chunks))
+        in_graph = ids is not None and ids is self._graph_ids
+        ids = self._sampler.share(ids, count)
         if not in_graph or self._num_stages > 1:
             (rows,) = to_device(self.device, inputs.sampling_rows)
-            self.tables.last_ids.index_copy_(0, rows, ids)
+            self.tables.last_ids.index_copy_(0, rows, ids.clamp(min=0))
         return ids
 
     @torch.inference_mode()
     def logprobs(
         self, logits: torch.Tensor | None, ids: torch.Tensor, inputs: StepInputs
     ) -> torch.Tensor | None:
-        """What ``LogprobReader.read`` says of the sampled ``ids``; None where nobody asks."""
+        """What ``LogprobReader.read`` says of ``ids`` on the last stage; None where nobody asks."""
+        if logits is None:
+            return None
         return self._logprobs.read(logits, ids, inputs.sampling, inputs.prompt_rows)
+
+    def share_logprobs(self, found: torch.Tensor | None, inputs: StepInputs) -> torch.Tensor | None:
+        """The same on every rank."""
+        return self._logprobs.share(found, inputs.sampling, inputs.prompt_rows)
 
     def run(self, inputs: StepInputs) -> torch.Tensor:
         """A whole step with nothing else under way: the ids [N]."""
-        output = self.forward(inputs, eager=True)
-        if isinstance(output, Boundary):
-            self.send(output)
-            return self.sample(None, inputs)
-        return self.sample(output, inputs)
+        return self.share(self.choose(self.logits(inputs), inputs), inputs)
 
     def logits(self, inputs: StepInputs) -> torch.Tensor | None:
         """This rank's logits [N, ceil(v/t)] on the last stage, None on others; nothing sampled."""
-        output = self.forward(inputs, eager=True)
+        output = self.forward(inputs, self.receive(inputs), eager=True)
         if isinstance(output, torch.Tensor):
             return output
         self.send(output)

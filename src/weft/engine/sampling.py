@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from weft.comm.groups import ProcessGroups
+from weft.engine.request import NO_TOKEN
 from weft.engine.scheduler import Chunk
 from weft.layers import fused
 from weft.vocabulary.conventions import Conventions
@@ -37,18 +38,18 @@ class Sampler:
         if whole is None:
             return None
         whole = whole.view(len(chunks), -1)[:, : self._vocab_size]
-        return whole.argmax(dim=-1) if greedy else sample(whole, chunks)
+        ids = whole.argmax(dim=-1) if greedy else sample(whole, chunks)
+        return _or_no_token(ids, whole.amax(dim=-1))
 
     def share(self, ids: torch.Tensor | None, count: int) -> torch.Tensor:
         """Give every rank of the pipeline the ``count`` ids that the last stage chose."""
         how, pp = self._conventions.sampled_ids, self._groups.pp
-        like = torch.empty(count, dtype=torch.int64, device=self._groups.device)
+        like = torch.full((count,), NO_TOKEN, device=self._groups.device)
         if how == "host":
             return self._share_on_host(ids, like)
-        if pp.size == 1:
-            assert ids is not None
-            return ids
         ids = like if ids is None else ids
+        if pp.size == 1:
+            return ids
         if how == "broadcast":
             return pp.broadcast(ids, pp.size - 1, "sampled ids")
         ids = pp.broadcast(ids[:, None].contiguous(), pp.size - 1, "sampled ids")[:, 0]
@@ -61,9 +62,8 @@ class Sampler:
         if groups.device.type == "meta" or (groups.pp.size == 1 and self._every_rank_chooses):
             return like if ids is None else ids
         src = groups.layout.rank_of(stage=groups.layout.pp - 1, replica=groups.replica)
-        values = groups.host_broadcast(
-            None if ids is None else ids.tolist(), src, scope=f"replica{groups.replica}"
-        )
+        ids = like if ids is None else ids
+        values = groups.host_broadcast(ids.tolist(), src, scope=f"replica{groups.replica}")
         return torch.tensor(values, dtype=like.dtype, device=like.device)
 
     @property
@@ -96,8 +96,13 @@ class Sampler:
             num_real = min(logits.shape[1], self._vocab_size - self._first_id)
             return best_of_rows(logits, num_real, self._first_id)
         values, ids = logits.max(dim=-1)
-        ids = ids + self._first_id
+        ids = _or_no_token(ids + self._first_id, values)
         return ids, torch.stack((values.float(), ids.float()), dim=1)
+
+
+def _or_no_token(ids: torch.Tensor, largest: torch.Tensor) -> torch.Tensor:
+    """The ids [N], but NO_TOKEN for rows whose largest logit [N] is no finite number."""
+    return ids.masked_fill(~largest.isfinite(), NO_TOKEN)
 
 
 def sample(logits: torch.Tensor, chunks: Sequence[Chunk]) -> torch.Tensor:

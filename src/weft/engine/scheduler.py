@@ -12,33 +12,31 @@ stages, so that all stages have work.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from weft.engine.block_pool import BlockPool
-from weft.engine.request import Request
+from weft.engine.request import FinishReason, Request
 from weft.errors import WorkloadError
 from weft.vocabulary.schedule import Phase
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Chunk:
     """``count`` rows of ``request`` from position ``start``.
 
-    samples: whether the next token is sampled after these rows; token_index: which of
-    the request's output tokens that is.
+    is_decode: one row, which reads the request's last sampled id where it was sampled, in
+    the table of the device; samples: whether the next token is sampled after these rows;
+    token_index: which of the request's output tokens that is.
     """
 
     request: Request
     start: int
     count: int
+    is_decode: bool = False
     samples: bool = True
     token_index: int = 0
-
-    @property
-    def is_decode(self) -> bool:
-        return self.count == 1 and self.start >= len(self.request.prompt)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +57,17 @@ class ScheduledStep:
         return "mixed" if decodes else "prefill"
 
 
+@dataclass(kw_only=True, eq=False)
+class _Group:
+    """Requests that step together: running ones as admitted, waiting ones as they came."""
+
+    running: dict[Request, None] = field(default_factory=dict)
+    waiting: OrderedDict[Request, None] = field(default_factory=OrderedDict)
+
+    def __len__(self) -> int:
+        return len(self.running) + len(self.waiting)
+
+
 class Scheduler:
     """Continuous batching: running requests first, then waiting ones while there is room."""
 
@@ -77,115 +86,147 @@ class Scheduler:
         """
         self.pool, self.num_groups = pool, num_groups
         self._max_tokens, self._max_requests = max_batch_tokens, max_batch_requests
-        self._rows = deque(range(max_batch_requests * num_groups))
-        self.waiting: deque[Request] = deque()
-        self.running: list[Request] = []
+        self._reset()
 
-    def add(self, request: Request) -> None:
-        """Queue a request; WorkloadError if it could not run even alone."""
-        needed = len(request.prompt) + request.sampling.max_tokens
-        if needed > self.pool.capacity_tokens:
-            raise WorkloadError(
-                f"prompt {len(request.prompt)} + decode {request.sampling.max_tokens} = {needed} "
-                f"tokens: more than the {self.pool.capacity_tokens} that the key-value cache holds"
-            )
-        sizes = [0] * self.num_groups
-        for other in (*self.running, *self.waiting):
-            sizes[other.group] += 1
-        request.group = sizes.index(min(sizes))
-        self.waiting.append(request)
+    def _reset(self) -> None:
+        self.pool.reset()
+        self._rows = deque(range(self._max_requests * self.num_groups))
+        self._groups = [_Group() for _ in range(self.num_groups)]
+        self._open: dict[int, Request] = {}
+        self._admissions = 0
+
+    @property
+    def num_running(self) -> int:
+        return sum(len(group.running) for group in self._groups)
+
+    @property
+    def num_waiting(self) -> int:
+        return sum(len(group.waiting) for group in self._groups)
 
     @property
     def has_work(self) -> bool:
-        return bool(self.waiting or self.running)
+        return bool(self._open)
 
-    def schedule(self, group: int = 0) -> ScheduledStep:
-        """Choose the rows of the group's next step and give them cache blocks."""
-        budget = self._max_tokens
-        chunks: list[Chunk] = []
-        for request in self._running_of(group):
-            if request not in self.running or not request.num_left:
+    def check(self, prompt_tokens: int, max_tokens: int) -> None:
+        """Raise WorkloadError for a request that could not run even alone."""
+        needed = prompt_tokens + max_tokens
+        if needed > self.pool.capacity_tokens:
+            raise WorkloadError(
+                f"prompt {prompt_tokens} + decode {max_tokens} = {needed} "
+                f"tokens: more than the {self.pool.capacity_tokens} that the key-value cache holds"
+            )
+
+    def add(self, request: Request) -> None:
+        """Queue a request whose size was checked, in the smallest group."""
+        sizes = [len(group) for group in self._groups]
+        request.group = sizes.index(min(sizes))
+        self._open[request.number] = request
+        self._groups[request.group].waiting[request] = None
+
+    def schedule(self, index: int = 0) -> ScheduledStep:
+        """Choose the rows of the next step of the group ``index`` and give them cache blocks."""
+        group, budget = self._groups[index], self._max_tokens
+        chunks: dict[Request, Chunk] = {}
+        for request in list(group.running):
+            if request not in group.running or not request.num_left:
                 continue
             if request.length - request.num_computed == 1:
                 self._take(request, 1, chunks)
             elif budget:
                 budget -= self._take(request, budget, chunks)
-        for request in [request for request in self.waiting if request.group == group]:
-            if not budget or len(self._running_of(group)) >= self._max_requests:
-                break
+        while group.waiting and budget and len(group.running) < self._max_requests:
+            request = next(iter(group.waiting))
             count = min(request.length - request.num_computed, budget)
-            if request.num_pending or not self.pool.grow(
-                request.blocks, request.num_computed + count
-            ):
+            if request.num_pending or not self._grow(request, count):
                 break
-            self.waiting.remove(request)
-            self.running.append(request)
-            request.row = self._rows.popleft()
-            chunks.append(_chunk(request, count))
+            self._admit(request, group)
+            chunks[request] = _chunk(request, count)
             budget -= count
-        return ScheduledStep(chunks=chunks)
+        return ScheduledStep(chunks=list(chunks.values()))
 
     def finish(self, sampling: Sequence[Chunk], sampled: Sequence[int]) -> list[Request]:
-        """Book a step's results: one id for each of its chunks that sample.
+        """Book a step's results: one id for each of its chunks that sample, or NO_TOKEN.
 
-        Returns the requests that got a token. Tokens of requests that ended while the
-        step was under way are dropped.
+        Returns the requests that got a token or an error. Tokens of requests that ended
+        while the step was under way are dropped.
         """
         advanced = []
         for chunk, token in zip(sampling, sampled, strict=True):
             request = chunk.request
             request.num_pending -= 1
-            if not request.is_finished:
-                self._append(request, token)
-                advanced.append(request)
+            if request.is_finished:
+                continue
+            advanced.append(request)
+            if request.append(token):
+                self._drop(request)
         return advanced
-
-    def _append(self, request: Request, token: int) -> None:
-        request.append(token)
-        if request.is_finished:
-            self._drop(request)
 
     def abort(self, number: int) -> None:
         """Forget a request, wherever it is; its blocks are free at once."""
-        for request in [*self.running, *self.waiting]:
-            if request.number == number:
-                request.finish_reason = "abort"
-                self._drop(request)
+        request = self._open.get(number)
+        if request is not None:
+            request.finish_reason = "abort"
+            self._drop(request)
 
-    def _running_of(self, group: int) -> list[Request]:
-        return [request for request in self.running if request.group == group]
+    def end_all(self, reason: FinishReason) -> list[Request]:
+        """End every request and begin anew, whatever state a failed step has left."""
+        ended = list(self._open.values())
+        for request in ended:
+            request.finish_reason = reason
+        self._reset()
+        return ended
 
     def _drop(self, request: Request) -> None:
-        if request in self.running:
-            self.running.remove(request)
+        del self._open[request.number]
+        group = self._groups[request.group]
+        if request in group.running:
+            del group.running[request]
             self._take_back(request)
         else:
-            self.waiting.remove(request)
+            del group.waiting[request]
 
-    def _take(self, request: Request, budget: int, chunks: list[Chunk]) -> int:
+    def _take(self, request: Request, budget: int, chunks: dict[Request, Chunk]) -> int:
+        """Give the request up to ``budget`` rows; those admitted last make room for them."""
         count = min(request.length - request.num_computed, budget)
-        while not self.pool.grow(request.blocks, request.num_computed + count):
-            victim = self.running[-1]
-            for chunk in [chunk for chunk in chunks if chunk.request is victim]:
-                chunks.remove(chunk)
-                victim.num_pending -= chunk.samples
+        while not self._grow(request, count):
+            victim = self._last_admitted()
+            dropped = chunks.pop(victim, None)
+            if dropped is not None:
+                victim.num_pending -= dropped.samples
             self._preempt(victim)
             if victim is request:
                 return 0
-        chunks.append(_chunk(request, count))
+        chunks[request] = _chunk(request, count)
         return count
+
+    def _grow(self, request: Request, count: int) -> bool:
+        return self.pool.grow(request.blocks, request.num_computed + count)
+
+    def _last_admitted(self) -> Request:
+        newest = (next(reversed(group.running)) for group in self._groups if group.running)
+        return max(newest, key=lambda request: request.admission)
+
+    def _admit(self, request: Request, group: _Group) -> None:
+        del group.waiting[request]
+        group.running[request] = None
+        request.row = self._rows.popleft()
+        self._admissions += 1
+        request.admission = self._admissions
 
     def _preempt(self, request: Request) -> None:
         """Give a running request's blocks back; it is recomputed from its first position."""
-        self.running.remove(request)
+        group = self._groups[request.group]
+        del group.running[request]
         self._take_back(request)
         request.num_computed = 0
-        self.waiting.appendleft(request)
+        group.waiting[request] = None
+        group.waiting.move_to_end(request, last=False)
 
     def _take_back(self, request: Request) -> None:
+        """Blocks and row; steps under way keep the list of blocks that they were given."""
         self.pool.release(request.blocks)
         self._rows.append(request.row)
-        request.blocks_sent = 0
+        request.leave_row()
 
 
 def _chunk(request: Request, count: int) -> Chunk:
@@ -196,9 +237,11 @@ def _chunk(request: Request, count: int) -> Chunk:
         request=request,
         start=start,
         count=count,
+        is_decode=request.has_last_id,
         samples=samples,
         token_index=length - len(request.prompt),
     )
     request.num_computed += count
     request.num_pending += samples
+    request.has_last_id = samples
     return chunk

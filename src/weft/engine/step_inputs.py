@@ -90,7 +90,7 @@ class StepInputs:
             fed_rows=np.repeat([c.request.row if c.is_decode else -1 for c in chunks], counts),
             query_lengths=counts,
             context_lengths=starts + counts,
-            blocks=[tuple(chunk.request.blocks) for chunk in chunks],
+            blocks=[chunk.request.blocks for chunk in chunks],
             rows=np.array([chunk.request.row for chunk in chunks], dtype=np.int64),
             logit_rows=np.array(
                 [
@@ -102,6 +102,11 @@ class StepInputs:
             prompt_rows=prompt_rows,
             new_blocks=_new_blocks(chunks),
         )
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether a request of the step has failed on this rank: its cache holds no numbers."""
+        return any(chunk.request.error for chunk in self.chunks)
 
     @property
     def num_tokens(self) -> int:

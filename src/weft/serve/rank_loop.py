@@ -179,23 +179,25 @@ class _Loop:
         scheduler = self._engine.scheduler
         pool = scheduler.pool
         stats = EngineStats(
-            running=len(scheduler.running),
-            waiting=len(scheduler.waiting),
+            running=scheduler.num_running,
+            waiting=scheduler.num_waiting,
             cache_use=1 - pool.num_free / max(pool.num_blocks - 1, 1),
             steps=self._steps,
             communication_share=self._share,
         )
-        tokens = tuple((one.number, one.output[-1], one.finish_reason) for one in advanced)
-        logprobs = {one.number: one.logprobs[-1] for one in advanced if one.logprobs}
+        failed = [one for one in advanced if one.finish_reason == "error"]
+        went_on = [one for one in advanced if one.finish_reason != "error"]
+        tokens = tuple((one.number, one.output[-1], one.finish_reason) for one in went_on)
+        logprobs = {one.number: one.logprobs[-1] for one in went_on if one.logprobs}
         of_prompts = {
             one.number: one.prompt_logprobs
-            for one in advanced
+            for one in went_on
             if one.prompt_logprobs and len(one.output) == 1
         }
         profile, self._profiled = self._profiled, None
         return StepDone(
             tokens=tokens,
-            rejected=tuple(rejected),
+            rejected=(*rejected, *(Rejected(number=o.number, reason=o.error) for o in failed)),
             stats=stats,
             logprobs=logprobs,
             prompt_logprobs=of_prompts,

@@ -67,7 +67,7 @@ class Hello:
 
 @dataclass(frozen=True, kw_only=True)
 class Rejected:
-    """The engine does not take a request."""
+    """The engine does not take a request, or could not go on with it."""
 
     number: int
     reason: str

@@ -30,7 +30,9 @@ def _best_of_rows(
         logits_ptr + row.to(tl.int64) * stride + columns,
         mask=columns < num_real, other=float("-inf"),
     )  # fmt: skip
-    value, place = tl.max(x.to(tl.float32), axis=0, return_indices=True)
+    x = x.to(tl.float32)
+    x = tl.where(x == x, x, float("inf"))  # noqa: PLR0124 - NaN is not itself
+    value, place = tl.max(x, axis=0, return_indices=True)
     tl.store(values_ptr + row * num_blocks + block, value)
     tl.store(places_ptr + row * num_blocks + block, block * BLOCK + place)
     tl.debug_barrier()
@@ -45,6 +47,7 @@ def _best_of_rows(
     places = tl.load(places_ptr + at, mask=part < num_blocks, other=0, cache_modifier=".cg")
     value, winner = tl.max(values, axis=0, return_indices=True)
     token = tl.sum(tl.where(part == winner, places, 0)) + first_id
+    token = tl.where(tl.abs(value) < float("inf"), token, -1)
     tl.store(ids_ptr + row, token.to(tl.int64))
     tl.store(pairs_ptr + row * 2, value)
     tl.store(pairs_ptr + row * 2 + 1, token.to(tl.float32))
@@ -62,7 +65,7 @@ def best_of_rows(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits [N, V], of which ``num_real`` columns count -> ids [N] and (value, id) [N, 2] fp32.
 
-    Ids start at ``first_id``.
+    Ids start at ``first_id``; a row whose largest logit is no finite number has the id -1.
     """
     num_rows, stride = logits.shape
     num_blocks = triton.cdiv(stride, BLOCK)

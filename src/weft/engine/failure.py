@@ -1,0 +1,59 @@
+"""When a step's work fails: what the ranks survive together, and what ends the engine.
+
+A rank that fails goes on sending what its peers wait for, with no numbers in it (NaN). Rows
+without numbers give no token, whichever rank they come from, so that all ranks end the same
+requests at the same step. Ranks of one stage exchange inside their work: they must have failed
+alike; one that failed alone cannot meet the others again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Final, TypeVar
+
+import torch
+
+from weft.comm.groups import ProcessGroups
+from weft.engine.scheduler import Chunk
+from weft.errors import CommunicationError
+
+FATAL: Final = (CommunicationError, torch.AcceleratorError)
+"""The ranks or the device are lost."""
+_AGREE_S: Final = 10.0
+
+Result = TypeVar("Result")
+
+
+def describe(error: Exception) -> str:
+    return f"a step failed: {type(error).__name__}: {error}"
+
+
+class Attempts:
+    """Runs one rank's work and marks the requests of what fails."""
+
+    def __init__(self, groups: ProcessGroups) -> None:
+        self._groups, self._num_failures = groups, 0
+
+    def attempt(self, chunks: Sequence[Chunk], work: Callable[[], Result]) -> Result | None:
+        """The result of ``work``; None, and an error in every request of ``chunks``, if it fails.
+
+        Raises CommunicationError where this rank failed alone.
+        """
+        try:
+            return work()
+        except FATAL:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever it is, the peers must not wait for it
+            self._agree(error)
+            for chunk in chunks:
+                chunk.request.error = chunk.request.error or describe(error)
+        return None
+
+    def _agree(self, error: Exception) -> None:
+        tp = self._groups.tp
+        name = f"failure{self._num_failures}"
+        self._num_failures += 1
+        if not self._groups.all_arrive(name, tp.ranks, _AGREE_S):
+            raise CommunicationError(
+                f"rank {self._groups.rank} failed alone, {describe(error)}"
+            ) from error
