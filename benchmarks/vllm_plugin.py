@@ -13,6 +13,7 @@ TPOT is (time of 129 tokens - time of 1) / 128, the least of three; TTFT the lea
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import platform
@@ -81,23 +82,25 @@ def run(
     command += ["--batches", options.batches, *(["--tokens"] if options.tokens else [])]
     environment = os.environ | {"PYTHONPATH": path} | CASES[case]
     started = time.monotonic()
-    process = subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        start_new_session=True,
-    )  # fmt: skip
-    try:
-        output, _ = process.communicate(timeout=options.limit)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, 9)
-        output, _ = process.communicate()
+    with tempfile.TemporaryFile("w+") as log:
+        process = subprocess.Popen(
+            command, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        )
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(options.limit)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, 9)
+        process.wait()
+        log.seek(0)
+        output = log.read()
     lines = output.splitlines()
     result = next((line[7:] for line in lines if line.startswith("RESULT ")), None)
     row: dict[str, object] = {"model": name, "tp": tp, "case": case}
     row["weft_says"] = [line[-300:] for line in lines if "weft: " in line][:4]
     row["seconds"] = round(time.monotonic() - started, 1)
     if result is None:
-        row["failed"] = lines[-25:]
-        print("\n".join(lines[-25:]), flush=True)
+        row["failed"] = [line[-240:] for line in lines if "Error" in line][:12]
+        print("\n".join(row["failed"]), flush=True)  # type: ignore[arg-type]
     else:
         row |= json.loads(result)
     shown = {key: value for key, value in row.items() if key not in ("tokens", "failed")}
@@ -123,7 +126,8 @@ def worker(options: argparse.Namespace) -> None:
         prompts = [prompt(number, 128) for number in range(200)]
         result["tokens"] = [list(out.outputs[0].token_ids) for out in generate(llm, prompts, 32)]
     print("RESULT " + json.dumps(result), flush=True)
-    os._exit(0)
+    sys.stdout.flush()
+    os.killpg(0, 9)  # an engine's orderly end takes longer than the measurement
 
 
 def cases(text: str) -> list[tuple[int, int]]:

@@ -115,10 +115,14 @@ def group(monkeypatch):
 
 def block(reads_sum_twice=False, variance_size=None, group="tp:0"):
     def forward(x, residual, weight, matrix):
-        for _ in range(3):
-            reduced = torch.ops.vllm.all_reduce.default(x @ matrix, group)
+        for by_name in ({"epsilon": 1e-5}, {"epsilon": 1e-6, "weight": weight}, {}):
+            reduced = torch.ops.vllm.all_reduce.default(x @ matrix, group_name=group)
+            by_position = () if "weight" in by_name else (weight,)
+            by_position += () if by_name else (1e-5, variance_size)
+            if variance_size is not None and by_name:
+                by_name["variance_size"] = variance_size
             x, residual = torch.ops.vllm_ir.fused_add_rms_norm.default(
-                reduced, residual, weight, 1e-5, variance_size
+                reduced, residual, *by_position, **by_name
             )
             if reads_sum_twice:
                 x = x + reduced

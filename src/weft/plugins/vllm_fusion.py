@@ -7,6 +7,7 @@ fusions where the model is quantised: a norm with an 8-bit output stays vLLM's.
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Any, Final
 
 import torch
@@ -15,6 +16,9 @@ from torch import fx
 from weft.plugins.reducer import all_reduce_residual_rms_norm, reducer_of
 
 OWN_FUSION: Final = "AllReduceFusionPass"
+NORM: Final = ("x", "x_residual", "weight", "epsilon", "variance_size")
+ALL_REDUCE: Final = ("tensor", "group_name")
+"""Names of the arguments of vLLM's operators."""
 
 
 def install() -> None:
@@ -59,10 +63,10 @@ def fuse(graph: fx.Graph) -> int:
     norm_op = torch.ops.vllm_ir.fused_add_rms_norm.default
     found = [node for node in graph.nodes if node.target is norm_op and _fits(node)]
     for norm in found:
-        reduced = norm.args[0]
-        partial, group = _all_reduce_arguments(reduced)
+        reduced, residual, weight, epsilon, _ = _arguments(norm, NORM)
+        partial, group = _arguments(reduced, ALL_REDUCE)
         with graph.inserting_before(norm):
-            arguments = (partial, *norm.args[1:4], group)
+            arguments = (partial, residual, weight, epsilon, group)
             fused = graph.call_function(all_reduce_residual_rms_norm._opoverload, arguments)  # noqa: SLF001
         fused.meta.update(norm.meta)
         norm.replace_all_uses_with(fused)
@@ -73,19 +77,18 @@ def fuse(graph: fx.Graph) -> int:
 
 def _fits(norm: fx.Node) -> bool:
     """(all-reduce read by nothing else, residual, weight of the same type, epsilon) of weft's."""
-    reduced, residual, weight, _, *variance_size = (*norm.args, *norm.kwargs.values())
-    if not isinstance(reduced, fx.Node) or any(size is not None for size in variance_size):
+    reduced, residual, weight, _, variance_size = _arguments(norm, NORM)
+    if not isinstance(reduced, fx.Node) or variance_size is not None:
         return False
     if reduced.target is not torch.ops.vllm.all_reduce.default or len(reduced.users) > 1:
         return False
-    tensors = [
-        one.meta.get("val") for one in (reduced, residual, weight) if isinstance(one, fx.Node)
-    ]
-    dtypes = {getattr(tensor, "dtype", None) for tensor in tensors}
-    _, group = _all_reduce_arguments(reduced)
-    return len(tensors) == 3 and len(dtypes) == 1 and reducer_of(group) is not None
+    nodes = [one for one in (reduced, residual, weight) if isinstance(one, fx.Node)]
+    dtypes = {getattr(node.meta.get("val"), "dtype", None) for node in nodes}
+    _, group = _arguments(reduced, ALL_REDUCE)
+    return len(nodes) == 3 and len(dtypes) == 1 and reducer_of(str(group)) is not None
 
 
-def _all_reduce_arguments(node: fx.Node) -> tuple[Any, str]:
-    tensor, group = (*node.args, *node.kwargs.values())
-    return tensor, str(group)
+def _arguments(node: fx.Node, names: Sequence[str]) -> list[Any]:
+    """The arguments of a call by name, however they were passed; None for those left out."""
+    given = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
+    return [given.get(name) for name in names]
