@@ -21,6 +21,7 @@ from weft.vocabulary.model_spec import ModelSpec
 from weft.vocabulary.schedule import Collective, Schedule, merge_rows
 
 ModelSource = Literal["given", "dimensions", "matched", "trace"]
+_NAME_IT: Final = "name the model to check it"
 PROMPT_LOGPROBS: Final = (
     "requests ask for prompt_logprobs: the logits of prompt tokens are gathered"
 )
@@ -223,8 +224,8 @@ def _conclusion(
     if faults and evidence.model_source == "dimensions":
         why = "weft knows no schedule of this model's family, only its dimensions"
         return None, "cannot tell", f"{why}; against a dense decoder: {'; '.join(faults)}"
-    if faults and (absent or unknown) and not is_given:
-        why = f"{'; '.join([*absent, *unknown])}; name the model to check it"
+    if faults and (evidence.lacking or ((absent or unknown) and not is_given)):
+        why = "; ".join([*absent, *unknown, *(() if is_given else [_NAME_IT])])
         return None, "cannot tell", f"{why}; seen from here: {'; '.join(faults)}"
     if faults:
         return False, "does not conform", "; ".join(faults)
