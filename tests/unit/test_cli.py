@@ -56,6 +56,8 @@ from weft.vocabulary.workload import Workload
         (["run", "embedded", "--ids", "1", "--prompt", "4"], "--prompt 4"),
         (["run", "embedded", "--ids", "999999"], "999999"),
         (["run", "embedded", "--prompt", "9000"], "8192"),
+        (["run", "embedded", "--prompt", "9" * 30], "positions of embedded"),
+        (["run", "embedded", "--decode", "9" * 30], "positions of embedded"),
         (["run", "embedded", "--temperature", "-1"], "--temperature"),
         (["run", "embedded", "--top-p", "0"], "--top-p"),
         (["run", "embedded", "--weights", "none"], "none"),

@@ -9,6 +9,7 @@ import typer
 
 from weft.cli import options, ranks
 from weft.cli.output import OutputFormat, print_rows, progress
+from weft.closed_form.schedule import check_length
 from weft.engine.config import EngineConfig
 from weft.engine.request import SamplingParams
 from weft.errors import UserError, WorkloadError
@@ -71,9 +72,11 @@ def run(
     spec = load_spec(model)
     layout.check_model(spec)
     ranks.check_all_reduce(all_reduce)
+    load = options.make_workload("paper", prompt, decode, batch)
     if text or ids:
         _refuse_sizes(prompt=prompt, batch=batch)
-    load = options.make_workload("paper", prompt, decode, batch)
+    else:
+        check_length(spec, load)
     prompts = _prompts(text, ids, load, seed, spec.vocab_size)
 
     sampling = SamplingParams(
