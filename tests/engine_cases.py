@@ -111,20 +111,20 @@ def cases(draw: st.DrawFn) -> Case:
     asks = st.builds(
         Ask,
         stem=st.integers(0, len(_STEMS) - 1),
-        length=st.integers(1, LONGEST_PROMPT),
-        max_tokens=st.integers(1, MOST_TOKENS),
+        length=st.integers(1, 8) | st.integers(1, LONGEST_PROMPT),
+        max_tokens=st.integers(1, MOST_TOKENS) | st.just(MOST_TOKENS),
         style=st.integers(0, len(_STYLES) - 1),
-        at=st.integers(0, 12),
+        at=st.integers(0, 3) | st.integers(0, 12),
         stop=st.none() | st.integers(0, MOST_TOKENS - 1),
         logprobs=st.none() | st.none() | st.integers(0, 3),
         abort_after=st.none() | st.none() | st.none() | st.integers(0, 20),
     )
     return Case(
-        asks=tuple(draw(st.lists(asks, min_size=1, max_size=6))),
-        spare=draw(st.integers(0, 60)),
+        asks=tuple(draw(st.lists(asks, min_size=1, max_size=7))),
+        spare=draw(st.integers(0, 6) | st.integers(0, 60)),
         block_size=draw(st.sampled_from([1, 2, 3, 4, 8, 16])),
-        max_batch_tokens=draw(st.integers(1, 24)),
-        max_batch_requests=draw(st.integers(1, 5)),
+        max_batch_tokens=draw(st.integers(1, 2) | st.integers(1, 5) | st.integers(1, 24)),
+        max_batch_requests=draw(st.integers(2, 5) | st.integers(1, 5)),
         overlap=draw(st.booleans()),
     )
 
