@@ -68,7 +68,7 @@ def fuse(graph: fx.Graph) -> int:
         with graph.inserting_before(norm):
             arguments = (partial, residual, weight, epsilon, group)
             fused = graph.call_function(all_reduce_residual_rms_norm._opoverload, arguments)  # noqa: SLF001
-        fused.meta.update(norm.meta)
+        fused.meta["val"] = norm.meta["val"]
         norm.replace_all_uses_with(fused)
         graph.erase_node(norm)
         graph.erase_node(reduced)
