@@ -129,7 +129,7 @@ def test_scaling(model, tmp_path, capsys):
         (["--all-reduce", "fast"], "--all-reduce fast"),
         (["--workloads", "idle"], "--workloads idle"),
         (["--output", "/no/such/folder"], "--output /no/such/folder"),
-        (["--layouts", "tp3"], "--tp 3"),
+        (["--layouts", "tp3"], "tp 3: does not divide"),
     ],
 )
 def test_scaling_names_mistakes(words, message, model, capsys):

@@ -161,7 +161,8 @@ def gemma_ropes(config: ConfigReader) -> Fields:
     if set(given) - {"full_attention", "sliding_attention"}:
         raise config.error("rope_parameters must hold full_attention and sliding_attention")
     ropes = config.within(given, {})
-    full = {"rope_theta": config.get("rope_theta")} | dict(ropes.mapping("full_attention"))
+    full = {"rope_theta": config.get("rope_theta")}
+    full |= ropes.mapping("full_attention") or {"rope_type": "default"}
     local = {"rope_theta": config.get("rope_local_base_freq")}
     local |= ropes.mapping("sliding_attention")
     full |= config.mapping("rope_scaling")
