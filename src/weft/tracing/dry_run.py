@@ -80,9 +80,9 @@ def _one_step_of_each_phase(workload: Workload, num_groups: int) -> Iterator[Sch
         max_batch_requests=workload.batch,
         num_groups=num_groups,
     )
+    sampling = SamplingParams(max_tokens=min(2, workload.decode_tokens), ignore_eos=True)
+    prompt = [0] * workload.prompt_tokens
     for number in range(workload.batch):
-        sampling = SamplingParams(max_tokens=min(2, workload.decode_tokens), ignore_eos=True)
-        prompt = [0] * workload.prompt_tokens
         scheduler.add(
             Request(number=number, prompt=prompt, sampling=sampling, stop_ids=frozenset())
         )
