@@ -84,6 +84,9 @@ def test_layout(name, checkpoints, expected, tmp_path):
     layout = LAYOUTS[name]
     families = FEW_FAMILIES if name == "sp2xpp2" else FAMILIES
     families = families if layout.ep == 1 else EXPERT_FAMILIES
+    if layout.stage_layers is not None:
+        num_layers = sum(layout.stage_layers)
+        families = [f for f in families if load_spec(str(checkpoints[f])).num_layers == num_layers]
     job = {
         "layout": asdict(layout),
         "checkpoints": {family: str(checkpoints[family]) for family in families},
