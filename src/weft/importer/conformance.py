@@ -44,10 +44,6 @@ class Conformance:
     notes: tuple[str, ...] = ()
     deviations: tuple[Deviation, ...] = ()
 
-    @property
-    def first_mismatch(self) -> RowComparison | None:
-        return next((row for row in self.rows if row.verdict != "equal"), None)
-
     def to_json(self, engine: str) -> dict[str, Any]:
         return {
             "engine": engine,

@@ -40,14 +40,6 @@ def record_run(llm: LLM, workload: Workload, prompts: list[list[int]]) -> tuple[
     return schedule, recorder
 
 
-def step_times_ms(recorder: Recorder) -> dict[str, list[float]]:
-    """Durations of this rank's steps by phase."""
-    times: dict[str, list[float]] = {}
-    for step in recorder.steps:
-        times.setdefault(step.phase, []).append((step.end_s - step.start_s) * 1e3)
-    return times
-
-
 def timeline_of_step(recorder: Recorder, rank: int, index: int) -> list[dict[str, Any]]:
     """Spans of one step of this rank: the step itself and every call in it, in microseconds."""
     step = recorder.steps[index]

@@ -29,11 +29,6 @@ class Workload:
     def num_decode_steps(self) -> int:
         return self.decode_tokens - 1
 
-    @property
-    def token_rows(self) -> int:
-        """Rows that cross every layer in one batch of requests: B * (S_p + S_d - 1)."""
-        return self.batch * (self.prompt_tokens + self.num_decode_steps)
-
     def made_up_prompts(self, seed: int, vocab_size: int) -> list[list[int]]:
         """``batch`` prompts of ``prompt_tokens`` random token ids."""
         generator = random.Random(seed)  # noqa: S311 - not a secret
