@@ -68,7 +68,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
 
-    llm = LLM("embedded")
+    llm = LLM("embedded", prefix_caching=False)
     peer = transformers_model(llm.engine.spec, llm.engine.runner.stage)
     prompt = torch.randint(0, llm.engine.spec.vocab_size, (1, options.prompt))
     settings = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0}

@@ -162,7 +162,8 @@ def one(engine: str, model: str, layout: str, weights: str) -> None:
     else:
         import weft
 
-        llm, sampling = weft.LLM(model, tp=shape.tp, pp=shape.pp), weft.SamplingParams
+        llm = weft.LLM(model, tp=shape.tp, pp=shape.pp, prefix_caching=False)
+        sampling = weft.SamplingParams
 
         def prompts(batch: int, length: int) -> Any:
             return [[7 + i] * length for i in range(batch)]

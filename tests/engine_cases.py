@@ -56,6 +56,7 @@ class Ask:
     at: int = 0
     stop: int | None = None
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
     abort_after: int | None = None
 
     @property
@@ -73,6 +74,7 @@ class Case:
     max_batch_tokens: int = 8
     max_batch_requests: int = 4
     overlap: bool = False
+    prefix_caching: bool = True
 
     @property
     def config(self) -> dict[str, Any]:
@@ -83,6 +85,7 @@ class Case:
             "max_batch_tokens": self.max_batch_tokens,
             "max_batch_requests": self.max_batch_requests,
             "overlap": self.overlap,
+            "prefix_caching": self.prefix_caching,
             "weights": "dummy",
         }
 
@@ -104,6 +107,7 @@ class Outcome:
     tokens: tuple[int, ...]
     finish_reason: str | None
     logprobs: tuple[float, ...]
+    prompt_logprobs: tuple[float, ...]
 
 
 @st.composite
@@ -117,6 +121,7 @@ def cases(draw: st.DrawFn) -> Case:
         at=st.integers(0, 3) | st.integers(0, 12),
         stop=st.none() | st.integers(0, MOST_TOKENS - 1),
         logprobs=st.none() | st.none() | st.integers(0, 3),
+        prompt_logprobs=st.none() | st.none() | st.none() | st.integers(0, 3),
         abort_after=st.none() | st.none() | st.none() | st.integers(0, 20),
     )
     return Case(
@@ -126,6 +131,7 @@ def cases(draw: st.DrawFn) -> Case:
         max_batch_tokens=draw(st.integers(1, 2) | st.integers(1, 5) | st.integers(1, 24)),
         max_batch_requests=draw(st.integers(2, 5) | st.integers(1, 5)),
         overlap=draw(st.booleans()),
+        prefix_caching=draw(st.booleans()),
     )
 
 
@@ -156,6 +162,7 @@ def play(engine: Engine, arrivals: list[Arrival]) -> list[Outcome]:
             tokens=tuple(request.output),
             finish_reason=request.finish_reason,
             logprobs=tuple(token.logprob for token in request.logprobs),
+            prompt_logprobs=tuple(token.logprob for token in request.prompt_logprobs),
         )
         for _, request in sorted(requests.items())
     ]
@@ -172,7 +179,11 @@ class Alone:
         key = (ask.stem, ask.length, ask.style)
         if key not in self._known:
             sampling = SamplingParams(
-                max_tokens=MOST_TOKENS, ignore_eos=True, logprobs=3, **_STYLES[ask.style]
+                max_tokens=MOST_TOKENS,
+                ignore_eos=True,
+                logprobs=3,
+                prompt_logprobs=0,
+                **_STYLES[ask.style],
             )
             arrival = Arrival(at=0, abort_at=None, prompt=ask.prompt, sampling=sampling)
             (self._known[key],) = play(self._engine, [arrival])
@@ -185,6 +196,7 @@ class Alone:
             ignore_eos=True,
             stop_token_ids=() if ask.stop is None else (tokens[ask.stop],),
             logprobs=ask.logprobs,
+            prompt_logprobs=ask.prompt_logprobs,
             **_STYLES[ask.style],
         )
         abort_at = None if ask.abort_after is None else ask.at + ask.abort_after
@@ -204,10 +216,18 @@ class Alone:
         if got.tokens != whole.tokens[:length]:
             return f"tokens {got.tokens}, alone {whole.tokens[:length]}"
         expected = () if ask.logprobs is None else whole.logprobs[:length]
-        pairs = zip(got.logprobs, expected, strict=False)
-        if len(got.logprobs) != len(expected) or any(abs(a - b) > 1e-3 for a, b in pairs):
+        if not _close(got.logprobs, expected):
             return f"log-probabilities {got.logprobs}, alone {expected}"
+        wants_prompt = ask.prompt_logprobs is not None and bool(got.tokens)
+        expected = whole.prompt_logprobs if wants_prompt else ()
+        if got.finish_reason != "abort" and not _close(got.prompt_logprobs, expected):
+            return f"log-probabilities of the prompt {got.prompt_logprobs}, alone {expected}"
         return None
+
+
+def _close(got: tuple[float, ...], expected: tuple[float, ...]) -> bool:
+    pairs = zip(got, expected, strict=False)
+    return len(got) == len(expected) and all(abs(a - b) <= 1e-3 for a, b in pairs)
 
 
 def differences(case: Case, alone: Alone, outcomes: list[Outcome]) -> list[str]:

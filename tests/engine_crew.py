@@ -116,7 +116,7 @@ def references(model: str) -> dict[str, Alone]:
     """One-by-one engines on one rank, by type."""
     made = {}
     for dtype in ("float32", "float64"):
-        config = {"weights": "dummy", "dtype": dtype, "cache_tokens": 64}
+        config = {"weights": "dummy", "dtype": dtype, "cache_tokens": 64, "prefix_caching": False}
         made[dtype] = Alone(open_engine(find_model(model), open_groups(Layout()), config))
     return made
 

@@ -40,9 +40,10 @@ def _decode_by_shape(monkeypatch):
 
     real = scheduler._chunk
 
-    def chunk(request: Request, count: int) -> Chunk:
+    def chunk(request: Request, budget: int) -> Chunk:
+        count = min(request.length - request.num_computed, budget)
         request.has_last_id = count == 1 and request.num_computed >= len(request.prompt)
-        return real(request, count)
+        return real(request, budget)
 
     monkeypatch.setattr(scheduler, "_chunk", chunk)
 
@@ -64,12 +65,12 @@ def _block_freed_early(monkeypatch):
 
     def grow_and_free(self: BlockPool, blocks: list[int], num_positions: int) -> bool:
         done = grow(self, blocks, num_positions)
-        if len(blocks) > 1 and blocks[0] not in self._free:
-            self._free.append(blocks[0])
+        if len(blocks) > 1 and blocks[0] not in self._blank:
+            self._blank.append(blocks[0])
         return done
 
     def release(self: BlockPool, blocks: list[int]) -> None:
-        self._free.extend(block for block in blocks if block not in self._free)
+        self._blank.extend(block for block in blocks if block not in self._blank)
 
     monkeypatch.setattr(BlockPool, "grow", grow_and_free)
     monkeypatch.setattr(BlockPool, "release", release)

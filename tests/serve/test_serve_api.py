@@ -250,6 +250,8 @@ def test_health_and_metrics(server):
         "weft_engine_communication_share",
         "weft_engine_waiting",
         "weft_engine_ready 1.0",
+        "weft_prefix_asked_tokens_total",
+        "weft_prefix_hit_tokens_total",
     ):
         assert name in text
 

@@ -102,7 +102,7 @@ def _measure(
     from weft.engine.llm import LLM
 
     bench.check_cases(cases, decode, load_spec(model))
-    config |= bench.limits_for(cases, decode, layout)
+    config |= bench.limits_for(cases, decode, layout) | {"prefix_caching": False}
     with LLM(model, layout, device=device, timeout_s=timeout_s, **config) as llm:
         copy_gb_s = bench.copy_bandwidth_gb_s(llm.groups.device)
         results, profiles = [], {}

@@ -60,6 +60,12 @@ def serve(
         int | None,
         typer.Option(help="Prompt tokens computed in one step [CPU: 64, GPU: 8192]."),
     ] = None,
+    prefix_caching: Annotated[
+        bool,
+        typer.Option(
+            "--prefix-caching/--no-prefix-caching", help="Share equal beginnings of requests."
+        ),
+    ] = True,
     cache_tokens: Annotated[
         int | None,
         typer.Option(help="Positions in the key-value cache [CPU: 16384, GPU: what fits]."),
@@ -103,6 +109,7 @@ def serve(
         "weights": weights,
         "all_reduce": all_reduce,
         "max_batch_requests": max_batch,
+        "prefix_caching": prefix_caching,
     }
     if dtype is not None:
         config["dtype"] = dtype

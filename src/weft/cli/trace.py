@@ -85,6 +85,7 @@ def _trace_run(
         device=device,
         timeout_s=timeout_s,
         conventions=engine,
+        prefix_caching=False,
         cache_tokens=tokens,
         max_batch_tokens=load.batch * load.prompt_tokens,
         max_batch_requests=load.batch,

@@ -30,7 +30,8 @@ class EngineConfig:
     for the kernels of a GPU); max_batch_*: limits of one step (tokens of prompts, requests);
     overlap: launch the next step before the ids of the one in front are read (default: on
     a GPU); graphs: decode steps as CUDA graphs, for batches of the sizes ``graph_batches``
-    (default: where they can be).
+    (default: where they can be); prefix_caching: requests that begin with the same tokens
+    share the blocks of them (never while a schedule is recorded).
     """
 
     conventions: str = "weft"
@@ -45,6 +46,7 @@ class EngineConfig:
     overlap: bool | None = None
     graphs: bool | None = None
     graph_batches: tuple[int, ...] | None = None
+    prefix_caching: bool = True
 
     def __post_init__(self) -> None:
         check_types(self)

@@ -153,7 +153,8 @@ class LLM:
         with self.groups.recording() as recorder:
             self.engine.recorder = recorder
             try:
-                yield recorder
+                with self.engine.scheduler.prefix.off():
+                    yield recorder
             finally:
                 self.engine.recorder = None
 

@@ -73,7 +73,8 @@ class Request:
     steps under way); ``num_pending`` tokens are sampled by steps under way and not known
     here yet. While it runs it has a ``row`` of the engine's per-request tables, where its
     last sampled id lies (``has_last_id``) once it was sampled under that row; ``admission``
-    counts in which order requests began to run. ``error``: why it ended, or on this rank will.
+    counts in which order requests began to run. ``keys`` of its full blocks (see prefix.py), of
+    which the first ``num_remembered`` can be found by others. ``error``: why it ended, or on this rank will.
     """
 
     number: int
@@ -89,6 +90,8 @@ class Request:
     row: int = -1
     has_last_id: bool = False
     blocks: list[int] = field(default_factory=list)
+    keys: list[bytes] = field(default_factory=list)
+    num_remembered: int = 0
     blocks_sent: int = 0
     admission: int = 0
     finish_reason: FinishReason | None = None
@@ -101,6 +104,13 @@ class Request:
     @property
     def tokens(self) -> list[int]:
         return self.prompt + self.output
+
+    def slice(self, start: int, stop: int) -> list[int]:
+        """Tokens from ``start`` to before ``stop``, without copying all of them."""
+        count = len(self.prompt)
+        if stop <= count:
+            return self.prompt[start:stop]
+        return self.prompt[start:] + self.output[max(start - count, 0) : stop - count]
 
     @property
     def length(self) -> int:
@@ -115,7 +125,7 @@ class Request:
     def leave_row(self) -> None:
         """Forget the row, its blocks and what the device knows of them."""
         self.row, self.has_last_id = -1, False
-        self.blocks, self.blocks_sent = [], 0
+        self.blocks, self.blocks_sent, self.num_remembered = [], 0, 0
 
     def append(self, token: int) -> bool:
         """Add a sampled token; whether that ends the request."""

@@ -17,7 +17,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from weft.engine.block_pool import BlockPool
-from weft.engine.request import FinishReason, Request
+from weft.engine.prefix import PrefixCache
+from weft.engine.request import NO_TOKEN, FinishReason, Request
 from weft.errors import WorkloadError
 from weft.vocabulary.schedule import Phase
 
@@ -78,6 +79,7 @@ class Scheduler:
         max_batch_tokens: int,
         max_batch_requests: int,
         num_groups: int = 1,
+        prefix_caching: bool = False,
     ) -> None:
         """Limits are those of one step; there are ``num_groups`` times as many running requests.
 
@@ -85,6 +87,7 @@ class Scheduler:
         that they do not cut prompts of a length that the kernels like.
         """
         self.pool, self.num_groups = pool, num_groups
+        self.prefix = PrefixCache(pool, enabled=prefix_caching)
         self._max_tokens, self._max_requests = max_batch_tokens, max_batch_requests
         self._reset()
 
@@ -136,12 +139,11 @@ class Scheduler:
                 budget -= self._take(request, budget, chunks)
         while group.waiting and budget and len(group.running) < self._max_requests:
             request = next(iter(group.waiting))
-            count = min(request.length - request.num_computed, budget)
-            if request.num_pending or not self._grow(request, count):
+            if request.num_pending or not self._begin(request, budget):
                 break
             self._admit(request, group)
-            chunks[request] = _chunk(request, count)
-            budget -= count
+            chunk = chunks[request] = _chunk(request, budget)
+            budget -= chunk.count
         return ScheduledStep(chunks=list(chunks.values()))
 
     def finish(self, sampling: Sequence[Chunk], sampled: Sequence[int]) -> list[Request]:
@@ -157,6 +159,8 @@ class Scheduler:
             if request.is_finished:
                 continue
             advanced.append(request)
+            if token != NO_TOKEN:
+                self.prefix.remember(request, chunk.start + chunk.count)
             if request.append(token):
                 self._drop(request)
         return advanced
@@ -202,6 +206,16 @@ class Scheduler:
     def _grow(self, request: Request, count: int) -> bool:
         return self.pool.grow(request.blocks, request.num_computed + count)
 
+    def _begin(self, request: Request, budget: int) -> bool:
+        """Give a waiting request the blocks that hold its beginning and those of its first rows."""
+        found = self.prefix.find(request)
+        skipped = len(found) * self.pool.block_size
+        if not self.pool.begin(request.blocks, found, min(request.length, skipped + budget)):
+            return False
+        request.num_computed = skipped
+        self.prefix.count(request)
+        return True
+
     def _last_admitted(self) -> Request:
         newest = (next(reversed(group.running)) for group in self._groups if group.running)
         return max(newest, key=lambda request: request.admission)
@@ -229,9 +243,10 @@ class Scheduler:
         request.leave_row()
 
 
-def _chunk(request: Request, count: int) -> Chunk:
-    """The request's next rows, booked as computed."""
+def _chunk(request: Request, budget: int) -> Chunk:
+    """The request's next rows, at most ``budget``, booked as computed."""
     start, length = request.num_computed, request.length
+    count = min(length - start, budget)
     samples = start + count == length
     chunk = Chunk(
         request=request,

@@ -36,7 +36,8 @@ class EngineLimits:
 class EngineStats:
     """The engine now.
 
-    ``communication_share`` is of step time, of the last steps that were timed (None before).
+    ``prefix_hit`` of the ``prefix_asked`` tokens that requests had when they began to run were
+    found in the cache. ``communication_share`` is of step time, of the last steps that were timed (None before).
     """
 
     running: int = 0
@@ -44,6 +45,8 @@ class EngineStats:
     cache_use: float = 0.0
     steps: int = 0
     communication_share: float | None = None
+    prefix_asked: int = 0
+    prefix_hit: int = 0
 
     @staticmethod
     def of_all(each: Sequence[EngineStats]) -> EngineStats:
@@ -56,6 +59,8 @@ class EngineStats:
             waiting=sum(one.waiting for one in each),
             cache_use=sum(one.cache_use for one in each) / len(each),
             steps=sum(one.steps for one in each),
+            prefix_asked=sum(one.prefix_asked for one in each),
+            prefix_hit=sum(one.prefix_hit for one in each),
             communication_share=sum(shares) / len(shares) if shares else None,
         )
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from weft.serve.engine_client import EngineClient
@@ -35,6 +35,21 @@ class _CommunicationShare(Collector):
             if share is not None:
                 family.add_metric([], share)
             yield family
+
+
+class _PrefixTokens(Collector):
+    """Counters that the engine keeps."""
+
+    def __init__(self, engine: EngineClient) -> None:
+        self._engine = engine
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        stats = self._engine.stats
+        for name, value, help_text in (
+            ("asked", stats.prefix_asked, "Tokens of requests when they began to run"),
+            ("hit", stats.prefix_hit, "Those of them that were found in the cache"),
+        ):
+            yield CounterMetricFamily(f"weft_prefix_{name}_tokens", help_text, value)
 
 
 class Metrics:
@@ -78,6 +93,7 @@ class Metrics:
                 lambda name=name: float(getattr(engine.stats, name))  # type: ignore[misc]
             )
         registry.register(_CommunicationShare(engine))
+        registry.register(_PrefixTokens(engine))
 
     def _gauge(self, name: str, help_text: str) -> Gauge:
         return Gauge(f"weft_engine_{name}", help_text, registry=self.registry)

@@ -184,6 +184,8 @@ class _Loop:
             cache_use=1 - pool.num_free / max(pool.num_blocks - 1, 1),
             steps=self._steps,
             communication_share=self._share,
+            prefix_asked=scheduler.prefix.num_asked,
+            prefix_hit=scheduler.prefix.num_hit,
         )
         failed = [one for one in advanced if one.finish_reason == "error"]
         went_on = [one for one in advanced if one.finish_reason != "error"]

@@ -50,6 +50,7 @@ def open_llm(job: dict[str, Any], groups: ProcessGroups, workloads: list[Workloa
         groups.layout,
         groups=groups,
         weights="dummy",
+        prefix_caching=False,
         conventions=job["engine"],
         cache_tokens=max(w.batch * (w.prompt_tokens + w.decode_tokens + 64) for w in workloads),
         max_batch_requests=-(-most // groups.layout.pp),

@@ -27,6 +27,7 @@ def measure(job: dict[str, Any]) -> None:
         layout,
         device=job["device"],
         weights="dummy",
+        prefix_caching=False,
         conventions=job["engine"],
         cache_tokens=capacity,
         max_batch_tokens=max(8192, workload.batch * workload.prompt_tokens),
