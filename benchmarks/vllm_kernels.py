@@ -82,7 +82,7 @@ def _attention(table: Any) -> Any:
 def compare(tables: Tables, model: str, tp: int) -> Iterator[tuple[str, float, float]]:
     """(name, measured µs, predicted µs) of one layer."""
     spec, machine = load_spec(model), machine_named("vllm", "h200-sxm")
-    shard = Shard(spec=spec, tp=tp, sp=1, ep=1, weight_dtype=spec.dtype)
+    shard = Shard(spec=spec, tp=tp, sp=1, ep=1)
     device = engine_device(machine.accelerator, machine.profile, all_reduces=True)
     heads, kv_heads = spec.num_heads // tp, max(1, spec.num_kv_heads // tp)
     for batch, context in DECODES:

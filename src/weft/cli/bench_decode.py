@@ -12,7 +12,7 @@ from weft.cli import options, ranks
 from weft.cli.output import OutputFormat, print_rows, write_text
 from weft.errors import UserError
 from weft.vocabulary.layout import Layout
-from weft.vocabulary.model_source import load_spec
+from weft.vocabulary.model_source import load_spec, runnable_model
 
 if TYPE_CHECKING:
     from weft.bench.decode import DecodeCase
@@ -51,7 +51,7 @@ def bench_decode(
     Example: weft bench decode llama-3.1-8b --tp 4 --case 1x128 --case 32x1024
     """
     layout = options.make_layout(tp=tp, pp=pp, ep=ep, nodes=nnodes, stage_layers=stage_layers)
-    layout.check_model(load_spec(model))
+    layout.check_model(runnable_model(model).spec)
     ranks.check_all_reduce(all_reduce)
     if decode < 2:
         raise UserError(f"--decode {decode}: TPOT needs at least 2 tokens")

@@ -14,7 +14,7 @@ from weft.engine.config import EngineConfig
 from weft.engine.request import SamplingParams
 from weft.errors import UserError, WorkloadError
 from weft.vocabulary.layout import Layout
-from weft.vocabulary.model_source import load_spec
+from weft.vocabulary.model_source import runnable_model
 from weft.vocabulary.workload import Workload
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def run(
     layout = options.make_layout(
         tp=tp, pp=pp, sp=sp, ep=ep, dp=dp, nodes=nnodes, stage_layers=stage_layers
     )
-    spec = load_spec(model)
+    spec = runnable_model(model).spec
     layout.check_model(spec)
     ranks.check_all_reduce(all_reduce)
     load = options.make_workload("paper", prompt, decode, batch)

@@ -18,7 +18,7 @@ import typer
 from weft.cli import options, ranks
 from weft.errors import EnvironmentUnavailable, UserError
 from weft.vocabulary.layout import Layout
-from weft.vocabulary.model_source import find_model
+from weft.vocabulary.model_source import runnable_model
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -89,7 +89,7 @@ def serve(
     layout = options.make_layout(
         tp=tp, pp=pp, sp=sp, ep=ep, dp=dp, nodes=nnodes, stage_layers=stage_layers
     )
-    source = find_model(model)
+    source = runnable_model(model)
     layout.check_model(source.spec)
     ranks.check_all_reduce(all_reduce)
     _check_weights(weights)

@@ -17,7 +17,7 @@ from weft.engine.tokenizer import find_tokenizer
 from weft.errors import StepError, WorkloadError
 from weft.launch.environment import current_rank, pick_device
 from weft.vocabulary.layout import Layout
-from weft.vocabulary.model_source import find_model
+from weft.vocabulary.model_source import runnable_model
 
 Prompt = str | Sequence[int]
 
@@ -52,7 +52,7 @@ class LLM:
         Raises UserError for what cannot be, CommunicationError where ranks are missing.
         """
         layout = layout or Layout()
-        source = find_model(model)
+        source = runnable_model(model)
         layout.check_model(source.spec)
         if config.get("weights") != "dummy":
             source = source.with_files()

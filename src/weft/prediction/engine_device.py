@@ -7,9 +7,9 @@ from typing import Literal
 
 from weft.prediction.accelerator import Accelerator
 from weft.prediction.engine_profile import EngineProfile
-from weft.prediction.formats import WeightFormat
 from weft.prediction.kernels import Curve, Kernels, kernels_of
 from weft.prediction.layer_work import AttentionWork
+from weft.vocabulary.weight_formats import WeightFormat
 
 
 @dataclass(frozen=True, kw_only=True)

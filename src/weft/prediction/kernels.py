@@ -14,7 +14,7 @@ from functools import cache
 from importlib import resources
 from typing import Any, Final
 
-from weft.prediction.formats import WeightFormat
+from weft.vocabulary.weight_formats import WeightFormat
 
 _NORM: Final = 3.0
 

@@ -24,12 +24,11 @@ from weft.vocabulary.workload import Workload
 def step_timer(spec: ModelSpec, layout: Layout, machine: Machine) -> StepTimer:
     """The timer of single steps of ``spec`` on ``layout``."""
     return StepTimer(
-        spec=spec,
+        spec=machine.stored(spec),
         layout=layout,
         accelerator=machine.accelerator,
         pricing=machine.pricing,
         profile=machine.profile,
-        weight_dtype=machine.weight_dtype or spec.dtype,
     )
 
 
@@ -66,9 +65,9 @@ class _Predictor:
     def __init__(
         self, spec: ModelSpec, layout: Layout, workload: Workload, machine: Machine
     ) -> None:
-        self.spec, self.layout, self.workload, self.machine = spec, layout, workload, machine
+        self.spec, self.machine = machine.stored(spec), machine
+        self.layout, self.workload = layout, workload
         self.profile = machine.profile
-        self.weight_dtype = machine.weight_dtype or spec.dtype
         self.batch = -(-workload.batch // layout.dp)
         self.timer = step_timer(spec, layout, machine)
 
@@ -137,7 +136,6 @@ class _Predictor:
             tokens=self.batch * (load.prompt_tokens + load.decode_tokens),
             accelerator=self.machine.accelerator,
             profile=self.profile,
-            weight_dtype=self.weight_dtype,
             step_rows=rows,
         )
 

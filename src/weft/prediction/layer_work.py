@@ -6,12 +6,13 @@ from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
 
-from weft.vocabulary.attention_kinds import AttentionKind, GroupedQuery
-from weft.vocabulary.feed_forward_kinds import Dense, FeedForwardKind
+from weft.vocabulary.attention_kinds import AttentionKind, GroupedQuery, Latent
+from weft.vocabulary.feed_forward_kinds import Dense, Experts, FeedForwardKind
 from weft.vocabulary.model_spec import ModelSpec
+from weft.vocabulary.weight_formats import FORMATS, WeightFormat
 
-Product = tuple[float, float]
-"""(outputs, inputs) of a matrix product of the step's rows."""
+Product = tuple[float, float, WeightFormat]
+"""(outputs, inputs, format) of a matrix product of the step's rows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +48,7 @@ class ExpertsWork:
     chosen: int
     held: float
     inner: float
+    format: WeightFormat
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +74,7 @@ def layers_of(spec: ModelSpec, tp: int, ep: int) -> Layers:
         (
             count,
             _attention_work(attention, spec.hidden_size, tp),
-            _feed_forward_work(feed_forward, spec.hidden_size, tp, ep),
+            _feed_forward_work(feed_forward, spec, tp, ep),
         )
         for (attention, feed_forward), count in kinds.items()
     )
@@ -80,135 +82,82 @@ def layers_of(spec: ModelSpec, tp: int, ep: int) -> Layers:
 
 def _attention_work(kind: AttentionKind, hidden: int, tp: int) -> AttentionWork:
     if isinstance(kind, GroupedQuery):
-        return grouped(
-            hidden,
-            kind.num_heads,
-            kind.num_kv_heads,
-            kind.head_dim,
-            tp,
-            window=kind.window,
-            norms=kind.qk_norm,
+        return _grouped(kind, hidden, tp)
+    return _latent(kind, hidden, tp)
+
+
+def _feed_forward_work(kind: FeedForwardKind, spec: ModelSpec, tp: int, ep: int) -> FeedForwardWork:
+    if isinstance(kind, Dense):
+        return FeedForwardWork(
+            products=_gated(kind, spec.hidden_size, tp), width=3 * kind.intermediate_size / tp
         )
-    return latent(
-        hidden,
-        kind.num_heads,
-        q_rank=kind.q_rank,
-        kv_rank=kind.kv_rank,
-        nope_dim=kind.nope_dim,
-        rope_dim=kind.rope_dim,
-        v_dim=kind.v_dim,
-        tp=tp,
+    return _routed(kind, spec, tp, ep)
+
+
+def _gated(kind: Dense, hidden: int, tp: int) -> tuple[Product, ...]:
+    """gate, up and down projections."""
+    width = kind.intermediate_size / tp
+    return (2 * width, hidden, kind.format), (hidden, width, kind.format)
+
+
+def _routed(kind: Experts, spec: ModelSpec, tp: int, ep: int) -> FeedForwardWork:
+    """Router, routed experts (sliced by tp, or whole and spread over ep), shared experts."""
+    share = tp // ep if ep > 1 else tp
+    products: tuple[Product, ...] = ((kind.num_experts, spec.hidden_size, FORMATS[spec.dtype]),)
+    inner = kind.experts_per_token * kind.intermediate_size
+    if kind.shared is not None:
+        products += _gated(kind.shared, spec.hidden_size, tp)
+        inner += kind.shared.intermediate_size
+    return FeedForwardWork(
+        products=products,
+        width=3 * inner / tp,
+        experts=ExpertsWork(
+            total=kind.num_experts,
+            chosen=kind.experts_per_token,
+            held=kind.num_experts / ep,
+            inner=kind.intermediate_size / max(share, 1),
+            format=kind.format,
+        ),
+    )
+
+
+def _grouped(kind: GroupedQuery, hidden: int, tp: int) -> AttentionWork:
+    """Grouped-query attention; KV heads are copied where tp exceeds them."""
+    query = kind.num_heads * kind.head_dim / tp
+    kv = max(kind.num_kv_heads / tp, 1.0) * kind.head_dim
+    return AttentionWork(
+        products=(
+            (query + 2 * kv, hidden, kind.input_format),
+            (hidden, query, kind.output_format),
+        ),
+        cache_elements=2 * kv,
+        decode_operations=4 * query,
+        prefill_operations=4 * query,
+        width=2 * (query + kv) * (1 + kind.qk_norm) + 4 * kv,
+        kernels=int(kind.qk_norm),
         window=kind.window,
     )
 
 
-def _feed_forward_work(kind: FeedForwardKind, hidden: int, tp: int, ep: int) -> FeedForwardWork:
-    if isinstance(kind, Dense):
-        return dense(hidden, kind.intermediate_size, tp)
-    return routed(
-        hidden,
-        kind.num_experts,
-        kind.experts_per_token,
-        kind.intermediate_size,
-        tp,
-        ep,
-        shared=kind.shared.intermediate_size if kind.shared else 0,
-    )
-
-
-def dense(hidden: int, inner: int, tp: int) -> FeedForwardWork:
-    """gate, up and down projections."""
-    width = inner / tp
-    return FeedForwardWork(products=((2 * width, hidden), (hidden, width)), width=3 * width)
-
-
-def routed(
-    hidden: int, total: int, chosen: int, inner: int, tp: int, ep: int, shared: int = 0
-) -> FeedForwardWork:
-    """Router, routed experts (sliced by tp, or whole and spread over ep), shared experts."""
-    share = tp // ep if ep > 1 else tp
-    own = inner / max(share, 1)
-    products: tuple[Product, ...] = ((total, hidden),)
-    if shared:
-        products += ((2 * shared / tp, hidden), (hidden, shared / tp))
-    return FeedForwardWork(
-        products=products,
-        width=3 * (chosen * inner + shared) / tp,
-        experts=ExpertsWork(total=total, chosen=chosen, held=total / ep, inner=own),
-    )
-
-
-def grouped(
-    hidden: int,
-    heads: int,
-    kv_heads: int,
-    head_dim: int,
-    tp: int,
-    *,
-    window: int | None = None,
-    norms: bool = False,
-    gated: bool = False,
-) -> AttentionWork:
-    """Grouped-query attention; KV heads are copied where tp exceeds them."""
-    query = heads * head_dim / tp
-    kv = max(kv_heads / tp, 1.0) * head_dim
-    return AttentionWork(
-        products=((query * (1 + gated) + 2 * kv, hidden), (hidden, query)),
-        cache_elements=2 * kv,
-        decode_operations=4 * query,
-        prefill_operations=4 * query,
-        width=2 * (query + kv) * (1 + norms) + 4 * kv,
-        kernels=int(norms),
-        window=window,
-    )
-
-
-def latent(
-    hidden: int,
-    heads: int,
-    *,
-    q_rank: int | None,
-    kv_rank: int,
-    nope_dim: int,
-    rope_dim: int,
-    v_dim: int,
-    tp: int,
-    window: int | None = None,
-) -> AttentionWork:
+def _latent(kind: Latent, hidden: int, tp: int) -> AttentionWork:
     """Latent attention: absorbed in decode, keys and values of all heads in prefill.
 
     Down-projections and the cache are on every rank (arXiv 2405.04434, section 2.1).
     """
-    own = heads / tp
+    own, down = kind.num_heads / tp, (kind.q_rank or 0) + kind.kv_rank + kind.rope_dim
+    query, form = kind.nope_dim + kind.rope_dim, kind.input_format
     return AttentionWork(
         products=(
-            ((q_rank or 0) + kv_rank + rope_dim, hidden),
-            (own * (nope_dim + rope_dim), q_rank or hidden),
-            (own * (nope_dim + v_dim), kv_rank),
-            (hidden, own * v_dim),
+            (down, hidden, form),
+            (own * query, kind.q_rank or hidden, form),
+            (own * (kind.nope_dim + kind.v_dim), kind.kv_rank, form),
+            (hidden, own * kind.v_dim, kind.output_format),
         ),
-        cache_elements=kv_rank + rope_dim,
-        decode_operations=2 * own * (2 * kv_rank + rope_dim),
-        prefill_operations=2 * own * (nope_dim + rope_dim + v_dim),
-        width=2 * ((q_rank or 0) + 2 * kv_rank + rope_dim + own * (nope_dim + rope_dim)),
+        cache_elements=kind.kv_rank + kind.rope_dim,
+        decode_operations=2 * own * (2 * kind.kv_rank + kind.rope_dim),
+        prefill_operations=2 * own * (query + kind.v_dim),
+        width=2 * (down + kind.kv_rank + own * query),
         kernels=4,
         kind="latent",
-        window=window,
-    )
-
-
-def linear(
-    hidden: int, key_heads: int, value_heads: int, key_dim: int, value_dim: int, tp: int
-) -> AttentionWork:
-    """Gated delta net: a state of key_dim x value_dim a value head, no cache (fp32 state)."""
-    keys, values = key_heads * key_dim / tp, value_heads * value_dim / tp
-    return AttentionWork(
-        products=((2 * keys + 2 * values + 2 * value_heads / tp, hidden), (hidden, values)),
-        cache_elements=0.0,
-        decode_operations=0.0,
-        prefill_operations=0.0,
-        width=6 * (2 * keys + values),
-        kernels=6,
-        kind="linear",
-        state_elements=2 * 2 * value_heads * key_dim * value_dim / tp,
+        window=kind.window,
     )

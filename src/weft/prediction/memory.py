@@ -60,11 +60,11 @@ def layer_weight_bytes(shard: Shard) -> float:
     """Weights of the mean layer on one rank; KV projections are copied where tp exceeds KV heads."""
     hidden, total = shard.spec.hidden_size, 0.0
     for count, attention, feed_forward in shard.layers:
-        products = sum(n * k for n, k in (*attention.products, *feed_forward.products))
-        total += count * products * shard.projections_format.bytes
+        products = (*attention.products, *feed_forward.products)
+        total += count * sum(n * k * form.bytes for n, k, form in products)
         if feed_forward.experts is not None:
             work = feed_forward.experts
-            total += count * 3 * work.held * hidden * work.inner * shard.experts_format.bytes
+            total += count * 3 * work.held * hidden * work.inner * work.format.bytes
     return total / shard.spec.num_layers
 
 
@@ -88,14 +88,13 @@ def memory_of(
     tokens: float,
     accelerator: Accelerator,
     profile: EngineProfile,
-    weight_dtype: str,
     step_rows: float,
 ) -> Memory:
     """Memory of the fullest rank holding ``tokens`` tokens of cache of one replica.
 
     ``step_rows`` are the token rows of the largest step, which size the activations.
     """
-    shard = Shard(spec=spec, tp=layout.tp, sp=layout.sp, ep=layout.ep, weight_dtype=weight_dtype)
+    shard = Shard(spec=spec, tp=layout.tp, sp=layout.sp, ep=layout.ep)
     stages = layout.layers_of_stages(spec.num_layers)
     activations = _activation_bytes(shard, step_rows) / GB
     buffers = profile.reserved_gb.value

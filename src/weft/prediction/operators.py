@@ -8,10 +8,10 @@ compute time: near the ridge the two overlap badly, far from it the larger one d
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Final, Literal
 
 from weft.prediction.engine_device import EngineDevice
-from weft.prediction.formats import WeightFormat, format_named
 from weft.prediction.layer_work import (
     AttentionWork,
     ExpertsWork,
@@ -21,6 +21,7 @@ from weft.prediction.layer_work import (
 )
 from weft.vocabulary.dtypes import element_bytes
 from weft.vocabulary.model_spec import ModelSpec
+from weft.vocabulary.weight_formats import FORMATS, WeightFormat
 
 Part = Literal["matmul", "attention", "elementwise"]
 
@@ -87,17 +88,15 @@ class PartTimes:
 class Shard:
     """The part of a model that one rank of a tensor-parallel group holds.
 
-    weight_dtype: format of the layers' weights (weft.prediction.formats); activations, cache
-    and head stay in the model's own type. cache_dtype: None is the model's own.
+    Activations, cache, embedding and head are in the model's own type.
     """
 
     spec: ModelSpec
     tp: int
     sp: int
     ep: int
-    weight_dtype: str
 
-    @property
+    @cached_property
     def layers(self) -> Layers:
         """The kinds of layers and how many there are of each."""
         return layers_of(self.spec, self.tp, self.ep)
@@ -105,22 +104,6 @@ class Shard:
     @property
     def activation_bytes(self) -> int:
         return element_bytes(self.spec.dtype)
-
-    @property
-    def experts_format(self) -> WeightFormat:
-        return format_named(self.weight_dtype)
-
-    @property
-    def projections_format(self) -> WeightFormat:
-        """The format of products that are not experts': 4-bit checkpoints keep them in 16 bits."""
-        form = self.experts_format
-        if self.spec.is_moe and form.projections:
-            return format_named(form.projections)
-        return form
-
-    @property
-    def head_format(self) -> WeightFormat:
-        return format_named(self.spec.dtype)
 
     @property
     def cache_bytes_per_token(self) -> float:
@@ -174,10 +157,10 @@ def _layer_times(
     attention: AttentionWork,
     feed_forward: FeedForwardWork,
 ) -> PartTimes:
-    rows, form, size = step.rows, shard.projections_format, shard.activation_bytes
+    rows, size = step.rows, shard.activation_bytes
     products = sum(
         matmul_us(rows, n, k, form, size, device)
-        for n, k in (*attention.products, *feed_forward.products)
+        for n, k, form in (*attention.products, *feed_forward.products)
     )
     experts = 0.0
     if feed_forward.experts is not None:
@@ -196,7 +179,7 @@ def _experts_us(shard: Shard, rows: float, work: ExpertsWork, device: EngineDevi
     With expert parallelism a rank holds some of the experts; the tokens of the busiest rank are
     taken as the mean.
     """
-    hidden, form, size = shard.spec.hidden_size, shard.experts_format, shard.activation_bytes
+    hidden, form, size = shard.spec.hidden_size, work.format, shard.activation_bytes
     touched = work.held * (1 - (1 - work.chosen / work.total) ** rows)
     pairs = rows * work.chosen * work.held / work.total
     weights = touched * hidden * work.inner * form.bytes
@@ -248,7 +231,7 @@ def _elementwise_us(
     hidden, size = shard.spec.hidden_size, shard.activation_bytes
     norms = 8 * hidden / shard.sp
     quantize, kernels = 0.0, device.layer_kernels + attention.kernels
-    if shard.projections_format.bytes < size:
+    if min(form.bytes for *_, form in attention.products) < size:
         quantize = 1.5 * (2 * hidden + attention.width / 2 + feed_forward.width / 3)
         kernels += 4
     traffic = rows * (norms + attention.width + feed_forward.width + quantize) * size
@@ -265,7 +248,7 @@ def embedding_times(shard: Shard, step: Step, device: EngineDevice) -> PartTimes
 def head_times(shard: Shard, step: Step, device: EngineDevice) -> PartTimes:
     """Final norm and logits of the sequences that sample (last stage)."""
     shape = (shard.spec.vocab_size / shard.tp, shard.spec.hidden_size)
-    form, size = shard.head_format, shard.activation_bytes
+    form, size = FORMATS[shard.spec.dtype], shard.activation_bytes
     return PartTimes(
         matmul_us=matmul_us(step.sequences, *shape, form, size, device),
         elementwise_us=device.elementwise_call_us,

@@ -11,13 +11,13 @@ from weft.fabric.fabric import Fabric
 from weft.prediction.accelerator import Accelerator
 from weft.prediction.collectives import Pricing
 from weft.prediction.engine_profile import EngineProfile
-from weft.prediction.formats import format_named
 from weft.prediction.kernels import kernels_of
 from weft.prediction.memory import Memory
 from weft.prediction.quantity import Estimate
 from weft.prediction.step_time import CollectiveTime
 from weft.vocabulary.layout import Layout
 from weft.vocabulary.model_spec import ModelSpec
+from weft.vocabulary.weight_formats import format_named
 from weft.vocabulary.workload import Workload
 
 FLOAT8: Final = "float8_e4m3fn"
@@ -30,7 +30,7 @@ PARTS: Final = ("matmul", "attention", "elementwise", "fixed", "communication", 
 class Machine:
     """What a prediction runs on: devices, links and engine.
 
-    weight_dtype: type of the layers' weights; None is the model's own type.
+    weight_dtype: format of the layers' weights; None is what the model's config.json says.
     """
 
     accelerator: Accelerator
@@ -41,6 +41,10 @@ class Machine:
     def __post_init__(self) -> None:
         if self.weight_dtype is not None:
             format_named(self.weight_dtype)
+
+    def stored(self, spec: ModelSpec) -> ModelSpec:
+        """The model with its layers' weights in this machine's format."""
+        return spec if self.weight_dtype is None else spec.stored_as(self.weight_dtype)
 
     @cached_property
     def pricing(self) -> Pricing:

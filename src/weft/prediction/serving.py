@@ -173,7 +173,7 @@ class Replica:
     """One replica of a layout: what its steps take, and what its cache holds."""
 
     def __init__(self, spec: ModelSpec, layout: Layout, machine: Machine) -> None:
-        self.spec, self.layout, self.machine = spec, layout, machine
+        self.spec, self.layout, self.machine = machine.stored(spec), layout, machine
         self.timer: StepTimer = step_timer(spec, layout, machine)
         self.cache_tokens = self.memory(1).cache_limit_tokens
         self._known: dict[Step, float] = {}
@@ -185,7 +185,6 @@ class Replica:
             tokens=tokens,
             accelerator=self.machine.accelerator,
             profile=self.machine.profile,
-            weight_dtype=self.machine.weight_dtype or self.spec.dtype,
             step_rows=self.machine.profile.server_batched_tokens,
         )
 

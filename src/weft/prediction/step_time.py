@@ -80,13 +80,12 @@ class StepTimer:
     accelerator: Accelerator
     pricing: Pricing
     profile: EngineProfile
-    weight_dtype: str
     _known: dict[Step, list[StageTime]] = field(default_factory=dict, repr=False)
     _calls: dict[tuple[int, int], dict[StageKind, list[CollectiveTime]]] = field(
         default_factory=dict, repr=False
     )
 
-    @property
+    @cached_property
     def shard(self) -> Shard:
         layout = self.layout
         return Shard(
@@ -94,7 +93,6 @@ class StepTimer:
             tp=layout.tp,
             sp=layout.sp,
             ep=layout.ep,
-            weight_dtype=self.weight_dtype,
         )
 
     @cached_property

@@ -15,7 +15,7 @@ from weft import __version__
 from weft.closed_form.schedule import closed_form
 from weft.study.published import ENGINE, PUBLISHED, WORKLOAD, PublishedEntry
 from weft.vocabulary.layout import Layout
-from weft.vocabulary.model_source import load_spec
+from weft.vocabulary.model_source import load_spec, runnable_model
 from weft.vocabulary.schedule import Collective, Schedule, Statistics
 from weft.vocabulary.workload import Workload
 
@@ -35,7 +35,7 @@ class StudyPlan:
 
     def check(self) -> None:
         """Raise UserError before anything is started."""
-        spec = load_spec(self.model)
+        spec = runnable_model(self.model).spec
         for layout in self.layouts:
             closed_form(spec, layout, self.workload, self.engine)
 

@@ -153,9 +153,7 @@ _CONFIGS: Final[dict[str, Config]] = {
     },
     # The shape of llama-3.1-8b (layers, vocabulary) with a narrow hidden size, for
     # machines that have no weights: same collectives, small messages.
-    "embedded": _LLAMA3
-    | _sizes(32, 128, 8, 4, 352)
-    | {"dtype": "float32", "eos_token_id": 257},
+    "embedded": _LLAMA3 | _sizes(32, 128, 8, 4, 352) | {"dtype": "float32", "eos_token_id": 257},
 }
 
 BUILTIN_MODELS: Final = {name: spec_from_config(name, c) for name, c in _CONFIGS.items()}

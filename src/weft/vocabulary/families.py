@@ -15,9 +15,13 @@ from typing import Any, Final
 from weft.vocabulary import config_parts as parts
 from weft.vocabulary.config_reader import ConfigReader
 from weft.vocabulary.model_spec import ModelSpec
+from weft.vocabulary.quantization import read_quantization
 from weft.vocabulary.tensor_names import TensorNames
 
 _NAMES: Final = TensorNames()
+
+_OUTER: Final = ("dtype", "torch_dtype", "quantization_config")
+"""What a config with several inputs says beside its text model's."""
 
 Part = Callable[[ConfigReader], parts.Fields]
 
@@ -47,15 +51,18 @@ def spec_from_config(name: str, config: Mapping[str, Any]) -> ModelSpec:
     reader = ConfigReader(name, config, {}, {})
     family = _family_of(reader)
     if family.text_key is not None:
-        outer = {key: config[key] for key in ("dtype", "torch_dtype") if key in config}
+        outer = {key: config[key] for key in _OUTER if key in config}
         config = outer | dict(reader.mapping(family.text_key))
     reader = ConfigReader(name, config, _COMMON | family.defaults, family.aliases or {})
-    reader.refuse("per_layer_config", "quantization_config")
+    reader.refuse("per_layer_config")
     fields = parts.sizes(reader)
     fields["activation"] = reader.choice(family.activation_key, parts.ACTIVATIONS)
     for part in family.parts:
         fields |= part(reader)
-    return ModelSpec(name=name, family=family.model_type, **fields)
+    spec = ModelSpec(name=name, family=family.model_type, **fields)
+    if reader.has("quantization_config"):
+        spec = replace(spec, formats=read_quantization(reader, spec, family.names))
+    return spec
 
 
 def _family_of(config: ConfigReader) -> Family:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from weft.vocabulary.weight_formats import PLAIN, WeightFormat
+
 
 @dataclass(frozen=True, kw_only=True)
 class Dense:
@@ -13,10 +15,18 @@ class Dense:
     intermediate_size: int
     activation: str = "silu"
     bias: bool = False
+    format: WeightFormat = PLAIN
 
     def parameters(self, hidden_size: int) -> int:
-        weights = 3 * hidden_size * self.intermediate_size
-        return weights + (2 * self.intermediate_size + hidden_size) * self.bias
+        return 3 * hidden_size * self.intermediate_size + self._biases(hidden_size)
+
+    def stored_bytes(self, hidden_size: int, element_bytes: int) -> float:
+        """The same in bytes; biases have ``element_bytes``."""
+        weights = 3 * hidden_size * self.intermediate_size * self.format.bytes
+        return weights + self._biases(hidden_size) * element_bytes
+
+    def _biases(self, hidden_size: int) -> int:
+        return (2 * self.intermediate_size + hidden_size) * self.bias
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,11 +58,21 @@ class Experts:
     routing: Routing
     shared: Dense | None = None
     activation: str = "silu"
+    format: WeightFormat = PLAIN
 
     def parameters(self, hidden_size: int) -> int:
         """Elements of all experts, the shared one and the router (not its corrections)."""
-        routed = self.num_experts * hidden_size * (1 + 3 * self.intermediate_size)
-        return routed + (self.shared.parameters(hidden_size) if self.shared else 0)
+        shared = self.shared.parameters(hidden_size) if self.shared else 0
+        return self._weights(hidden_size) + self.num_experts * hidden_size + shared
+
+    def stored_bytes(self, hidden_size: int, element_bytes: int) -> float:
+        """The same in bytes; the router has ``element_bytes``."""
+        weights = self._weights(hidden_size) * self.format.bytes
+        shared = self.shared.stored_bytes(hidden_size, element_bytes) if self.shared else 0
+        return weights + self.num_experts * hidden_size * element_bytes + shared
+
+    def _weights(self, hidden_size: int) -> int:
+        return 3 * self.num_experts * hidden_size * self.intermediate_size
 
 
 FeedForwardKind = Dense | Experts

@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import json
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -15,6 +14,7 @@ from weft.vocabulary.builtin_models import BUILTIN_MODELS
 from weft.vocabulary.families import spec_from_config
 from weft.vocabulary.model_spec import ModelSpec
 
+_CONFIGS: Final = ["config.json", "hf_quant_config.json"]
 _TEXT_FILES: Final = ["tokenizer*", "*.jinja", "vocab*", "merges.txt", "*_tokens*.json"]
 _FILES: Final = ["*.json", "*.safetensors", *_TEXT_FILES]
 
@@ -41,10 +41,7 @@ class ModelSource:
     def _with(self, patterns: list[str]) -> ModelSource:
         if self.hub_id is None:
             return self
-        snapshot = _from_hub(
-            self.hub_id, lambda hub, name: hub.snapshot_download(name, allow_patterns=patterns)
-        )
-        return replace(self, directory=snapshot)
+        return replace(self, directory=_from_hub(self.hub_id, patterns))
 
 
 def load_spec(name: str) -> ModelSpec:
@@ -66,8 +63,7 @@ def find_model(name: str) -> ModelSource:
     if path.is_dir():
         return _from_directory(name, path)
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
-        config = _from_hub(name, lambda hub, name: hub.hf_hub_download(name, "config.json"))
-        return replace(_from_directory(name, config.parent), hub_id=name)
+        return replace(_from_directory(name, _from_hub(name, _CONFIGS)), hub_id=name)
     near = difflib.get_close_matches(name.lower(), BUILTIN_MODELS, n=3, cutoff=0.4)
     hint = f"did you mean {' or '.join(near)}?" if near else "see `weft models`"
     raise ModelConfigError(
@@ -75,20 +71,39 @@ def find_model(name: str) -> ModelSource:
     )
 
 
+def runnable_model(name: str) -> ModelSource:
+    """:func:`find_model`, for a run. ModelConfigError where weft does not run its weights."""
+    found = find_model(name)
+    if found.spec.formats:
+        raise ModelConfigError(
+            f"model {name}: its weights are stored as {' and '.join(found.spec.format_names)}, "
+            "which weft describes and predicts but does not run; dequantise it first (a "
+            "checkpoint in bfloat16 whose config.json has no quantization_config)"
+        )
+    return found
+
+
 def _from_directory(name: str, directory: Path) -> ModelSource:
-    path = directory / "config.json"
+    if not (directory / "config.json").exists():
+        raise ModelConfigError(f"model {name}: {directory} has no config.json")
+    config = _read(name, directory / "config.json")
+    quantization = directory / "hf_quant_config.json"
+    if quantization.exists() and "quantization_config" not in config:
+        config["quantization_config"] = _read(name, quantization).get("quantization")
+    return ModelSource(spec=spec_from_config(name, config), directory=directory)
+
+
+def _read(name: str, path: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ModelConfigError(f"model {name}: {directory} has no config.json") from None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ModelConfigError(f"model {name}: cannot read {path}: {error}") from None
     if not isinstance(config, dict):
         raise ModelConfigError(f"model {name}: {path} does not hold a JSON object")
-    return ModelSource(spec=spec_from_config(name, config), directory=directory)
+    return config
 
 
-def _from_hub(name: str, download: Callable[[Any, str], str]) -> Path:
+def _from_hub(name: str, patterns: list[str]) -> Path:
     try:
         import huggingface_hub
         from huggingface_hub.utils.tqdm import disable_progress_bars
@@ -99,7 +114,7 @@ def _from_hub(name: str, download: Callable[[Any, str], str]) -> Path:
     if not sys.stderr.isatty():
         disable_progress_bars()
     try:
-        return Path(download(huggingface_hub, name))
+        return Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns))
     except (OSError, ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise ModelConfigError(

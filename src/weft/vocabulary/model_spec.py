@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Final
 
 from weft.errors import ModelConfigError
 from weft.vocabulary.attention_kinds import AttentionKind, GroupedQuery, Latent
-from weft.vocabulary.dtypes import MODEL_DTYPES
+from weft.vocabulary.dtypes import MODEL_DTYPES, element_bytes
 from weft.vocabulary.feed_forward_kinds import Dense, Experts, FeedForwardKind, Routing
 from weft.vocabulary.rope import Rope
+from weft.vocabulary.weight_formats import LayerFormats
 
 _ROPE: Final = Rope(theta=500000.0)
 _ROUTING: Final = Routing()
@@ -27,6 +28,8 @@ class ModelSpec:
     has some; ``shared_expert_size`` is the inner size of the expert that sees every token.
     norms_after_blocks: the outputs of attention and feed-forward part have norms of their own;
     norm_weight_offset: added to the norms' weights; logit_cap: c in c tanh(logits / c).
+    formats: what the layers' matrices are stored in, where that is not ``dtype``: one for all
+    layers or one a layer.
     What one layer is, ``attention(layer)`` and ``feed_forward(layer)`` say.
     """
 
@@ -65,6 +68,7 @@ class ModelSpec:
     shared_expert_size: int = 0
     dense_layers: tuple[int, ...] = ()
     eos_token_ids: tuple[int, ...] = ()
+    formats: tuple[LayerFormats, ...] = ()
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -97,7 +101,8 @@ class ModelSpec:
     def attention(self, layer: int) -> AttentionKind:
         """The attention of layer ``layer``."""
         if self.latent is not None:
-            return self.latent
+            formats = self._formats(layer)
+            return replace(self.latent, input_format=formats.inputs, output_format=formats.output)
         is_local = self.sliding_window is not None and layer not in self.full_layers
         return GroupedQuery(
             num_heads=self.num_heads,
@@ -109,27 +114,55 @@ class ModelSpec:
             qkv_bias=self.qkv_bias,
             output_bias=self.output_bias,
             qk_norm=self.qk_norm,
+            input_format=self._formats(layer).inputs,
+            output_format=self._formats(layer).output,
         )
 
     def feed_forward(self, layer: int) -> FeedForwardKind:
         """The feed-forward part of layer ``layer``."""
         if not self.has_experts(layer):
-            return self._dense(self.intermediate_size)
+            return self._dense(self.intermediate_size, layer)
         return Experts(
             num_experts=self.num_experts,
             experts_per_token=self.experts_per_token,
             intermediate_size=self.expert_intermediate_size,
             activation=self.activation,
             routing=self.routing,
-            shared=self._dense(self.shared_expert_size) if self.shared_expert_size else None,
+            shared=self._dense(self.shared_expert_size, layer) if self.shared_expert_size else None,
+            format=self._formats(layer).experts,
         )
 
-    def _dense(self, size: int) -> Dense:
-        return Dense(intermediate_size=size, activation=self.activation, bias=self.mlp_bias)
+    def _dense(self, size: int, layer: int) -> Dense:
+        return Dense(
+            intermediate_size=size,
+            activation=self.activation,
+            bias=self.mlp_bias,
+            format=self._formats(layer).dense,
+        )
+
+    def _formats(self, layer: int) -> LayerFormats:
+        if not self.formats:
+            return LayerFormats.all_in(self.dtype)
+        return self.formats[layer if len(self.formats) > 1 else 0]
+
+    def stored_as(self, name: str) -> ModelSpec:
+        """The same model with all layers' matrices in one format; WorkloadError lists the names."""
+        return replace(self, formats=(LayerFormats.all_in(name, is_moe=self.is_moe),))
+
+    @property
+    def format_names(self) -> tuple[str, ...]:
+        """The formats of its layers' matrices."""
+        names = {form.name for one in self.formats for form in one.of_matrices}
+        return tuple(sorted(names)) or (self.dtype,)
 
     def cache_elements(self, layers: Iterable[int], tp: int) -> int:
         """Elements of one position's cache in ``layers`` on one of ``tp`` ranks."""
         return sum(self.attention(layer).cache_elements(tp) for layer in layers)
+
+    def state_bytes(self, layers: Iterable[int], tp: int) -> int:
+        """Bytes that one sequence holds in ``layers`` whatever its length, on one rank."""
+        size = element_bytes(self.dtype)
+        return sum(self.attention(layer).state_bytes(tp, size) for layer in layers)
 
     @property
     def attention_has_kernels(self) -> bool:
@@ -147,11 +180,27 @@ class ModelSpec:
         layers = sum(
             self.attention(layer).parameters(self.hidden_size)
             + self.feed_forward(layer).parameters(self.hidden_size)
-            + (4 if self.norms_after_blocks else 2) * self.hidden_size
             for layer in range(self.num_layers)
         )
-        heads = self.embedding_parameters * (1 if self.tie_embeddings else 2)
-        return layers + heads + self.hidden_size
+        return layers + self._other_parameters
+
+    @property
+    def weight_bytes(self) -> float:
+        """Bytes of the whole model as its checkpoint stores it."""
+        size = element_bytes(self.dtype)
+        layers = sum(
+            self.attention(layer).stored_bytes(self.hidden_size, size)
+            + self.feed_forward(layer).stored_bytes(self.hidden_size, size)
+            for layer in range(self.num_layers)
+        )
+        return layers + self._other_parameters * size
+
+    @property
+    def _other_parameters(self) -> int:
+        """Embedding, head and norms between blocks."""
+        norms = 1 + (4 if self.norms_after_blocks else 2) * self.num_layers
+        tables = 1 if self.tie_embeddings else 2
+        return norms * self.hidden_size + tables * self.embedding_parameters
 
 
 _POSITIVE: Final = {

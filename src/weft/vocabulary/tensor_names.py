@@ -24,3 +24,12 @@ class TensorNames:
     experts: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj")
     shared_experts: str = "shared_experts"
     ignored: tuple[str, ...] = ()
+
+    @property
+    def expert_matrices(self) -> tuple[str, ...]:
+        """Matrices of the first expert."""
+        return tuple(f"0.{matrix}" for matrix in self.experts)
+
+    def attention_of(self, kind: object) -> str:  # noqa: ARG002
+        """Where the checkpoint keeps an attention of that kind."""
+        return self.attention

@@ -15,7 +15,6 @@ from weft.calibration.scoreboard import TPOT, TTFT, score_runs
 from weft.closed_form.schedule import closed_form
 from weft.errors import LayoutError, UserError, WorkloadError
 from weft.prediction.datasheets import DATA_SHEETS
-from weft.prediction.formats import FORMATS
 from weft.prediction.latency import predict_latency
 from weft.prediction.layer_work import layers_of
 from weft.prediction.machines import USUAL_FABRIC, machine_named
@@ -23,6 +22,7 @@ from weft.prediction.prediction import FLOAT8, PARTS, Machine, Prediction
 from weft.prediction.quantity import Estimate
 from weft.vocabulary.layout import Layout
 from weft.vocabulary.model_source import load_spec
+from weft.vocabulary.weight_formats import FORMATS
 from weft.vocabulary.workload import Workload
 
 H200 = machine_named("vllm", "h200-sxm")
@@ -311,7 +311,7 @@ def test_the_work_of_the_layers_is_that_of_all_parameters(model: str) -> None:
     spec = load_spec(model)
     held = 0.0
     for count, attention, feed_forward in layers_of(spec, 1, 1):
-        held += count * sum(n * k for n, k in (*attention.products, *feed_forward.products))
+        held += count * sum(n * k for n, k, _ in (*attention.products, *feed_forward.products))
         if feed_forward.experts is not None:
             work = feed_forward.experts
             held += count * 3 * work.held * work.inner * spec.hidden_size
