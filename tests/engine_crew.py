@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import os
 import socket
 import traceback
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any, Self
 
@@ -14,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 
 from engine_cases import Alone, Arrival, Case, Outcome, cases, differences, play
 from weft.comm.groups import ProcessGroups, open_groups
+from weft.engine import failure
 from weft.engine.config import EngineConfig
 from weft.engine.engine import Engine
 from weft.vocabulary.layout import Layout
@@ -21,6 +24,25 @@ from weft.vocabulary.model_source import ModelSource, find_model
 
 LAYOUTS = {"1": Layout(), "tp2": Layout(tp=2), "pp2": Layout(pp=2), "tp2xpp2": Layout(tp=2, pp=2)}
 _START_S, _PLAY_S = 200.0, 60.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fault:
+    """The work of ``ranks`` raises at the given call; they are 1, 2, ..."""
+
+    ranks: tuple[int, ...]
+    calls: tuple[int, ...]
+
+    def plant(self, engine: Engine) -> None:
+        forward, count = engine.runner.forward, itertools.count(1)
+        failure._AGREE_S = 2.0  # type: ignore[misc]
+
+        def falls(*arguments: Any, **options: Any) -> Any:
+            if next(count) in self.calls:
+                raise RuntimeError("planted")
+            return forward(*arguments, **options)
+
+        engine.runner.forward = falls  # type: ignore[method-assign]
 
 
 def open_engine(source: ModelSource, groups: ProcessGroups, config: dict[str, Any]) -> Engine:
@@ -49,20 +71,32 @@ class Crew:
         if self._here is not None:
             self._here.close()
 
-    def play(self, config: dict[str, Any], arrivals: list[Arrival]) -> list[Outcome]:
+    def play(
+        self, config: dict[str, Any], arrivals: list[Arrival], fault: Fault | None = None
+    ) -> list[Outcome]:
         """The outcomes, which all ranks must agree on; AssertionError for an error or a hang."""
         if self._here is not None:
             return play(open_engine(self._source, self._here, config), arrivals)
-        if not self._processes:
-            self._start()
-        for link in self._links:
-            link.send((config, arrivals))
+        self._send(config, arrivals, fault)
         answers = [self._receive(link, _PLAY_S) for link in self._links]
         if any(isinstance(answer, str) for answer in answers):
             self._end()
             raise AssertionError("\n".join(a for a in answers if isinstance(a, str)))
         assert all(answer == answers[0] for answer in answers), answers
         return answers[0]
+
+    def last_words(self, rank: int, config: dict[str, Any], arrivals: list[Arrival]) -> str:
+        """What ends ``rank``, whose work alone fails; then the crew starts afresh."""
+        self._send(config, arrivals, Fault(ranks=(rank,), calls=(5,)))
+        answer: str = self._receive(self._links[rank], _PLAY_S)
+        self._end()
+        return answer
+
+    def _send(self, *case: Any) -> None:
+        if not self._processes:
+            self._start()
+        for link in self._links:
+            link.send(case)
 
     def _start(self) -> None:
         context = multiprocessing.get_context("spawn")
@@ -98,9 +132,12 @@ def _rank(model: str, layout: Layout, rank: int, port: int, link: Connection) ->
     groups = open_groups(layout, rank=rank, timeout_s=20)
     link.send(None)
     while True:
-        config, arrivals = link.recv()
+        config, arrivals, fault = link.recv()
         try:
-            link.send(play(open_engine(source, groups, config), arrivals))
+            engine = open_engine(source, groups, config)
+            if fault is not None and rank in fault.ranks:
+                fault.plant(engine)
+            link.send(play(engine, arrivals))
         except Exception:
             link.send(f"rank {rank}: {traceback.format_exc()}")
 

@@ -53,12 +53,29 @@ class EnvironmentUnavailable(WeftError):
 
 
 class CommunicationError(EnvironmentUnavailable):
-    """An operation between ranks failed or ran past its bound."""
+    """An operation between ranks failed or ran past its bound.
+
+    follows: another rank's failure is the cause, which that rank or its launcher reports.
+    """
+
+    follows = True
+    names_rank = False
 
 
 class LostRankError(CommunicationError):
     """One or more ranks of the run died or stopped answering; the message names them."""
 
+    names_rank = True
+
 
 class FrozenRankError(LostRankError):
     """A rank is there and does not answer."""
+
+    follows = False
+
+
+class LoneFailureError(CommunicationError):
+    """This rank failed where the others of its group did not, which now wait for it."""
+
+    follows = False
+    names_rank = True

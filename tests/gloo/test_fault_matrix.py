@@ -1,7 +1,7 @@
 """A rank that freezes, dies or raises, at any moment, under any launcher.
 
-Within 30 s there is one line of ours for each launcher (torchrun adds its own), it names
-the rank and the true cause, and nothing is left running. Each run plants its fault by
+Within 30 s all has ended, with one line of ours for each launcher (torchrun adds its own) that
+names the rank and the true cause. Each run plants its fault by
 itself (tests/gloo/planted), so no test has to guess how far a rank has come.
 """
 
@@ -21,22 +21,26 @@ import pytest
 PLANTED = Path(__file__).parent / "planted"
 LONG = ["run", "embedded", "--tp", "2", "--prompt", "8", "--decode", "8000", "--ignore-eos"]
 CAUSES = {
-    "raise": "RuntimeError: planted",
-    "kill": "was killed by SIGKILL",
-    "freeze": "does not answer (frozen or stuck",
+    "raise": "rank {}: RuntimeError: planted",
+    "kill": "rank {} was killed by SIGKILL",
+    "freeze": "rank {} does not answer (frozen or stuck",
 }
-QUICK = {("weft", "decode", "freeze"), ("two", "decode", "kill")}
+ALONE = "rank {} failed alone, a step failed: RuntimeError: planted"
+LAUNCHERS = ("weft", "two", "torchrun", "srun")
+FAULTS = [(moment, how) for moment in ("start", "prefill", "decode") for how in CAUSES]
+QUICK = {
+    ("weft", 1, "work", "raise"),
+    ("weft", 1, "decode", "freeze"),
+    ("two", 1, "decode", "kill"),
+    ("torchrun", 0, "decode", "kill"),
+    ("srun", 0, "decode", "kill"),
+}
 CASES = [
-    pytest.param(
-        launcher,
-        moment,
-        how,
-        marks=() if (launcher, moment, how) in QUICK else pytest.mark.faults,
-        id=f"{launcher}-{moment}-{how}",
-    )
-    for launcher in ("weft", "two", "torchrun")
-    for moment in ("start", "prefill", "decode")
-    for how in CAUSES
+    pytest.param(*case, marks=() if case in QUICK else pytest.mark.faults)
+    for launcher in LAUNCHERS
+    for victim in (0, 1)
+    for fault in [*FAULTS, ("work", "raise")]
+    for case in [(launcher, victim, *fault)]
 ]
 
 
@@ -46,33 +50,45 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
-def commands(launcher: str) -> list[list[str]]:
+def commands(launcher: str) -> list[tuple[list[str], dict[str, str]]]:
+    """Each process to start: its words and its environment."""
     weft = [sys.executable, "-m", "weft", *LONG]
+    port = str(free_port())
     if launcher == "weft":
-        return [weft]
+        return [(weft, {})]
     if launcher == "torchrun":
         torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-        return [[*torchrun, "--standalone", "-m", "weft", *LONG]]
-    port = str(free_port())
+        return [([*torchrun, "--standalone", "-m", "weft", *LONG], {})]
+    if launcher == "srun":
+        tasks = {"SLURM_NTASKS": "2", "SLURM_STEP_NODELIST": "127.0.0.1", "MASTER_PORT": port}
+        return [(weft, tasks | {"SLURM_PROCID": str(i), "SLURM_LOCALID": str(i)}) for i in range(2)]
     place = ["--nnodes", "2", "--master-port", port]
-    return [[*weft, *place, "--node-rank", str(node)] for node in range(2)]
+    return [([*weft, *place, "--node-rank", str(node)], {}) for node in range(2)]
 
 
 def run_with_fault(launcher: str, fault: str, folder: Path) -> tuple[list[int], list[str], float]:
-    """(exit codes, stderr of each launcher, seconds from fault to last line); nothing is left."""
+    """(exit codes, stderr of each process, seconds from fault to the last end); nothing is left.
+
+    As ``srun --kill-on-bad-exit`` does, the first task that fails ends the others.
+    """
     fell = folder / "fell"
     path = os.pathsep.join([str(PLANTED), os.environ.get("PYTHONPATH", "")])
     env = os.environ | {"FAULT": fault, "FAULT_AT": str(fell), "PYTHONPATH": path}
     env["OMP_NUM_THREADS"] = "1"
-    words = commands(launcher)
-    errors = [folder / f"stderr-{number}" for number in range(len(words))]
-    started = [start(command, env, error) for command, error in zip(words, errors, strict=True)]
+    errors, started = [], []
+    for number, (words, variables) in enumerate(commands(launcher)):
+        errors.append(folder / f"stderr-{number}")
+        started.append(start(words, env | variables, errors[-1]))
     seen: dict[int, psutil.Process] = {}
     try:
         while any(process.poll() is None for process in started):
             assert not fell.exists() or time.time() - fell.stat().st_mtime < 240, "still running"
             _add_children(started, seen)
+            if launcher == "srun" and any(process.poll() == 3 for process in started):
+                for process in started:
+                    process.kill()
             time.sleep(0.1)
+        seconds = time.time() - fell.stat().st_mtime
         _, alive = psutil.wait_procs(list(seen.values()), timeout=3)
         assert not alive, [process.cmdline() for process in alive]
     finally:
@@ -81,9 +97,8 @@ def run_with_fault(launcher: str, fault: str, folder: Path) -> tuple[list[int], 
                 process.kill()
         for process in started:
             process.wait()
-    last_line = max(error.stat().st_mtime for error in errors)
     codes = [process.returncode for process in started]
-    return codes, [error.read_text() for error in errors], last_line - fell.stat().st_mtime
+    return codes, [error.read_text() for error in errors], seconds
 
 
 def start(command: list[str], env: dict[str, str], error: Path) -> subprocess.Popen:
@@ -99,18 +114,21 @@ def _add_children(started: list[subprocess.Popen], seen: dict[int, psutil.Proces
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize(("launcher", "moment", "how"), CASES)
-def test_one_line_names_the_rank_and_the_true_cause(launcher, moment, how, tmp_path):
-    codes, errors, seconds = run_with_fault(launcher, f"1:{moment}:{how}", tmp_path)
-    print(f"{launcher} {moment} {how}: {seconds:.1f} s")
+@pytest.mark.parametrize(("launcher", "victim", "moment", "how"), CASES)
+def test_one_line_names_the_rank_and_the_true_cause(launcher, victim, moment, how, tmp_path):
+    codes, errors, seconds = run_with_fault(launcher, f"{victim}:{moment}:{how}", tmp_path)
+    print(f"{launcher} rank {victim} {moment} {how}: {seconds:.1f} s")
+    cause = (CAUSES[how] if moment != "work" else ALONE).format(victim)
     assert not any("frame #" in error for error in errors), errors
     assert seconds < 30, errors
     if launcher == "torchrun":  # it names killed ranks itself, in a table, and exits with 1
         assert codes == [1]
-        assert (CAUSES[how] if how != "kill" else "(SIGKILL)") in errors[0], errors
-        return
-    for code, error in zip(codes, errors, strict=True):
-        lines = error.splitlines()
-        assert (code, len(lines)) == (3, 1), errors
-        assert "rank 1" in lines[0], errors
-        assert CAUSES[how] in lines[0], errors
+        assert (cause if how != "kill" else "(SIGKILL)") in errors[0], errors
+    elif launcher == "srun":  # it names killed tasks itself; their peers say whom they miss
+        assert 3 in codes
+        assert (cause if how != "kill" else f"lost rank {victim}") in "".join(errors), errors
+        assert all(len(error.splitlines()) <= 1 for error in errors), errors
+    else:
+        for code, error in zip(codes, errors, strict=True):
+            assert (code, len(error.splitlines())) == (3, 1), errors
+            assert cause in error, errors

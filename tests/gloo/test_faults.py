@@ -12,7 +12,6 @@ import time
 from pathlib import Path
 
 import psutil
-import pytest
 
 from checkpoints import make_checkpoint
 
@@ -49,20 +48,6 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
-def test_killed_rank_is_named_and_nothing_is_left():
-    launcher = start(WEFT + LONG)
-    ranks = ranks_of(launcher, 2)
-    ranks[1].send_signal(signal.SIGKILL)
-    started = time.monotonic()
-    out, err = launcher.communicate(timeout=40)
-    assert time.monotonic() - started < 30
-    assert launcher.returncode == 3
-    assert out == ""
-    assert len(err.strip().splitlines()) == 1, err
-    assert "rank 1 was killed by SIGKILL" in err
-    assert not any(rank.is_running() for rank in ranks)
-
-
 def test_interrupt_leaves_no_process():
     launcher = start(WEFT + LONG)
     ranks = ranks_of(launcher, 2)
@@ -79,34 +64,6 @@ def test_ranks_die_with_a_killed_launcher():
     launcher.communicate()
     _, alive = psutil.wait_procs(ranks, timeout=5)
     assert not alive
-
-
-def test_killed_rank_under_torchrun():
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    launcher = start([*torchrun, "--standalone", "-m", "weft", *LONG])
-    ranks = ranks_of(launcher, 2)
-    ranks[0].send_signal(signal.SIGKILL)
-    _, err = launcher.communicate(timeout=40)
-    assert launcher.returncode != 0
-    assert "-9" in err or "SIGKILL" in err
-    assert not any(rank.is_running() for rank in ranks)
-
-
-@pytest.mark.parametrize("victim", [0, 1])
-def test_killed_rank_under_slurm(victim):
-    """srun gives each task its variables and no supervisor: the survivor must notice itself."""
-    env = {"SLURM_NTASKS": "2", "SLURM_STEP_NODELIST": "127.0.0.1", "SLURM_JOB_ID": "7"}
-    env["MASTER_PORT"] = str(free_port())
-    tasks = [start(WEFT + LONG, SLURM_PROCID=str(i), SLURM_LOCALID=str(i), **env) for i in range(2)]
-    deadline = time.monotonic() + 60
-    while any(sum(psutil.Process(t.pid).cpu_times()[:2]) < 6 for t in tasks):
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
-    tasks[victim].kill()
-    _, err = tasks[1 - victim].communicate(timeout=30)
-    assert tasks[1 - victim].returncode == 3
-    assert f"lost rank {victim}" in err
-    tasks[victim].communicate()
 
 
 def test_an_error_of_one_rank_is_the_error_of_the_run(tmp_path):

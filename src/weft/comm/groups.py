@@ -201,11 +201,13 @@ class ProcessGroups:
         return [self.host_broadcast(value, src) for src in range(self.layout.world_size)]
 
     def all_arrive(self, name: str, ranks: tuple[int, ...], wait_s: float) -> bool:
-        """Whether all of ``ranks`` call this with the same ``name`` before the wait is over."""
+        """Whether all of ``ranks`` call this (as often) with this ``name`` within the wait."""
         if len(ranks) == 1:
             return True
         assert self._store is not None
-        keys = {rank: f"weft/arrive/{name}/{ranks[0]}/{rank}" for rank in ranks}
+        scope = f"arrive/{name}/{ranks[0]}"
+        self._host_messages[scope] += 1
+        keys = {rank: f"weft/{scope}/{self._host_messages[scope]}/{rank}" for rank in ranks}
         self._store.set(keys[self.rank], "")
         try:
             self._store.wait(list(keys.values()), timedelta(seconds=wait_s))

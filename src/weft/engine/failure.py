@@ -15,7 +15,7 @@ import torch
 
 from weft.comm.groups import ProcessGroups
 from weft.engine.scheduler import Chunk
-from weft.errors import CommunicationError
+from weft.errors import CommunicationError, LoneFailureError
 
 FATAL: Final = (CommunicationError, torch.AcceleratorError)
 """The ranks or the device are lost."""
@@ -32,12 +32,12 @@ class Attempts:
     """Runs one rank's work and marks the requests of what fails."""
 
     def __init__(self, groups: ProcessGroups) -> None:
-        self._groups, self._num_failures = groups, 0
+        self._groups = groups
 
     def attempt(self, chunks: Sequence[Chunk], work: Callable[[], Result]) -> Result | None:
         """The result of ``work``; None, and an error in every request of ``chunks``, if it fails.
 
-        Raises CommunicationError where this rank failed alone.
+        Raises LoneFailureError where this rank failed alone.
         """
         try:
             return work()
@@ -51,9 +51,7 @@ class Attempts:
 
     def _agree(self, error: Exception) -> None:
         tp = self._groups.tp
-        name = f"failure{self._num_failures}"
-        self._num_failures += 1
-        if not self._groups.all_arrive(name, tp.ranks, _AGREE_S):
-            raise CommunicationError(
+        if not self._groups.all_arrive("failure", tp.ranks, _AGREE_S):
+            raise LoneFailureError(
                 f"rank {self._groups.rank} failed alone, {describe(error)}"
             ) from error

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final, NoReturn
 
-from weft.errors import CommunicationError, FrozenRankError, LostRankError, WeftError
+from weft.errors import FrozenRankError, WeftError
 from weft.launch.environment import is_verbose
 from weft.launch.siblings import FrozenRanks
 
@@ -76,7 +76,6 @@ def _is_watched() -> bool:
 def report_and_exit(error: Exception, exit_code: int = 3) -> NoReturn:
     """Leave the error where torch's launcher looks for it, or on stderr, and exit."""
     text = str(error) if isinstance(error, WeftError) else f"{type(error).__name__}: {error}"
-    is_frozen = isinstance(error, FrozenRankError)
     path = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if path:
         extra = {
@@ -84,8 +83,8 @@ def report_and_exit(error: Exception, exit_code: int = 3) -> NoReturn:
             "py_callstack": traceback.format_exc() if is_verbose() else text,
             "exit_code": exit_code,
             "text": text,
-            "follows": isinstance(error, CommunicationError) and not is_frozen,
-            "names_rank": isinstance(error, LostRankError),
+            "follows": getattr(error, "follows", False),
+            "names_rank": getattr(error, "names_rank", False),
         }
         with open(path, "w", encoding="utf-8") as file:  # noqa: PTH123
             json.dump({"message": {"message": text, "extraInfo": extra}}, file)

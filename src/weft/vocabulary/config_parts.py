@@ -274,7 +274,9 @@ def sigmoid_routing(config: ConfigReader) -> Fields:
 
 def _expert_groups(config: ConfigReader) -> tuple[int, int]:
     groups, chosen = config.integer("n_group"), config.integer("topk_group")
-    if config.integer("n_routed_experts") % groups or chosen > groups:
+    experts = config.integer("n_routed_experts")
+    open_experts = chosen * experts // groups
+    if experts % groups or chosen > groups or config.integer("num_experts_per_tok") > open_experts:
         raise config.error(
             f"n_group {groups}, topk_group {chosen}: must divide the experts and hold the choice"
         )

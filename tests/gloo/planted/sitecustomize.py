@@ -1,7 +1,7 @@
 """Loaded by Python when it starts: plants the fault that FAULT names into one rank.
 
-FAULT is RANK:MOMENT:HOW, MOMENT start, prefill or decode, HOW raise, kill or freeze;
-the file FAULT_AT is written at that moment.
+FAULT is RANK:MOMENT:HOW, MOMENT start, prefill, decode or work (inside a step's work, which
+the engine guards), HOW raise, kill or freeze; the file FAULT_AT is written at that moment.
 """
 
 import os
@@ -23,15 +23,18 @@ def _plant(moment, how):
     if moment == "start":
         llm.open_groups = lambda *_, **__: _fall(how)
         return
-    step, left = Engine.step, [1 if moment == "prefill" else 20]
+    from weft.engine.runner import StageRunner
 
-    def falls(self):
+    owner, name = (StageRunner, "forward") if moment == "work" else (Engine, "step")
+    real, left = getattr(owner, name), [1 if moment == "prefill" else 20]
+
+    def falls(self, *arguments, **options):
         left[0] -= 1
         if not left[0]:
             _fall(how)
-        return step(self)
+        return real(self, *arguments, **options)
 
-    Engine.step = falls
+    setattr(owner, name, falls)
 
 
 if "FAULT" in os.environ:
