@@ -12,7 +12,17 @@ import numpy as np
 from adversary import machine
 from adversary.kernel import Call, Kernel, Prepared
 from adversary.kernels import KERNELS
-from adversary.machine import CaseRecord, Launch, Machine, Outcome, Outside, Patch, Region, Stream
+from adversary.machine import (
+    CaseRecord,
+    Launch,
+    Machine,
+    Outcome,
+    Outside,
+    Patch,
+    Region,
+    Step,
+    Stream,
+)
 from adversary.world import Shape, World
 
 TIMEOUT_NS = 3 * 10**9
@@ -39,6 +49,17 @@ class Case:
     lost_after: int = 0  # or it stops after so many steps
     schedules: int = 1
 
+    @property
+    def transport(self) -> str:
+        return self.calls[0].kernel.transport
+
+    @property
+    def part_bytes(self) -> int:
+        """What one rank of a node sums, at most."""
+        most = max(call.count for call in self.calls)
+        vectors = -(-most // self.shape.per_vector)
+        return -(-vectors // self.shape.local) * 16
+
 
 def any_case(
     number: int, shapes: Sequence[Shape], kernels: Sequence[Kernel] = KERNELS, schedules: int = 8
@@ -52,9 +73,17 @@ def any_case(
     fused = rng.random() < 1 / 16
     some = [kernel for kernel in kernels if fused or not kernel.cluster]
     lose, clock = rng.random() < 0.2, LEAPS if rng.random() < 0.1 else PATIENT
-    case = draw(number, rng.choice(shapes), some, clock, lose)
-    alike = not lose and clock == PATIENT
+    shape = rng.choice(shapes)
+    transport = _transport(rng, shape)
+    case = draw(number, shape, [k for k in some if k.transport == transport], clock, lose)
+    alike = not lose and clock == PATIENT and transport == "peer"
     return replace(case, schedules=schedules if alike else 1)
+
+
+def _transport(rng: random.Random, shape: Shape) -> str:
+    if shape.nodes == 1:
+        return "peer"
+    return rng.choices(("peer", "nvshmem", "tcp"), (12, 3, 1))[0]
 
 
 class Wrong(AssertionError):
@@ -67,6 +96,8 @@ def draw(
     """A random case. lose: one rank dies somewhere."""
     rng = random.Random(seed)
     usable = [kernel for kernel in kernels if shape.nodes > 1 or not kernel.nodes]
+    transport = rng.choice(usable).transport
+    usable = [kernel for kernel in usable if kernel.transport == transport]
     # Who is there is told by one thread for every peer.
     fewest = shape.ranks if lose else 1
     calls = tuple(_call(rng, shape, rng.choice(usable), fewest) for _ in range(rng.randint(1, 4)))
@@ -106,13 +137,14 @@ def machine_for(
     usable = [kernel for kernel in kernels if shape.nodes > 1 or not kernel.nodes]
     lines = [f'#include "{source}"' for source in sorted({kernel.source for kernel in usable})]
     lines += [f"ADVERSARY_KERNEL({kernel.name})" for kernel in usable]
-    return machine.load("\n".join(lines) + "\n", shape.defines(), patches)
+    ours = tuple(patch for patch in patches if not patch[0].endswith(".py"))
+    return machine.load("\n".join(lines) + "\n", shape.defines(), ours)
 
 
 class Run:
     """A case in memory, ready to run and to be judged."""
 
-    def __init__(self, case: Case, compiled: Machine) -> None:
+    def __init__(self, case: Case, compiled: Machine, patches: tuple[Patch, ...] = ()) -> None:
         self.case, self._machine = case, compiled
         shape = case.shape
         self.world = World(
@@ -122,12 +154,19 @@ class Run:
             timeout_ns=TIMEOUT_NS,
             rng=np.random.default_rng(case.seed),
             special=case.special,
+            transport=case.transport,
+            part_bytes=case.part_bytes,
+            seed=case.seed,
+            patches=patches,
         )
         self.calls: list[Prepared] = [call.kernel.prepare(call, self.world) for call in case.calls]
 
     def run(self) -> Outcome:
         """Run it and judge it; Wrong says what is wrong."""
-        outcome = self._machine.run(self._record())
+        record = self._record()
+        outcome = self._machine.run(record)
+        if self.case.transport == "tcp" and (error := self.world.proxies.close()) is not None:
+            raise Wrong(f"a proxy: {error!r}: {self.case}") from error
         if outcome.failed:
             raise Wrong(f"{outcome.message.decode()}: {self.case}")
         problem = self._problem(lost=bool(outcome.lost) or self.case.lost_call is not None)
@@ -162,9 +201,19 @@ class Run:
         missing = {other for other in range(32) if fault.missing >> other & 1}
         if not missing or not missing <= set(range(self.case.shape.ranks)):
             return f"rank {rank}: a fault that misses {missing}"
-        if self.case.lost_call is not None and missing != {self.case.lost_rank}:
+        if self._names_the_lost() and missing != {self.case.lost_rank}:
             return f"rank {rank} misses {missing}, but {self.case.lost_rank} made no call {self.case.lost_call}"
         return None
+
+    def _names_the_lost(self) -> bool:
+        """Whether everybody knows who made no call (docs/all-reduce-proof.md says where not)."""
+        case, local = self.case, self.case.shape.local
+        if case.lost_call is None or case.lost_rank is None or case.transport == "peer":
+            return case.lost_call is not None
+        call = case.calls[case.lost_call]
+        vectors = -(-call.count // case.shape.per_vector)
+        shares = vectors > case.lost_rank % local * -(-vectors // local)
+        return min(case.rooms) >= call.blocks and (shares or case.transport == "tcp")
 
     def _record(self) -> CaseRecord:
         case, world = self.case, self.world
@@ -173,16 +222,17 @@ class Run:
             *(self._stream(rank) for rank in range(case.shape.ranks))
         )
         regions = (Region * len(world.arena.regions))(*world.arena.regions)
-        self._keep += [streams, regions]
+        outside = self._outside()
+        self._keep += [streams, regions, outside]
         return CaseRecord(
             memory=world.arena.address,
             num_bytes=world.arena.used,
             streams=streams,
             regions=regions,
-            outside=(Outside * 0)(),
+            outside=outside,
             num_ranks=case.shape.ranks,
             num_regions=len(regions),
-            num_outside=0,
+            num_outside=len(outside),
             overlap=case.overlap,
             seed=case.seed,
             timeout_ns=TIMEOUT_NS,
@@ -192,7 +242,20 @@ class Run:
             clock=case.clock,
             lost_after=case.lost_after,
             schedules=case.schedules,
+            heap_bytes=world.shmem.heap_bytes if case.transport == "nvshmem" else 0,
         )
+
+    def _outside(self) -> ctypes.Array[Outside]:
+        """The processes beside the GPUs."""
+        if self.case.transport != "tcp":
+            return (Outside * 0)()
+        proxies = self.world.proxies
+        step = Step(proxies.step)
+        self._keep.append(step)
+        size = proxies.layout.num_bytes
+        memory = ((rank, proxies.memory[rank]) for rank in proxies.ranks)
+        rows = [Outside(step, first, first + size, rank, 0) for rank, first in memory]
+        return (Outside * len(rows))(*rows)
 
     def _stream(self, rank: int) -> Stream:
         last = self.case.lost_call if rank == self.case.lost_rank else None
@@ -224,4 +287,4 @@ def check(
     case: Case, kernels: Sequence[Kernel] = KERNELS, patches: tuple[Patch, ...] = ()
 ) -> Outcome:
     """Run one case; Wrong where the protocol fails."""
-    return Run(case, machine_for(case.shape, kernels, patches)).run()
+    return Run(case, machine_for(case.shape, kernels, patches), patches).run()

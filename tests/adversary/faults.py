@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from adversary.cases import LEAPS, PATIENT
 from adversary.machine import Patch
 from adversary.world import Shape
 
 THREE = Shape(ranks=3, nodes=1)
 FUSED = ("all_reduce_residual_rms_norm",)
 NODES = Shape(ranks=3, nodes=3)
+PAIRS = Shape(ranks=4, nodes=2)
+HOST = ("hierarchical_host",)
+SHMEM = ("hierarchical_nvshmem",)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +25,7 @@ class Fault:
     kernels: tuple[str, ...] = ("one_shot", "two_shot")
     shape: Shape = field(default=THREE)
     lose: bool = False
+    clock: int = PATIENT
 
 
 FAULTS = (
@@ -174,6 +179,107 @@ FAULTS = (
         name="what a node got is not put back",
         patch=("link.cuh", "    call.clear(slot, pending);\n    return true;", "    return true;"),
         kernels=("hierarchical_direct",),
+        shape=NODES,
+    ),
+    Fault(
+        name="a chunk's flag is on its way before the chunk",
+        patch=("link.cuh", "      __threadfence_system();\n      push_flag", "      push_flag"),
+        kernels=HOST,
+        shape=NODES,
+    ),
+    Fault(
+        name="a chunk is not given back",
+        patch=("link.cuh", "push_flag(in_flag(threadIdx.x, tile), 0);", ";"),
+        kernels=HOST,
+        shape=NODES,
+    ),
+    Fault(
+        name="one set of chunks instead of two",
+        patch=("link.cuh", "parity(shared.epoch & 1)", "parity(0)"),
+        kernels=HOST,
+        shape=NODES,
+    ),
+    Fault(
+        name="a proxy marks a chunk of which a part is there",
+        patch=(
+            "host_proxy.py",
+            "got // chunk_bytes if got < size else -(-size // chunk_bytes)",
+            "-(-got // chunk_bytes)",
+        ),
+        kernels=HOST,
+        shape=NODES,
+    ),
+    Fault(
+        name="a proxy does not put the flag of a chunk back",
+        patch=("host_proxy.py", "        flags[first : first + count] = bytes(count)\n", ""),
+        kernels=HOST,
+        shape=NODES,
+    ),
+    Fault(
+        name="a proxy sends a younger call first",
+        patch=("host_proxy.py", "parity = oldest()", "parity = int(words[0] == seen[0])"),
+        kernels=HOST,
+        shape=PAIRS,
+    ),
+    Fault(
+        name="who hears of a fault leaves the others at a barrier",
+        patch=(
+            "hierarchical.cuh",
+            "    complete = complete && !call.poisoned;\n",
+            "    if (call.poisoned) break;\n",
+        ),
+        kernels=SHMEM,
+        shape=PAIRS,
+        clock=LEAPS,
+    ),
+    Fault(
+        name="only the first thread tells of a fault that it heard of",
+        patch=(
+            "comm.cuh",
+            "if (poisoned) raise_fault",
+            "if (poisoned && threadIdx.x == 0) raise_fault",
+        ),
+        kernels=("one_shot",),
+        shape=Shape(ranks=6, dtype="float32"),
+        clock=LEAPS,
+    ),
+    Fault(
+        name="who waits for another node is named",
+        patch=("hierarchical.cuh", "node * kLocal, 1, 2)", "node * kLocal)"),
+        kernels=(*HOST, *SHMEM),
+        shape=PAIRS,
+        lose=True,
+    ),
+    Fault(
+        name="a put before its source is there",
+        patch=(
+            "hierarchical_nvshmem.cu",
+            "    __threadfence_system();\n    if (__syncthreads_or",
+            "    if (__syncthreads_or",
+        ),
+        kernels=SHMEM,
+        shape=NODES,
+    ),
+    Fault(
+        name="a put before all threads have written",
+        patch=(
+            "hierarchical_nvshmem.cu",
+            "    const u32 count = __syncthreads_count(mine);",
+            "    const u32 count = mine ? blockDim.x - threadIdx.x : 0;",
+        ),
+        kernels=SHMEM,
+        shape=NODES,
+    ),
+    Fault(
+        name="what came by put is not put back",
+        patch=("hierarchical_nvshmem.cu", "put_back(record.heap + inbox(n, index));", ";"),
+        kernels=SHMEM,
+        shape=NODES,
+    ),
+    Fault(
+        name="one inbox for puts instead of two",
+        patch=("hierarchical_nvshmem.cu", "parity(shared.epoch & 1)", "parity(0)"),
+        kernels=SHMEM,
         shape=NODES,
     ),
 )

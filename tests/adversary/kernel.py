@@ -59,6 +59,9 @@ class Kernel(ABC):
     nodes: ClassVar[bool] = False
     """Whether it is for groups of several nodes."""
 
+    transport: ClassVar[str] = "peer"
+    """Between nodes; kernels of one communicator have one."""
+
     cluster: ClassVar[bool] = False
     """Whether the blocks of a row of the grid are a cluster."""
 

@@ -64,7 +64,13 @@ Step = ctypes.CFUNCTYPE(ctypes.c_uint32, ctypes.c_uint32)
 class Outside(ctypes.Structure):
     """``struct Outside`` of case.h."""
 
-    _fields_ = (("step", Step), ("begin", ctypes.c_uint64), ("end", ctypes.c_uint64))
+    _fields_ = (
+        ("step", Step),
+        ("begin", ctypes.c_uint64),
+        ("end", ctypes.c_uint64),
+        ("rank", ctypes.c_uint32),
+        ("unused", ctypes.c_uint32),
+    )
 
 
 class CaseRecord(ctypes.Structure):
@@ -87,6 +93,7 @@ class CaseRecord(ctypes.Structure):
         ("lost_after", ctypes.c_uint64),
         ("schedules", ctypes.c_uint32),
         ("unused", ctypes.c_uint32),
+        ("heap_bytes", ctypes.c_uint64),
     )
 
 

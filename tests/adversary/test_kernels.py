@@ -14,7 +14,7 @@ from adversary.shapes import QUICK
 
 pytestmark = pytest.mark.skipif(machine.COMPILER is None, reason=machine.NO_COMPILER)
 
-SETS = range(900)
+SETS = range(1000)
 ENOUGH = 5000
 
 

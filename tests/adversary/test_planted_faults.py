@@ -17,7 +17,7 @@ MOST = 1000
 def test_a_planted_fault_is_found(fault: Fault) -> None:
     kernels = [kernel for kernel in KERNELS if kernel.name in fault.kernels]
     for seed in range(MOST):
-        case = cases.draw(seed, fault.shape, kernels, lose=fault.lose)
+        case = cases.draw(seed, fault.shape, kernels, fault.clock, fault.lose)
         try:
             cases.check(case, kernels, (fault.patch,))
         except cases.Wrong:

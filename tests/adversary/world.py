@@ -5,11 +5,14 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from adversary.machine import Region
+from adversary.machine import Patch, Region
+from adversary.proxies import Proxies
+from adversary.shmem import Heaps
 from weft.allreduce.numerics import STORAGE, Values, from_float, to_float
 from weft.kernels.endpoint import ENTERED_OFFSET, EPOCH_OFFSET, HEADER_BYTES, CommRecord
 from weft.kernels.fault import FaultRecord
@@ -92,6 +95,10 @@ class World:
     timeout_ns: int
     rng: np.random.Generator
     special: bool = False
+    transport: str = "peer"
+    part_bytes: int = 0  # of the largest call, what one rank of a node sums
+    seed: int = 0
+    patches: tuple[Patch, ...] = ()
     arena: Arena = field(default_factory=Arena)
 
     def __post_init__(self) -> None:
@@ -117,9 +124,22 @@ class World:
             timeout_ns=self.timeout_ns,
             rank=rank,
         )
+        local = self.shape.local
         for step in range(ranks):
-            record.peer[step] = base + self.headers[(rank + step) % ranks]
+            peer = (rank + step) % ranks
+            if self.transport == "peer" or peer // local == rank // local:
+                record.peer[step] = base + self.headers[peer]
         return record
+
+    @cached_property
+    def proxies(self) -> Proxies:
+        """Pinned memory and the processes that move it."""
+        return Proxies(self, self.patches, self.seed)
+
+    @cached_property
+    def shmem(self) -> Heaps:
+        """Memory for puts."""
+        return Heaps(self)
 
     def tensor(self, values: Values, misplaced: int = 0) -> tuple[Values, int]:
         """A tensor in memory and its address; ``misplaced``: elements off a multiple of 16."""
@@ -169,7 +189,9 @@ class World:
                 return f"rank {rank}: an epoch is not {last}"
             if view(header, 2).any() or self.fault(rank).raised:
                 return f"rank {rank}: a fault without a cause"
-        return None
+        if self.transport == "peer":
+            return None
+        return (self.proxies if self.transport == "tcp" else self.shmem).unrest()
 
 
 def same(found: Values, expected: Values, dtype: str) -> Values:

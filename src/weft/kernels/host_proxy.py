@@ -155,8 +155,16 @@ def send_calls(proxy: Proxy, links: list[socket.socket], lane: Lane) -> None:
     def announced() -> bool:
         return words[0] != seen[0] or words[1] != seen[1]
 
+    def oldest() -> int:
+        """The parity of the older of the calls that wait; what came before it is seen with it."""
+        if words[1] == seen[1]:
+            return 0
+        if words[0] == seen[0]:
+            return 1
+        return int((words[0] - words[1]) >> 32 & 0xFFFFFFFF < 1 << 31)
+
     while proxy.until(announced):
-        parity = int(words[0] == seen[0])
+        parity = oldest()
         seen[parity] = words[parity]
         for header, data in _runs(proxy, parity, unpack_shape(seen[parity]), lane):
             for link in links:

@@ -23,6 +23,7 @@ struct Stream {
 struct Outside {  // a process beside the GPUs: one step of it; 0: nothing to do, 1: it moved
   u32 (*step)(u32 which);
   u64 begin, end;  // what it may write
+  u32 rank, unused;  // whose process it is
 };
 
 struct Case {
@@ -40,6 +41,7 @@ struct Case {
   u64 lost_after;
   u32 schedules;  // how often to run it, each time otherwise; all must end with the same memory
   u32 unused;
+  u64 heap_bytes;  // from the memory for puts of one rank to that of the next
 };
 
 struct Outcome {

@@ -130,7 +130,7 @@ class Machine {
     point();
     return now_ns_;
   }
-  void put(void* target, const void* source, u64 size);
+  void put(void* target, const void* source, u64 size, u32 pe);
 
  private:
   // scheduling
@@ -159,7 +159,7 @@ class Machine {
   void wake_polling_of(const Block& block);
   bool stuck();
   bool all_done() const;
-  u32 step_outside();
+  u32 step_outside(u32 which);
   void notice(u64 begin, u64 end);
   void fail(const char* text, ...);
 
@@ -205,7 +205,8 @@ class Machine {
   std::vector<bool> dead_;
   std::vector<u32> shadow_;
   // personality of the adversary, and its mood
-  u32 deliver_bias_, longest_run_, stale_one_in_, hold_one_in_, favoured_, slow_, phase_left_;
+  u32 deliver_bias_, longest_run_, stale_one_in_, hold_one_in_, favoured_, slow_, phase_left_, outside_one_in_;
+  bool alone_ = false;
   u32 stuck_, clock_when_stuck_;
 
   friend Machine& machine();
@@ -385,8 +386,10 @@ void Machine::deliver_word(u32 at, u32 nibble) {
 
 void Machine::remove(u32 at) {
   const u32 grid = flights_[at].grid;
+  const bool put = flights_[at].kind == Flight::kPut;
   flights_[at] = flights_.back();
   flights_.pop_back();
+  if (put) return;
   if (--grids_[grid].in_flight == 0) check_grid(grid);
 }
 
@@ -444,12 +447,14 @@ u32 Machine::acquire_flag(const u8* flag) {
   const u64 offset = offset_of(flag);
   const u32 word = load_word(offset / 4);
   const u32 latest = reinterpret_cast<const u32*>(given_->memory)[offset / 4];
-  if (word == latest) now_->floor = clock_;
+  // What was there before the word changed was seen with all that was stored before that.
+  const u32 time = word == latest ? clock_ : words_[offset / 4].changed - 1;
+  if (time > now_->floor) now_->floor = time;
   maybe_poll(offset / 16);
   return reinterpret_cast<const u8*>(&word)[offset % 4];
 }
 
-void Machine::put(void* target, const void* source, u64 size) {
+void Machine::put(void* target, const void* source, u64 size, u32 pe) {
   point();
   Flight flight{};
   flight.kind = Flight::kPut;
@@ -459,10 +464,9 @@ void Machine::put(void* target, const void* source, u64 size) {
   flight.grid = now_->grid;
   flight.rank = now_->rank;
   flight.number = ++number_;
-  flight.target = offset_of(target);
+  flight.target = offset_of(target) + (pe - u64{now_->rank}) * given_->heap_bytes;
   flight.source = offset_of(source);
-  flight.size = size;
-  ++grids_[now_->grid].in_flight;
+  flight.size = size;  // the end of the kernel does not wait for it
   flights_.push_back(flight);
 }
 
@@ -821,6 +825,7 @@ bool Machine::open_blocks() {
 
 void Machine::lose(u32 rank) {
   dead_[rank] = true;
+  alone_ = random_.one_in(2);  // its processes end with it, or later
   result_->lost = 1;
   for (u32 i = flights_.size(); i-- > 0;) {  // what it had sent arrives or not
     if (flights_[i].rank != rank || !random_.one_in(2)) continue;
@@ -839,6 +844,7 @@ void Machine::new_phase() {
   deliver_bias_ = kBias[random_.below(6)];
   longest_run_ = kRun[random_.below(6)];
   hold_one_in_ = kHold[random_.below(5)];
+  outside_one_in_ = given_->num_outside != 0 ? 2 << random_.below(7) : 0;
   stale_one_in_ = kStale[random_.below(4)];
   favoured_ = random_.one_in(2) ? random_.below(given_->num_ranks) : kNone;
   slow_ = random_.one_in(2) ? random_.below(given_->num_ranks) : kNone;
@@ -883,9 +889,9 @@ void Machine::notice(u64 begin, u64 end) {
   }
 }
 
-u32 Machine::step_outside() {
-  const u32 which = random_.below(given_->num_outside);
+u32 Machine::step_outside(u32 which) {
   const Outside& outside = given_->outside[which];
+  if (dead_[outside.rank] && alone_) return 0;
   std::memcpy(shadow_.data() + outside.begin / 4, given_->memory + outside.begin, outside.end - outside.begin);
   const u32 moved = outside.step(which);
   notice(outside.begin, outside.end);
@@ -916,7 +922,7 @@ bool Machine::stuck() {
     return false;
   }
   if (given_->clock != 0) {
-    now_ns_ += given_->timeout_ns / 16;
+    now_ns_ += given_->timeout_ns / 64;
     for (const auto& thread : threads_) thread->floor = clock_;  // nothing stays unseen so long
   }
   wake_polling();
@@ -926,7 +932,7 @@ bool Machine::stuck() {
 void Machine::loop() {
   while (!failed_ && !(all_done() && flights_.empty())) {
     if (phase_left_-- == 0) new_phase();
-    if (given_->num_outside != 0 && random_.one_in(24)) step_outside();
+    if (given_->num_outside != 0 && random_.one_in(outside_one_in_)) step_outside(random_.below(given_->num_outside));
     if (ready_.empty() || random_.one_in(16)) {
       if (open_blocks()) continue;
     }
@@ -939,7 +945,10 @@ void Machine::loop() {
       continue;
     }
     bool moved = false;
-    for (u32 i = 0; i < 64 * given_->num_outside && !moved; ++i) moved = step_outside() != 0;
+    const u32 first = given_->num_outside != 0 ? random_.below(given_->num_outside) : 0;
+    for (u32 i = 0; i < given_->num_outside && !moved; ++i) {
+      moved = step_outside((first + i) % given_->num_outside) != 0;
+    }
     if (!moved && !stuck()) return;
   }
 }
@@ -1027,7 +1036,9 @@ bool machine_barrier_passed(u32 barrier, u32 parity) {
 void machine_wait_for_grid_before() { machine().wait_for_grid_before(); }
 void machine_let_next_grid_start() { machine().let_next_grid_start(); }
 u64 machine_nanoseconds() { return machine().nanoseconds(); }
-void machine_put(void* target, const void* source, u64 size) { machine().put(target, source, size); }
+void machine_put(void* target, const void* source, u64 size, u32 pe) {
+  machine().put(target, source, size, pe);
+}
 
 extern "C" __attribute__((visibility("default"))) void run_case(const Case* given, Outcome* outcome) {
   static std::vector<u8> before, after;

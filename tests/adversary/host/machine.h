@@ -42,6 +42,7 @@ void machine_wait_for_grid_before();
 void machine_let_next_grid_start();
 u64 machine_nanoseconds();
 
-// One-sided puts of the network: `size` bytes, read and written at any later time.
-void machine_put(void* target, const void* source, u64 size);
+// A one-sided put of the network: `size` bytes, read and written at any later time. `target` is
+// the address that the word of rank `pe` has here.
+void machine_put(void* target, const void* source, u64 size, u32 pe);
 }

@@ -23,6 +23,7 @@ extern "C" __attribute__((visibility("hidden"))) char __start_block_shared[];
 constexpr int kMaxBlocks = 16;
 constexpr u32 kSpinsPerClockRead = 2;
 constexpr u32 kSpinsPerClockReadOfChunk = 2;
+constexpr u32 kMinChunkVectors = 1;
 
 // ---- built in -----------------------------------------------------------------------------------
 
@@ -155,6 +156,17 @@ inline void store_async(u32 place, u32 value, u32 barrier) {
 }
 inline bool barrier_passed(u32 barrier, u32 parity) {
   return machine_barrier_passed(barrier, parity);
+}
+
+// ---- NVSHMEM: the two puts that hierarchical_nvshmem.cu calls --------------------------------------
+
+#define put_of_nvshmem(threads) \
+  _Z25nvshmemi_transfer_rma_nbiIL13threadgroup_t##threads##EL13nvshmemi_op_t1EEvPvS2_mi
+extern "C" inline void put_of_nvshmem(0)(void* target, void* source, u64 size, int pe) {
+  machine_put(target, source, size, pe);
+}
+extern "C" inline void put_of_nvshmem(3)(void* target, void* source, u64 size, int pe) {
+  if (threadIdx.x == 0) machine_put(target, source, size, pe);  // it waits for no other thread
 }
 
 // ---- a kernel that the machine can start ----------------------------------------------------------

@@ -152,7 +152,7 @@ struct Call {
 
   // Every thread of the block calls this last.
   __device__ __forceinline__ void finish() const {
-    if (poisoned && threadIdx.x == 0) raise_fault(comm, 0, epoch, comm.rank);
+    if (poisoned) raise_fault(comm, 0, epoch, comm.rank);
     __syncthreads();
     const u32 num_blocks = gridDim.y * gridDim.x;
     for (u32 b = block_of_grid() + threadIdx.x * num_blocks; b < kMaxBlocks;
@@ -163,11 +163,11 @@ struct Call {
 
   // Wait for the vectors whose bit is set in `pending`; value[i] is what came into slot[i], and
   // slot i was written by rank first_sender + i * sender_step. False: a rank is lost, and the
-  // fault has been raised.
+  // fault has been raised. `grace`: quarters of the time-out that senders may take longer.
   template <int kSlots>
   __device__ __forceinline__ bool wait(const u32 (&slot)[kSlots], Vec (&value)[kSlots], u32 pending,
                                        Step step, u32 first_sender = 0,
-                                       u32 sender_step = 1) const {
+                                       u32 sender_step = 1, u32 grace = 0) const {
     u32 spins = 0;
     u64 deadline = 0;
     while (true) {
@@ -182,7 +182,7 @@ struct Call {
       if (pending == 0) return true;
       if (++spins % kSpinsPerClockRead != 0) continue;
       const u64 now = nanoseconds();
-      if (deadline == 0) deadline = now + comm.timeout_ns;
+      if (deadline == 0) deadline = now + comm.timeout_ns + grace * (comm.timeout_ns / 4);
       if (now > deadline || peek_word(&header->poison) != 0) {
         raise_fault(comm, step, epoch, first_sender + (__ffs(pending) - 1) * sender_step);
         return false;

@@ -38,6 +38,8 @@ __device__ __forceinline__ void hierarchical(const Comm& comm, const typename Li
   const u32 gather = part * kLocal;
   const Link link(call, record, node, place, part, 2 * gather);
   const u32 num_tiles = (part + blockDim.x - 1) / blockDim.x;
+  // A thread that has lost a rank goes through all tiles: exchange() may be a barrier.
+  bool complete = true;
   for (u32 tile = blockIdx.x; tile < num_tiles; tile += gridDim.x) {
     const u32 index = tile * blockDim.x + threadIdx.x;
     const bool mine = index < part && place * part + index < num_vectors;
@@ -49,14 +51,14 @@ __device__ __forceinline__ void hierarchical(const Comm& comm, const typename Li
       if (index < part && vector < num_vectors) outgoing[p] = sendable(input.load(vector));
     }
     if (mine) own = sendable(input.load(place * part + index));
-    if (call.poisoned) break;
+    complete = complete && !call.poisoned;
 #pragma unroll
     for (int p = 0; p < kLocal; ++p) {
-      if (p != place && index < part && p * part + index < num_vectors) {
+      if (complete && p != place && index < part && p * part + index < num_vectors) {
         push(call.slot_of_rank(node * kLocal + p, place * part + index), outgoing[p]);
       }
     }
-    if (tile == blockIdx.x) call.announce();
+    if (complete && tile == blockIdx.x) call.announce();
     u32 slot[kLocal];
     u32 scattered = 0;
     u32 gathered = 0;
@@ -68,7 +70,7 @@ __device__ __forceinline__ void hierarchical(const Comm& comm, const typename Li
       if (slot[s] < num_vectors) gathered |= 1u << s;
     }
     Vec received[kLocal];
-    bool complete = call.wait(slot, received, scattered, kStepScatter, node * kLocal);
+    complete = complete && call.wait(slot, received, scattered, kStepScatter, node * kLocal);
     Vec sum = sendable(reduce_local(own, received, place));
     if (complete) call.clear(slot, scattered);
     complete = link.exchange(sum, tile, index, mine, complete);
@@ -79,10 +81,11 @@ __device__ __forceinline__ void hierarchical(const Comm& comm, const typename Li
       }
       output.store(place * part + index, sum);
     }
-    if (!complete) break;
 #pragma unroll
     for (int s = 0; s < kLocal; ++s) slot[s] += gather;
-    if (!call.wait(slot, received, gathered, kStepGather, node * kLocal)) break;
+    // They wait for other nodes and name who is missing there: with more patience than theirs.
+    complete = complete && call.wait(slot, received, gathered, kStepGather, node * kLocal, 1, 2);
+    if (!complete) continue;
 #pragma unroll
     for (int s = 0; s < kLocal; ++s) {
       if (gathered >> s & 1) output.store(slot[s] - gather, received[s]);

@@ -112,9 +112,9 @@ struct ShmemLink {
       if (deadline == 0) deadline = now + call.comm.timeout_ns;
       // As for HostLink: a counterpart that is there itself waits for another rank of its node.
       const u32 from = __ffs(pending) - 1;
-      const u32* entered = reinterpret_cast<const u32*>(record.heap) + from;
-      const u64 grace = peek_word(entered) == call.epoch ? call.comm.timeout_ns / 4 : 0;
-      if (now > deadline + grace || peek_word(&call.header->poison) != 0) {
+      const u32 last = peek_word(reinterpret_cast<const u32*>(record.heap) + from);
+      const bool entered = static_cast<int>(last - call.epoch) >= 0;
+      if (now > deadline + (entered ? call.comm.timeout_ns / 4 : 0) || peek_word(&call.header->poison) != 0) {
         raise_fault(call.comm, kStepBetweenNodes, call.epoch, from * kPlaces + place);
         return false;
       }

@@ -130,7 +130,7 @@ struct HostLinkRecord {  // mirrored in host_link.py
   u8* inbox;             // [parity][node][part]
   u8* out_flag;          // [parity][chunk]
   u8* in_flag;           // [parity][node][chunk]
-  u64* shape;            // [parity]: epoch << 32 | vectors of a chunk / 32 << 26 | of the part
+  u64* shape;            // [parity]: epoch << 32 | vectors of a chunk / kMinChunkVectors << 26 | of the part
   u32* entered;          // [node]: an epoch that our counterpart there said it had entered
   u64 part_bytes;        // room for one part
   u32 max_chunks;
@@ -152,7 +152,7 @@ struct HostLink {
         part(part_),
         parity(shared.epoch & 1) {
     if (blockIdx.x != 0 || threadIdx.x != 0) return;
-    store_volatile(static_cast<u64>(call.epoch) << 32 | blockDim.x / 32 << 26 | part,
+    store_volatile(static_cast<u64>(call.epoch) << 32 | blockDim.x / kMinChunkVectors << 26 | part,
                    record.shape + parity);
   }
 
@@ -176,8 +176,8 @@ struct HostLink {
       if (deadline == 0) deadline = now + call.comm.timeout_ns;
       // A counterpart that is there itself waits for another rank of its node. Whoever misses
       // that rank poisons us within moments; only then name the counterpart.
-      const u64 grace = peek_word(record.entered + from) == call.epoch ? call.comm.timeout_ns / 4 : 0;
-      if (now > deadline + grace || peek_word(&call.header->poison) != 0) {
+      const bool entered = static_cast<int>(peek_word(record.entered + from) - call.epoch) >= 0;
+      if (now > deadline + (entered ? call.comm.timeout_ns / 4 : 0) || peek_word(&call.header->poison) != 0) {
         raise_fault(call.comm, kStepBetweenNodes, call.epoch, from * kPlaces + place);
         return false;
       }

@@ -8,6 +8,7 @@
 constexpr int kMaxBlocks = 512;  // of a grid
 constexpr u32 kSpinsPerClockRead = 256;
 constexpr u32 kSpinsPerClockReadOfChunk = 16;
+constexpr u32 kMinChunkVectors = 32;  // MIN_CHUNK_VECTORS of host_proxy.py
 
 // ---- fp16 and bf16 ---------------------------------------------------------------------------
 
