@@ -13,9 +13,10 @@ import torch
 import transformers
 
 from checkpoints import randomize, reference_logits
+from stage_logits import stage_logits
 from weft.engine.llm import LLM
 from weft.engine.request import SamplingParams
-from weft.engine.step_inputs import StepInputs
+from weft.engine.step import Step
 from weft.errors import ModelConfigError
 from weft.vocabulary.families import spec_from_config
 from weft.vocabulary.model_spec import ModelSpec
@@ -328,9 +329,9 @@ def all_logits(llm: LLM, prompt: list[int]) -> torch.Tensor:
     """Logits [length, vocabulary] of every position of a prompt."""
     engine = llm.engine
     engine.add(10**6, prompt, SamplingParams(max_tokens=1))
-    inputs = StepInputs.of(engine.scheduler.schedule().chunks)
+    inputs = Step.of(engine.scheduler.schedule())
     inputs.logit_rows = np.arange(len(prompt))
-    logits = engine.runner.logits(inputs)
+    logits = stage_logits(engine, inputs)
     assert logits is not None
     engine.abort(10**6)
     return logits

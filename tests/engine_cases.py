@@ -27,6 +27,9 @@ _STYLES: tuple[dict[str, Any], ...] = (
     {"temperature": 1.0, "seed": 1},
     {"temperature": 1.5, "seed": 2},
     {"temperature": 0.9, "seed": 3, "top_k": 7, "top_p": 0.9},
+    {"temperature": 1.1, "seed": 4, "min_p": 0.2, "logit_bias": ((5, 3.0),)},
+    {"repetition_penalty": 1.3, "presence_penalty": 0.6, "frequency_penalty": 0.9},
+    {"temperature": 1.0, "seed": 5, "frequency_penalty": 1.5, "repetition_penalty": 0.8},
 )
 _CONFIG = {
     "model_type": "llama",

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import torch
 
+from stage_logits import stage_logits
 from weft.comm.groups import open_groups
 from weft.engine.llm import LLM
 from weft.engine.request import SamplingParams
-from weft.engine.step_inputs import StepInputs
+from weft.engine.step import Step
 from weft.launch.environment import current_rank
 from weft.launch.worker import worker
 from weft.tracing.run import record_run
@@ -23,7 +24,7 @@ def last_logits(llm: LLM, prompt: list[int]) -> list[float] | None:
     """Whole-vocabulary logits of the prompt's last row, on rank 0 of the last stage."""
     engine = llm.engine
     engine.add(10**6, prompt, SamplingParams(max_tokens=1))
-    logits = engine.runner.logits(StepInputs.of(engine.scheduler.schedule().chunks))
+    logits = stage_logits(engine, Step.of(engine.scheduler.schedule()))
     engine.abort(10**6)
     if logits is None:
         return None

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from weft.engine.llm import LLM
 from weft.engine.request import SamplingParams
-from weft.engine.step_inputs import StepInputs
+from weft.engine.step import Step
 from weft.layers import fused
 
 pytestmark = [
@@ -123,14 +123,12 @@ def test_logits_of_fused_and_plain_kernels_agree(name, tmp_path, monkeypatch):
             for number, prompt in enumerate(prompts([128, 70, 1, 128, 150])):
                 engine.add(number, prompt, SamplingParams(max_tokens=12, ignore_eos=True))
             for _ in range(14):
-                step = engine.scheduler.schedule()
-                inputs = StepInputs.of(step.chunks)
-                out = engine.runner.forward(inputs, None)
+                step = Step.of(engine.scheduler.schedule())
+                out = engine.runner.forward(step, None).logits
                 logits.append(out.float().cpu())
                 ids = torch.full((len(out),), 7, device="cuda")
-                rows = torch.from_numpy(inputs.sampling_rows).cuda()
-                engine.runner.tables.last_ids.index_copy_(0, rows, ids)
-                engine.scheduler.finish(inputs.sampling, ids.tolist())
+                engine.runner.book(ids, step)
+                engine.scheduler.finish(step.sampling, ids.tolist())
             results.append(logits)
     ours, reference = (torch.cat(logits) for logits in results)
     errors = (ours - reference).norm(dim=1) / reference.norm(dim=1)

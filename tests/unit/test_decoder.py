@@ -15,9 +15,10 @@ from checkpoints import (
     reference_logits,
     reference_model,
 )
+from stage_logits import stage_logits
 from weft.engine.llm import LLM
 from weft.engine.request import SamplingParams
-from weft.engine.step_inputs import StepInputs
+from weft.engine.step import Step
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -33,11 +34,11 @@ def random_prompts(seed: int, lengths: list[int]) -> list[list[int]]:
 def all_logits(llm: LLM, prompt: list[int]) -> torch.Tensor:
     engine = llm.engine
     request = engine.add(10**6, prompt, SamplingParams(max_tokens=1))
-    chunks = engine.scheduler.schedule().chunks
+    chunks = engine.scheduler.schedule()
     assert [c.request for c in chunks] == [request]
-    inputs = StepInputs.of(chunks)
+    inputs = Step.of(chunks)
     inputs.logit_rows = np.arange(len(prompt))
-    logits = engine.runner.logits(inputs)
+    logits = stage_logits(engine, inputs)
     engine.abort(10**6)
     return logits
 

@@ -152,7 +152,7 @@ def test_what_on_step_raises_leaves_nothing_queued(clean):
     "place",
     [
         "sampling.Sampler.choose",
-        "step_inputs.StepInputs.of",
+        "step.Step.of",
         "runner.StageRunner.forward",
         "scheduler.Scheduler.finish",
     ],

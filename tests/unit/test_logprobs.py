@@ -14,7 +14,7 @@ from weft.engine.llm import LLM
 from weft.engine.logprobs import LEAST, LogprobReader, book_logprobs
 from weft.engine.request import Request, SamplingParams
 from weft.engine.scheduler import Chunk
-from weft.engine.step_inputs import PromptRows
+from weft.engine.step import PromptRows
 from weft.errors import WorkloadError
 from weft.vocabulary.conventions import ENGINES
 

@@ -76,11 +76,11 @@ class Sharing(RuleBasedStateMachine):
     def launch(self, index, fails=False, reads=0):
         if index >= self.scheduler.num_groups or len(self.under_way) > 2:
             return
-        step = self.scheduler.schedule(index)
-        requests = {chunk.request for chunk in step.chunks}
+        chunks = self.scheduler.schedule(index)
+        requests = {chunk.request for chunk in chunks}
         if fails or requests & self.failed:
             self.failed |= requests
-        for chunk in step.chunks:
+        for chunk in chunks:
             if chunk.request in self.failed:
                 continue
             last = chunk.start + chunk.count
@@ -92,7 +92,7 @@ class Sharing(RuleBasedStateMachine):
                 found = self.cells[self._cell(chunk.request, position)]
                 assert found == self._held(chunk.request, position)
         self.under_way.append(
-            [(chunk, chunk.request in self.failed) for chunk in step.chunks if chunk.samples]
+            [(chunk, chunk.request in self.failed) for chunk in chunks if chunk.samples]
         )
         for _ in range(reads):
             self.read()

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from weft.engine.block_pool import BlockPool
 from weft.engine.request import Request, SamplingParams
 from weft.engine.scheduler import Scheduler
-from weft.engine.step_inputs import StepInputs
+from weft.engine.step import Step
 
 
 def make_request(number: int, prompt: int, max_tokens: int, stop: int = -1) -> Request:
@@ -50,21 +50,20 @@ def test_every_request_ends_and_all_is_given_back(load):
     for request in made:
         groups[request.group] += 1
     assert max(groups) - min(groups) <= 1
-    under_way: list[StepInputs] = []
+    under_way: list[Step] = []
     for tick in range(20000):
         if not (scheduler.has_work or under_way):
             break
-        step = scheduler.schedule(tick % num_groups)
-        assert sum(c.count for c in step.chunks if c.count > 1) <= budget
-        assert step.num_tokens <= budget + at_once
-        assert len({c.request.row for c in step.chunks}) == len(step.chunks)
-        assert all(c.request.group == tick % num_groups for c in step.chunks)
-        if step.chunks:
-            inputs = StepInputs.of(step.chunks)
-            assert inputs.num_tokens == step.num_tokens
-            assert all(slot >= 4 for slot in inputs.slots(4)), "block 0 belongs to nobody"
-            under_way.append(inputs)
-        if len(under_way) > lag or (under_way and not step.chunks):
+        chunks = scheduler.schedule(tick % num_groups)
+        assert sum(c.count for c in chunks if c.count > 1) <= budget
+        assert len({c.request.row for c in chunks}) == len(chunks)
+        assert all(c.request.group == tick % num_groups for c in chunks)
+        if chunks:
+            step = Step.of(chunks)
+            assert step.num_tokens == sum(c.count for c in chunks) <= budget + at_once
+            assert all(slot >= 4 for slot in step.slots(4)), "block 0 belongs to nobody"
+            under_way.append(step)
+        if len(under_way) > lag or (under_way and not chunks):
             done = under_way.pop(0)
             scheduler.finish(done.sampling, [generator.randrange(12) for _ in done.sampling])
     for request, (_, max_tokens) in zip(made, requests, strict=True):
@@ -80,10 +79,10 @@ def test_a_decode_is_scheduled_before_its_token_is_known():
     scheduler = Scheduler(BlockPool(8, 4), max_batch_tokens=64, max_batch_requests=4)
     request = make_request(0, 5, 3)
     scheduler.add(request)
-    first = StepInputs.of(scheduler.schedule().chunks)
-    second = StepInputs.of(scheduler.schedule().chunks)
-    third = StepInputs.of(scheduler.schedule().chunks)
-    assert not scheduler.schedule().chunks, "three tokens were asked for"
+    first = Step.of(scheduler.schedule())
+    second = Step.of(scheduler.schedule())
+    third = Step.of(scheduler.schedule())
+    assert not scheduler.schedule(), "three tokens were asked for"
     assert first.token_ids.tolist() == [1] * 5
     assert second.fed_rows.tolist() == [request.row]
     assert [c.token_index for c in (*first.chunks, *second.chunks, *third.chunks)] == [0, 1, 2]
@@ -98,7 +97,7 @@ def test_tokens_after_a_stop_are_dropped():
     scheduler = Scheduler(BlockPool(8, 4), max_batch_tokens=64, max_batch_requests=4)
     request = make_request(0, 5, 9, stop=2)
     scheduler.add(request)
-    steps = [StepInputs.of(scheduler.schedule().chunks) for _ in range(3)]
+    steps = [Step.of(scheduler.schedule()) for _ in range(3)]
     assert scheduler.finish(steps[0].sampling, [2]) == [request]
     assert scheduler.finish(steps[1].sampling, [8]) == []
     assert scheduler.finish(steps[2].sampling, [8]) == []
@@ -109,7 +108,7 @@ def test_tokens_after_a_stop_are_dropped():
 def test_rows_of_running_requests_do_not_cut_prompts():
     scheduler = Scheduler(BlockPool(64, 4), max_batch_tokens=16, max_batch_requests=4)
     scheduler.add(make_request(0, 16, 8))
-    first = StepInputs.of(scheduler.schedule().chunks)
+    first = Step.of(scheduler.schedule())
     scheduler.finish(first.sampling, [5])
     scheduler.add(make_request(1, 16, 8))
-    assert sorted(chunk.count for chunk in scheduler.schedule().chunks) == [1, 16]
+    assert sorted(chunk.count for chunk in scheduler.schedule()) == [1, 16]

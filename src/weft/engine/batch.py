@@ -9,10 +9,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from weft.engine.step_inputs import StepInputs, context_slots
+from weft.engine.step import Step, context_slots
 from weft.layers.attention import PlainAttention
 from weft.layers.rope import RotaryTables
-from weft.models.decoder import StepBatch
+from weft.models.decoder import Batch
 
 
 @dataclass(kw_only=True)
@@ -30,11 +30,11 @@ class RequestTables:
     def spare_row(self) -> int:
         return len(self.last_ids) - 1
 
-    def update(self, inputs: StepInputs) -> None:
+    def update(self, step: Step) -> None:
         """Enter the cache blocks that a step brings."""
-        if self.blocks is None or not len(inputs.new_blocks):
+        if self.blocks is None or not len(step.new_blocks):
             return
-        rows, places, blocks = inputs.new_blocks.T
+        rows, places, blocks = step.new_blocks.T
         flat = rows * self.blocks.shape[1] + places
         where, what = to_device(self.blocks.device, flat, blocks)
         self.blocks.view(-1).index_copy_(0, where, what.int())
@@ -43,7 +43,7 @@ class RequestTables:
 class BatchBuilder(Protocol):
     """Makes a step's batch on the device."""
 
-    def build(self, inputs: StepInputs, tables: RequestTables) -> StepBatch: ...
+    def build(self, step: Step, tables: RequestTables) -> Batch: ...
 
 
 class PlainBatches:
@@ -55,48 +55,48 @@ class PlainBatches:
         self._ropes, self._block_size = ropes, block_size
         self._dtype, self._device = dtype, device
 
-    def build(self, inputs: StepInputs, tables: RequestTables) -> StepBatch:
+    def build(self, step: Step, tables: RequestTables) -> Batch:
         positions, slots, logit_rows = to_device(
-            self._device, inputs.positions, inputs.slots(self._block_size), inputs.logit_rows
+            self._device, step.positions, step.slots(self._block_size), step.logit_rows
         )
-        return StepBatch(
-            token_ids=token_ids_of(inputs, tables),
+        return Batch(
+            token_ids=token_ids_of(step, tables),
             logit_rows=logit_rows,
             attention=PlainAttention(
                 angles=self._ropes.at(positions, self._dtype),
                 slots=slots,
-                context_slots=self._context_slots(inputs),
-                query_lengths=inputs.query_lengths.tolist(),
-                context_lengths=inputs.context_lengths.tolist(),
-                mask=self._mask(inputs),
+                context_slots=self._context_slots(step),
+                query_lengths=step.query_lengths.tolist(),
+                context_lengths=step.context_lengths.tolist(),
+                mask=self._mask(step),
             ),
         )
 
-    def _context_slots(self, inputs: StepInputs) -> torch.Tensor:
-        lengths = inputs.context_lengths
+    def _context_slots(self, step: Step) -> torch.Tensor:
+        lengths = step.context_lengths
         padded = np.zeros((len(lengths), lengths.max()), dtype=np.int64)
-        for row, blocks, length in zip(padded, inputs.blocks, lengths, strict=True):
+        for row, blocks, length in zip(padded, step.blocks, lengths, strict=True):
             row[:length] = context_slots(blocks, length, self._block_size)
         return torch.from_numpy(padded).to(self._device)
 
-    def _mask(self, inputs: StepInputs) -> torch.Tensor | None:
-        lengths = torch.from_numpy(inputs.context_lengths)
-        if inputs.query_lengths.max() > 1 or bool((lengths == lengths[0]).all()):
+    def _mask(self, step: Step) -> torch.Tensor | None:
+        lengths = torch.from_numpy(step.context_lengths)
+        if step.query_lengths.max() > 1 or bool((lengths == lengths[0]).all()):
             return None
         hidden = torch.arange(int(lengths.max()))[None] >= lengths[:, None]
         mask = torch.zeros(hidden.shape, dtype=self._dtype).masked_fill(hidden, float("-inf"))
         return mask[:, None, None].to(self._device)
 
 
-def token_ids_of(inputs: StepInputs, tables: RequestTables) -> torch.Tensor:
+def token_ids_of(step: Step, tables: RequestTables) -> torch.Tensor:
     """Token ids [T] on the device: the host's, and the last sampled ones of decodes."""
     device = tables.last_ids.device
-    if not inputs.num_decodes:
-        return to_device(device, inputs.token_ids)[0]
-    fed = np.where(inputs.fed_rows < 0, tables.spare_row, inputs.fed_rows)
-    if inputs.num_decodes == inputs.num_tokens:
+    if not step.num_decodes:
+        return to_device(device, step.token_ids)[0]
+    fed = np.where(step.fed_rows < 0, tables.spare_row, step.fed_rows)
+    if step.num_decodes == step.num_tokens:
         return tables.last_ids[to_device(device, fed)[0]]
-    ids, rows, is_fed = to_device(device, inputs.token_ids, fed, inputs.fed_rows >= 0)
+    ids, rows, is_fed = to_device(device, step.token_ids, fed, step.fed_rows >= 0)
     return torch.where(is_fed.bool(), tables.last_ids[rows], ids)
 
 

@@ -26,7 +26,7 @@ from weft.engine.logprobs import book_logprobs
 from weft.engine.request import Request, SamplingParams
 from weft.engine.runner import StageRunner
 from weft.engine.scheduler import Scheduler
-from weft.engine.step_inputs import StepInputs
+from weft.engine.step import Step
 from weft.errors import EnvironmentUnavailable, LayoutError, WorkloadError
 from weft.vocabulary.conventions import engine_named
 from weft.vocabulary.model_source import ModelSource
@@ -82,6 +82,7 @@ class Engine:
         token_ids = self._checked(prompt)
         check_positions(self.spec, len(token_ids), sampling.max_tokens)
         self.scheduler.check(len(token_ids), sampling.max_tokens)
+        sampling.check_vocabulary(self.spec.vocab_size)
         eos = () if sampling.ignore_eos else self.spec.eos_token_ids
         if sampling.seed is None:
             sampling = replace(sampling, seed=_mixed(self.config.seed, number))
@@ -154,9 +155,9 @@ class Engine:
         self._ticks += 1
         new = None
         if group < self.scheduler.num_groups:
-            step = self.scheduler.schedule(group)
-            if step.chunks:
-                new = Launched(step=step, inputs=StepInputs.of(step.chunks))
+            chunks = self.scheduler.schedule(group)
+            if chunks:
+                new = Launched(step=Step.of(chunks))
         left = self._flight.tick(new, self.recorder)
         if left is not None:
             self._unread.append(left)
@@ -166,8 +167,8 @@ class Engine:
         launched = self._unread.popleft()
         ids = launched.read_ids()
         self.groups.check()
-        sampling = launched.inputs.sampling
-        book_logprobs(sampling, launched.inputs.prompt_rows, launched.read_logprobs())
+        sampling = launched.step.sampling
+        book_logprobs(sampling, launched.step.prompt_rows, launched.read_logprobs())
         return self.scheduler.finish(sampling, ids)
 
     def _check_alive(self) -> None:

@@ -9,7 +9,7 @@ alike; one that failed alone cannot meet the others again.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Final, TypeVar
+from typing import Final, Protocol, TypeVar
 
 import torch
 
@@ -26,6 +26,12 @@ Result = TypeVar("Result")
 
 def describe(error: Exception) -> str:
     return f"a step failed: {type(error).__name__}: {error}"
+
+
+class Attempt(Protocol):
+    """Does one rank's work for the requests of ``chunks``; None if it fails and they are marked."""
+
+    def __call__(self, chunks: Sequence[Chunk], work: Callable[[], Result], /) -> Result | None: ...
 
 
 class Attempts:

@@ -18,19 +18,17 @@ import torch
 
 from weft.comm.groups import ProcessGroups
 from weft.comm.recorder import Recorder
-from weft.engine.failure import Attempts
+from weft.engine.failure import Attempt, Attempts
 from weft.engine.runner import StageRunner
-from weft.engine.scheduler import ScheduledStep
-from weft.engine.step_inputs import StepInputs
-from weft.models.decoder import Boundary
+from weft.engine.stage_output import StageOutput
+from weft.engine.step import Step
 
 
 @dataclass(kw_only=True)
 class Launched:
     """A step on its way."""
 
-    step: ScheduledStep
-    inputs: StepInputs
+    step: Step
     _ids: torch.Tensor | None = None
     _logprobs: torch.Tensor | None = None
     _ready: torch.cuda.Event | None = None
@@ -67,9 +65,12 @@ def _to_host(tensor: torch.Tensor) -> torch.Tensor:
 class Flight:
     """A window over the last steps that entered, one a tick; None where there was none."""
 
-    def __init__(self, runner: StageRunner, groups: ProcessGroups) -> None:
+    def __init__(
+        self, runner: StageRunner, groups: ProcessGroups, attempt: Attempt | None = None
+    ) -> None:
+        """``attempt`` runs the work of one rank; without it as ``Attempts`` does."""
         self._runner, self._stage, num_stages = runner, groups.stage, groups.layout.pp
-        self._attempts = Attempts(groups)
+        self._attempt = attempt or Attempts(groups).attempt
         self._window: deque[Launched | None] = deque([None] * num_stages, maxlen=num_stages)
 
     @property
@@ -80,33 +81,36 @@ class Flight:
         """Let ``new`` enter; returns the step that has left the last stage, if any."""
         self._window.appendleft(new)
         mine, leaving = self._window[self._stage], self._window[-1]
-        output: Boundary | torch.Tensor | None = None
+        output = StageOutput()
         with _step(recorder, mine):
             if mine is not None:
-                output = self._compute(mine.inputs, eager=recorder is not None and recorder.eager)
+                output = self._compute(mine.step, eager=recorder is not None and recorder.eager)
             if leaving is not None:
                 with _phase(recorder, leaving):
-                    self._choose(leaving, output if isinstance(output, torch.Tensor) else None)
-            if isinstance(output, Boundary):
-                self._runner.send(output)
+                    self._choose(leaving, output)
+            if output.boundary is not None:
+                self._runner.send(output.boundary)
         return leaving
 
-    def _compute(self, inputs: StepInputs, *, eager: bool) -> Boundary | torch.Tensor:
-        received = self._runner.receive(inputs)
-        output = self._attempts.attempt(
-            inputs.chunks, lambda: self._runner.forward(inputs, received, eager=eager)
+    def _compute(self, step: Step, *, eager: bool) -> StageOutput:
+        received = self._runner.receive(step)
+        output = self._attempt(
+            step.chunks, lambda: self._runner.forward(step, received, eager=eager)
         )
-        if output is None or inputs.has_failed:
-            return self._runner.no_numbers(inputs)
+        if output is None or step.has_failed:
+            return self._runner.no_numbers(step)
         return output
 
-    def _choose(self, leaving: Launched, logits: torch.Tensor | None) -> None:
-        runner, inputs = self._runner, leaving.inputs
-        attempt = partial(self._attempts.attempt, inputs.sampling)
-        ids = attempt(lambda: runner.choose(logits, inputs))
-        ids = runner.share(ids, inputs)
-        found = attempt(lambda: runner.logprobs(logits, ids, inputs))
-        leaving.keep(ids, runner.share_logprobs(found, inputs))
+    def _choose(self, leaving: Launched, output: StageOutput) -> None:
+        """Ids of the step that leaves; ``output`` is its own on the last stage, empty of logits elsewhere."""
+        runner, step = self._runner, leaving.step
+        attempt = partial(self._attempt, step.sampling)
+        chosen = attempt(lambda: runner.choose(output, step))
+        ids = runner.share(chosen, step)
+        if not (output.is_booked and chosen is output.ids):
+            runner.book(ids, step)
+        found = attempt(lambda: runner.logprobs(output.logits, ids, step))
+        leaving.keep(ids, runner.share_logprobs(found, step))
 
 
 @contextmanager

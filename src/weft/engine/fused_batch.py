@@ -6,30 +6,30 @@ import numpy as np
 import torch
 
 from weft.engine.batch import RequestTables, to_device, token_ids_of
-from weft.engine.step_inputs import StepInputs, context_slots
+from weft.engine.step import Step, context_slots
 from weft.layers.fused.decode_attention import DecodeWorkspace
 from weft.layers.fused_attention import Decodes, FusedAttention, Prompts
 from weft.layers.rope import RotaryTable
-from weft.models.decoder import StepBatch
+from weft.models.decoder import Batch
 
 
 class FusedBatches:
-    """Makes batches from step inputs, or from buffers that a graph reads."""
+    """Makes batches from step step, or from buffers that a graph reads."""
 
     def __init__(self, rope: RotaryTable, workspace: DecodeWorkspace, *, block_size: int) -> None:
         self._cos_sin, self._workspace, self._block_size = rope.halves(), workspace, block_size
 
-    def build(self, inputs: StepInputs, tables: RequestTables) -> StepBatch:
-        device, count = tables.last_ids.device, inputs.num_decodes
+    def build(self, step: Step, tables: RequestTables) -> Batch:
+        device, count = tables.last_ids.device, step.num_decodes
         decodes = None
         if count:
-            rows, lengths = to_device(device, inputs.rows[:count], inputs.context_lengths[:count])
+            rows, lengths = to_device(device, step.rows[:count], step.context_lengths[:count])
             decodes = Decodes(rows=rows.int(), lengths=lengths.int())
-        (logit_rows,) = to_device(device, inputs.logit_rows)
-        return StepBatch(
-            token_ids=token_ids_of(inputs, tables),
+        (logit_rows,) = to_device(device, step.logit_rows)
+        return Batch(
+            token_ids=token_ids_of(step, tables),
             logit_rows=logit_rows,
-            attention=self._attention(tables, decodes, self._prompts(inputs, device)),
+            attention=self._attention(tables, decodes, self._prompts(step, device)),
         )
 
     def of_buffers(
@@ -38,10 +38,10 @@ class FusedBatches:
         rows: torch.Tensor,
         lengths: torch.Tensor,
         tables: RequestTables,
-    ) -> StepBatch:
+    ) -> Batch:
         """A decode step of B sequences whose rows and lengths [B] int32 lie on the device."""
         decodes = Decodes(rows=rows, lengths=lengths)
-        return StepBatch(
+        return Batch(
             token_ids=token_ids,
             logit_rows=None,
             attention=self._attention(tables, decodes, None),
@@ -60,15 +60,15 @@ class FusedBatches:
             prompts=prompts,
         )
 
-    def _prompts(self, inputs: StepInputs, device: torch.device) -> Prompts | None:
-        count = inputs.num_decodes
-        if count == inputs.num_tokens:
+    def _prompts(self, step: Step, device: torch.device) -> Prompts | None:
+        count = step.num_decodes
+        if count == step.num_tokens:
             return None
-        context_lengths = inputs.context_lengths[count:].tolist()
-        query_lengths = inputs.query_lengths[count:].tolist()
-        arrays = [inputs.positions[count:], inputs.slots(self._block_size)[count:]]
+        context_lengths = step.context_lengths[count:].tolist()
+        query_lengths = step.query_lengths[count:].tolist()
+        arrays = [step.positions[count:], step.slots(self._block_size)[count:]]
         if context_lengths != query_lengths:
-            pasts = zip(inputs.blocks[count:], context_lengths, strict=True)
+            pasts = zip(step.blocks[count:], context_lengths, strict=True)
             arrays.append(np.concatenate([context_slots(b, n, self._block_size) for b, n in pasts]))
         tensors = to_device(device, *arrays)
         return Prompts(

@@ -16,12 +16,11 @@ import torch
 
 from weft.comm.groups import ProcessGroups
 from weft.comm.recorder import Call
-from weft.engine.step_inputs import StepInputs
+from weft.engine.stage_output import StageOutput
+from weft.engine.step import Step
 from weft.models.decoder import Boundary
 
 BUCKETS: Final = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 224, 256)
-
-Outputs = tuple[Boundary | torch.Tensor, torch.Tensor | None]
 
 
 class DecodeBuffers:
@@ -41,12 +40,12 @@ class DecodeBuffers:
         self._rows_and_lengths = idle.to(like.device)
         self._received = [like.new_zeros((max_batch, hidden_size)) for _ in range(num_received)]
 
-    def fill(self, inputs: StepInputs, bucket: int, received: Boundary | None) -> None:
+    def fill(self, step: Step, bucket: int, received: Boundary | None) -> None:
         """Enter a step; places past its batch belong to nobody and have length 1."""
-        count = len(inputs.rows)
+        count = len(step.rows)
         values = np.empty(2 * bucket, dtype=np.int32)
-        values[:count], values[count:bucket] = inputs.rows, self._spare_row
-        values[bucket : bucket + count], values[bucket + count :] = inputs.context_lengths, 1
+        values[:count], values[count:bucket] = step.rows, self._spare_row
+        values[bucket : bucket + count], values[bucket + count :] = step.context_lengths, 1
         staged = torch.from_numpy(values).pin_memory()
         self._rows_and_lengths[: 2 * bucket].copy_(staged, non_blocking=True)
         if received is not None:
@@ -71,10 +70,10 @@ class DecodeGraphs:
     """``work(bucket)`` captured for every bucket, with the calls that it makes of ``groups``."""
 
     def __init__(
-        self, work: Callable[[int], Outputs], buckets: Sequence[int], groups: ProcessGroups
+        self, work: Callable[[int], StageOutput], buckets: Sequence[int], groups: ProcessGroups
     ) -> None:
         self._buckets, self._groups = sorted(buckets), groups
-        self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, Outputs, list[Call]]] = {}
+        self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, StageOutput, list[Call]]] = {}
         pool = torch.cuda.graph_pool_handle()
         stream = torch.cuda.Stream()
         for bucket in reversed(self._buckets):
@@ -98,7 +97,7 @@ class DecodeGraphs:
         """The smallest bucket that holds ``batch`` sequences, if there is one."""
         return next((bucket for bucket in self._buckets if bucket >= batch), None)
 
-    def replay(self, bucket: int) -> Outputs:
+    def replay(self, bucket: int) -> StageOutput:
         """Run the step; the outputs are static and hold until the next replay."""
         graph, outputs, calls = self._graphs[bucket]
         graph.replay()

@@ -16,7 +16,7 @@ from weft.comm.groups import ProcessGroups
 from weft.engine.batch import to_device
 from weft.engine.request import TokenLogprobs
 from weft.engine.scheduler import Chunk
-from weft.engine.step_inputs import PromptRows
+from weft.engine.step import PromptRows
 from weft.vocabulary.conventions import Conventions
 
 LEAST: Final = -9999.0

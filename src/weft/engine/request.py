@@ -11,8 +11,18 @@ from weft.vocabulary.checks import check_limits, check_types
 
 FinishReason = Literal["stop", "length", "abort", "error"]
 MOST_LOGPROBS: Final = 20
+MOST_BIAS: Final = 100
 NO_TOKEN: Final = -1
 """The id of a row whose logits are no numbers, by the model's fault or by that of a step."""
+_LEAST: Final = {"max_tokens": 1, "temperature": 0, "top_k": 0, "min_tokens": 0}
+_BETWEEN: Final = {
+    "top_p": (0, 1),
+    "min_p": (0, 1),
+    "presence_penalty": (-2, 2),
+    "frequency_penalty": (-2, 2),
+    "logprobs": (0, MOST_LOGPROBS),
+    "prompt_logprobs": (0, MOST_LOGPROBS),
+}
 NOT_FINITE: Final = "the model's logits are not numbers (NaN); look at its weights and its dtype"
 
 
@@ -20,9 +30,14 @@ NOT_FINITE: Final = "the model's logits are not numbers (NaN); look at its weigh
 class SamplingParams:
     """How tokens are chosen and when to stop.
 
-    temperature 0 is greedy. top_k 0 and top_p 1 keep the whole vocabulary. With a
-    ``seed`` a request's tokens depend on nothing but its prompt, the weights and
-    these parameters; without one the engine's seed and the request's number decide.
+    temperature 0 is greedy. With a ``seed`` a request's tokens depend on nothing but its prompt,
+    the weights and these parameters; without one the engine's seed and the request's number decide.
+    top_k likeliest tokens are kept (0: all), of those the fewest that together have the probability
+    top_p, of those the ones with at least min_p times the probability of the likeliest.
+    Before that logits change: those of tokens in prompt or output are divided by
+    repetition_penalty (multiplied where negative), and lose presence_penalty once and
+    frequency_penalty for each time in the output; ``logit_bias`` (token id, value) is added.
+    Tokens that would stop are impossible before min_tokens.
     logprobs: log-probabilities of each sampled token and of this many likeliest ones;
     prompt_logprobs: the same of the prompt's tokens but the first.
     """
@@ -31,6 +46,12 @@ class SamplingParams:
     temperature: float = 0.0
     top_k: int = 0
     top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[float, ...], ...] = ()
+    min_tokens: int = 0
     seed: int | None = None
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
@@ -39,19 +60,54 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         check_types(self, WorkloadError)
-        check_limits(self, {"max_tokens": 1, "temperature": 0, "top_k": 0}, WorkloadError)
-        if math.isinf(self.temperature):
-            raise WorkloadError(f"`temperature` {self.temperature}: must be finite")
-        if not 0 < self.top_p <= 1:
-            raise WorkloadError(f"`top_p` {self.top_p}: must be above 0 and at most 1")
-        for name in ("logprobs", "prompt_logprobs"):
+        check_limits(self, _LEAST, WorkloadError)
+        for name, (least, most) in _BETWEEN.items():
             value = getattr(self, name)
-            if value is not None and not 0 <= value <= MOST_LOGPROBS:
-                raise WorkloadError(f"`{name}` {value}: must be 0 to {MOST_LOGPROBS}")
+            if value is not None and not least <= value <= most:
+                raise WorkloadError(f"`{name}` {value}: must be {least} to {most}")
+        for name in ("temperature", "repetition_penalty"):
+            if math.isinf(getattr(self, name)):
+                raise WorkloadError(f"`{name}` {getattr(self, name)}: must be finite")
+        for name in ("top_p", "repetition_penalty"):
+            if getattr(self, name) <= 0:
+                raise WorkloadError(f"`{name}` {getattr(self, name)}: must be above 0")
+        if self.min_tokens > self.max_tokens:
+            raise WorkloadError(
+                f"`min_tokens` {self.min_tokens}: more than `max_tokens` {self.max_tokens}"
+            )
+        for entry in self.logit_bias:
+            if len(entry) != 2 or entry[0] != int(entry[0]) or not abs(entry[1]) <= MOST_BIAS:
+                raise WorkloadError(
+                    f"`logit_bias` {entry}: must be a token id and a value of "
+                    f"-{MOST_BIAS} to {MOST_BIAS}"
+                )
+
+    def check_vocabulary(self, vocab_size: int) -> None:
+        """Raise WorkloadError where a bias is for a token that does not exist."""
+        wrong = next((token for token, _ in self.logit_bias if not 0 <= token < vocab_size), None)
+        if wrong is not None:
+            raise WorkloadError(
+                f"`logit_bias` {wrong:g}: outside the vocabulary (0 to {vocab_size - 1})"
+            )
 
     @property
     def is_greedy(self) -> bool:
         return self.temperature == 0
+
+    @property
+    def penalizes(self) -> bool:
+        """Whether logits depend on the tokens before."""
+        return (self.repetition_penalty, self.presence_penalty, self.frequency_penalty) != (1, 0, 0)
+
+    @property
+    def cuts(self) -> bool:
+        """Whether improbable tokens are left out, so that the rest is drawn from."""
+        return not self.is_greedy and (self.top_k, self.top_p, self.min_p) != (0, 1, 0)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the likeliest token, or a draw by temperature alone, is what is wanted."""
+        return not (self.cuts or self.penalizes or self.logit_bias or self.min_tokens)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,11 +12,13 @@ import torch
 
 from weft.comm.groups import ProcessGroups
 from weft.engine.batch import BatchBuilder, PlainBatches, RequestTables, to_device
-from weft.engine.graphs import DecodeBuffers, DecodeGraphs, Outputs
+from weft.engine.draw import Draws
+from weft.engine.graphs import DecodeBuffers, DecodeGraphs
 from weft.engine.logprobs import LogprobReader
 from weft.engine.pipeline import StageLink
 from weft.engine.sampling import Sampler
-from weft.engine.step_inputs import StepInputs
+from weft.engine.stage_output import StageOutput
+from weft.engine.step import Step
 from weft.engine.streams import open_streams
 from weft.layers import fused
 from weft.layers.linear import Placement
@@ -54,13 +57,12 @@ class StageRunner:
         self._num_kv_heads = max(1, spec.num_kv_heads // groups.tp.size)
         self._num_heads = spec.num_heads // groups.tp.size
         self._link = StageLink(groups, conventions, spec.hidden_size)
-        self._sampler = Sampler(groups, conventions, spec.vocab_size)
+        self._conventions = conventions
         self._logprobs = LogprobReader(groups, conventions, spec.vocab_size)
         self._num_received = 0 if self.stage.is_first else conventions.boundary_tensors
         self._groups = groups
         self._fused: FusedBatches | None = None
         self._graphs: DecodeGraphs | None = None
-        self._graph_ids: torch.Tensor | None = None
 
     def load(self, directory: Path | None, seed: int) -> None:
         """Fill the weights from a checkpoint, or with dummy values where there is none."""
@@ -91,6 +93,9 @@ class StageRunner:
         ropes = RotaryTables(map(self.spec.attention, self._layers), max_length, self.device)
         last_ids = torch.zeros(max_rows + 1, dtype=torch.int64, device=self.device)
         self.tables = RequestTables(last_ids=last_ids)
+        self._sampler = Sampler(
+            self._groups, self._conventions, self.spec.vocab_size, len(last_ids)
+        )
         self._builder: BatchBuilder = PlainBatches(
             ropes, block_size=block_size, dtype=self.dtype, device=self.device
         )
@@ -129,115 +134,98 @@ class StageRunner:
 
     def drop_graphs(self) -> None:
         """Forget the captured graphs; steps run eagerly from then on."""
-        self._graphs = self._graph_ids = None
+        self._graphs = None
 
-    def _decode(self, bucket: int) -> Outputs:
+    def _decode(self, bucket: int) -> StageOutput:
         assert self._fused is not None
         rows, lengths = self._buffers.rows_and_lengths(bucket)
         token_ids = self.tables.last_ids[rows.long()]
         batch = self._fused.of_buffers(token_ids, rows, lengths, self.tables)
-        output = self.stage(batch, self.caches, self._buffers.received(bucket))
-        if isinstance(output, Boundary) or not self._sampler.greedy_stays_on_device:
-            return output, None
-        ids = self._sampler.best(output)
-        if self._num_stages == 1:
-            self.tables.last_ids.index_copy_(0, rows.long(), ids.clamp(min=0))
-        return output, ids
+        output = self._output(self.stage(batch, self.caches, self._buffers.received(bucket)))
+        if output.logits is None or not self._sampler.picks_alone:
+            return output
+        draws = Draws(rows=rows, lengths=lengths, table=self._sampler.table)
+        ids = self._sampler.pick(output.logits, draws)
+        if self._num_stages > 1:
+            return replace(output, ids=ids)
+        self.tables.last_ids.index_copy_(0, rows.long(), ids.clamp(min=0))
+        return replace(output, ids=ids, is_booked=True)
 
-    def receive(self, inputs: StepInputs) -> Boundary | None:
+    @staticmethod
+    def _output(output: Boundary | torch.Tensor) -> StageOutput:
+        if isinstance(output, Boundary):
+            return StageOutput(boundary=output)
+        return StageOutput(logits=output)
+
+    def receive(self, step: Step) -> Boundary | None:
         """What the previous stage sends; None on the first stage."""
         if self.stage.is_first:
             return None
-        return self._link.receive(self._stream.num_rows(inputs.num_tokens), self._like)
+        return self._link.receive(self._stream.num_rows(step.num_tokens), self._like)
 
     @torch.inference_mode()
-    def forward(
-        self, inputs: StepInputs, received: Boundary | None, *, eager: bool = False
-    ) -> Boundary | torch.Tensor:
-        """What the next stage needs, or this rank's logits [N, ceil(v/t)]."""
-        self._graph_ids = None
-        self.tables.update(inputs)
+    def forward(self, step: Step, received: Boundary | None, *, eager: bool = False) -> StageOutput:
+        """This stage's part of a step, as a graph where there is one for it."""
+        self.tables.update(step)
+        if self.stage.is_last:
+            self._sampler.table.enter(step.entering)
         bucket = None
-        if self._graphs is not None and not eager and inputs.num_decodes == inputs.num_tokens:
-            bucket = self._graphs.bucket_for(inputs.num_tokens)
-        if bucket is None:
-            batch = self._builder.build(inputs, self.tables)
-            output: Boundary | torch.Tensor = self.stage(batch, self.caches, received)
-            return output
-        return self._replay(inputs, bucket, received)
+        if self._graphs is not None and not eager and step.num_decodes == step.num_tokens:
+            bucket = self._graphs.bucket_for(step.num_tokens)
+        if self._graphs is not None and bucket is not None:
+            self._buffers.fill(step, bucket, received)
+            return self._graphs.replay(bucket).first(step.num_tokens)
+        batch = self._builder.build(step, self.tables)
+        return self._output(self.stage(batch, self.caches, received))
 
-    def no_numbers(self, inputs: StepInputs) -> Boundary | torch.Tensor:
+    def no_numbers(self, step: Step) -> StageOutput:
         """What a step that failed leaves: the shapes of its output, filled with NaN."""
-        self._graph_ids = None
         if self.stage.head is not None:
-            return self._like.new_full(
-                (len(inputs.logit_rows), len(self.stage.head.weight)), math.nan
-            )
-        rows = self._stream.num_rows(inputs.num_tokens)
+            shape = len(step.logit_rows), len(self.stage.head.weight)
+            return StageOutput(logits=self._like.new_full(shape, math.nan))
+        rows = self._stream.num_rows(step.num_tokens)
         hidden = self._like.new_full((rows, self.spec.hidden_size), math.nan)
-        return Boundary(hidden=hidden, residual=hidden)
-
-    def _replay(
-        self, inputs: StepInputs, bucket: int, received: Boundary | None
-    ) -> Boundary | torch.Tensor:
-        assert self._graphs is not None
-        self._buffers.fill(inputs, bucket, received)
-        output, ids = self._graphs.replay(bucket)
-        count = inputs.num_tokens
-        self._graph_ids = None if ids is None else ids[:count]
-        if isinstance(output, torch.Tensor):
-            return output[:count]
-        assert output.residual is not None
-        return Boundary(hidden=output.hidden[:count], residual=output.residual[:count])
+        return StageOutput(boundary=Boundary(hidden=hidden, residual=hidden))
 
     def send(self, boundary: Boundary) -> None:
         """To the next stage."""
         self._link.send(boundary)
 
     @torch.inference_mode()
-    def choose(self, logits: torch.Tensor | None, inputs: StepInputs) -> torch.Tensor | None:
+    def choose(self, output: StageOutput, step: Step) -> torch.Tensor | None:
         """Ids [N] of the step's sampled sequences; None where another rank chooses."""
-        chunks = inputs.sampling
-        if logits is None or not chunks:
+        if output.logits is None or not step.sampling:
             return None
-        if self._graph_ids is not None and all(c.request.sampling.is_greedy for c in chunks):
-            return self._graph_ids
-        return self._sampler.choose(logits[: len(chunks)], chunks)
+        if output.ids is not None and step.is_plain:
+            return output.ids
+        return self._sampler.choose(output.logits[: len(step.sampling)], step)
 
     @torch.inference_mode()
-    def share(self, ids: torch.Tensor | None, inputs: StepInputs) -> torch.Tensor:
-        """The chosen ids [N] on every rank, where the next step finds them."""
-        count = len(inputs.sampling)
-        if not count:
+    def share(self, ids: torch.Tensor | None, step: Step) -> torch.Tensor:
+        """The chosen ids [N] on every rank."""
+        if not step.sampling:
             return torch.empty(0, dtype=torch.int64, device=self.device)
-        in_graph = ids is not None and ids is self._graph_ids
-        ids = self._sampler.share(ids, count)
-        if not in_graph or self._num_stages > 1:
-            (rows,) = to_device(self.device, inputs.sampling_rows)
-            self.tables.last_ids.index_copy_(0, rows, ids.clamp(min=0))
-        return ids
+        return self._sampler.share(ids, len(step.sampling))
+
+    @torch.inference_mode()
+    def book(self, ids: torch.Tensor, step: Step) -> None:
+        """Put the ids [N] where the next step finds them."""
+        if not step.sampling:
+            return
+        (rows,) = to_device(self.device, step.sampled[0])
+        self.tables.last_ids.index_copy_(0, rows, ids.clamp(min=0))
+        if self.stage.is_last:
+            self._sampler.note(step, ids)
 
     @torch.inference_mode()
     def logprobs(
-        self, logits: torch.Tensor | None, ids: torch.Tensor, inputs: StepInputs
+        self, logits: torch.Tensor | None, ids: torch.Tensor, step: Step
     ) -> torch.Tensor | None:
         """What ``LogprobReader.read`` says of ``ids`` on the last stage; None where nobody asks."""
         if logits is None:
             return None
-        return self._logprobs.read(logits, ids, inputs.sampling, inputs.prompt_rows)
+        return self._logprobs.read(logits, ids, step.sampling, step.prompt_rows)
 
-    def share_logprobs(self, found: torch.Tensor | None, inputs: StepInputs) -> torch.Tensor | None:
+    def share_logprobs(self, found: torch.Tensor | None, step: Step) -> torch.Tensor | None:
         """The same on every rank."""
-        return self._logprobs.share(found, inputs.sampling, inputs.prompt_rows)
-
-    def run(self, inputs: StepInputs) -> torch.Tensor:
-        """A whole step with nothing else under way: the ids [N]."""
-        return self.share(self.choose(self.logits(inputs), inputs), inputs)
-
-    def logits(self, inputs: StepInputs) -> torch.Tensor | None:
-        """This rank's logits [N, ceil(v/t)] on the last stage, None on others; nothing sampled."""
-        output = self.forward(inputs, self.receive(inputs), eager=True)
-        if isinstance(output, torch.Tensor):
-            return output
-        self.send(output)
-        return None
+        return self._logprobs.share(found, step.sampling, step.prompt_rows)

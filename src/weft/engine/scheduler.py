@@ -20,7 +20,6 @@ from weft.engine.block_pool import BlockPool
 from weft.engine.prefix import PrefixCache
 from weft.engine.request import NO_TOKEN, FinishReason, Request
 from weft.errors import WorkloadError
-from weft.vocabulary.schedule import Phase
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -38,24 +37,6 @@ class Chunk:
     is_decode: bool = False
     samples: bool = True
     token_index: int = 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScheduledStep:
-    """The chunks of one step."""
-
-    chunks: Sequence[Chunk]
-
-    @property
-    def num_tokens(self) -> int:
-        return sum(chunk.count for chunk in self.chunks)
-
-    @property
-    def phase(self) -> Phase:
-        decodes = sum(chunk.is_decode for chunk in self.chunks)
-        if decodes == len(self.chunks):
-            return "decode"
-        return "mixed" if decodes else "prefill"
 
 
 @dataclass(kw_only=True, eq=False)
@@ -126,7 +107,7 @@ class Scheduler:
         self._open[request.number] = request
         self._groups[request.group].waiting[request] = None
 
-    def schedule(self, index: int = 0) -> ScheduledStep:
+    def schedule(self, index: int = 0) -> list[Chunk]:
         """Choose the rows of the next step of the group ``index`` and give them cache blocks."""
         group, budget = self._groups[index], self._max_tokens
         chunks: dict[Request, Chunk] = {}
@@ -144,7 +125,7 @@ class Scheduler:
             self._admit(request, group)
             chunk = chunks[request] = _chunk(request, budget)
             budget -= chunk.count
-        return ScheduledStep(chunks=list(chunks.values()))
+        return list(chunks.values())
 
     def finish(self, sampling: Sequence[Chunk], sampled: Sequence[int]) -> list[Request]:
         """Book a step's results: one id for each of its chunks that sample, or NO_TOKEN.

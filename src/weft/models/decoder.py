@@ -26,8 +26,8 @@ from weft.vocabulary.model_spec import ModelSpec
 
 
 @dataclass(kw_only=True)
-class StepBatch:
-    """One engine step: token ids [T], the rows [N] whose logits are wanted (None: all)."""
+class Batch:
+    """One step's tensors: token ids [T], the rows [N] whose logits are wanted (None: all)."""
 
     token_ids: torch.Tensor
     logit_rows: torch.Tensor | None
@@ -81,7 +81,7 @@ class DecoderLayer(nn.Module):
         return rms_norm(name, spec.hidden_size, spec.norm_eps, spec.norm_weight_offset, where)
 
     def forward(
-        self, x: torch.Tensor, residual: torch.Tensor, batch: StepBatch, cache: Cache
+        self, x: torch.Tensor, residual: torch.Tensor, batch: Batch, cache: Cache
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Normalised stream rows and residual -> the MLP's partial sum and the residual."""
         rows = self.stream.enter(x, batch.num_tokens, f"{self.site}.attention")
@@ -150,7 +150,7 @@ class DecoderStage(nn.Module):
         return [layer.attention.make_cache(num_slots, like) for layer in self._layers]
 
     def forward(
-        self, batch: StepBatch, caches: Sequence[Cache], received: Boundary | None
+        self, batch: Batch, caches: Sequence[Cache], received: Boundary | None
     ) -> Boundary | torch.Tensor:
         """What the next stage needs; on the last stage this rank's logits [N, ceil(v/t)]."""
         x, residual = self._start(batch, received)
@@ -168,9 +168,7 @@ class DecoderStage(nn.Module):
         )
         return logits
 
-    def _start(
-        self, batch: StepBatch, received: Boundary | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def _start(self, batch: Batch, received: Boundary | None) -> tuple[torch.Tensor, torch.Tensor]:
         first_norm = self._layers[0].input_norm
         if self.embedding is not None:
             partial = self.embedding(batch.token_ids)

@@ -85,7 +85,8 @@ def install_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(UserError)
     async def _user(_: Request, error: UserError) -> JSONResponse:
-        return _answer(400, str(error))
+        named = re.match(r"`(\w+)`", str(error))
+        return _answer(400, str(error), named and named[1])
 
     @app.exception_handler(QueueFullError)
     async def _full(_: Request, error: QueueFullError) -> JSONResponse:

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Final, Literal
 
 from weft.engine.request import SamplingParams, TokenLogprobs
 from weft.engine.tokenizer import Tokenizer
@@ -19,6 +19,15 @@ from weft.serve.streams import Inbox
 from weft.serve.text import GrowingText, StopStrings
 
 Finish = Literal["stop", "length"]
+_PASSED_ON: Final = (
+    "temperature",
+    "top_p",
+    "min_p",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "min_tokens",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,7 +199,10 @@ def start_generation(
     try:
         for prompt, limit in zip(prompts, limits, strict=True):
             for copy in range(body.num_choices):
-                number = engine.submit(prompt, _sampling(body, limit, copy), inbox)
+                sampling = _sampling(body, limit, copy)
+                if engine.limits is not None:
+                    sampling.check_vocabulary(engine.limits.vocab_size)
+                number = engine.submit(prompt, sampling, inbox)
                 choices.append(
                     Choice(
                         index=len(choices),
@@ -240,11 +252,12 @@ def checked_length(engine: EngineClient, prompt: Sequence[int], max_tokens: int 
 
 
 def _sampling(body: GenerationBody, max_tokens: int, copy: int) -> SamplingParams:
+    given = {name: getattr(body, name) for name in _PASSED_ON if getattr(body, name) is not None}
     return SamplingParams(
+        **{"temperature": 1.0} | given,
         max_tokens=max_tokens,
-        temperature=1.0 if body.temperature is None else body.temperature,
         top_k=max(body.top_k or 0, 0),
-        top_p=1.0 if body.top_p is None else body.top_p,
+        logit_bias=tuple((int(token), value) for token, value in (body.logit_bias or {}).items()),
         seed=None if body.seed is None else body.seed + copy,
         stop_token_ids=tuple(body.stop_token_ids or ()),
         ignore_eos=body.ignore_eos,

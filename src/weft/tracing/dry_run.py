@@ -13,10 +13,11 @@ from dataclasses import replace
 from weft.closed_form.schedule import check_length
 from weft.comm.groups import open_fake_groups
 from weft.engine.block_pool import BlockPool
+from weft.engine.flight import Flight, Launched
 from weft.engine.request import Request, SamplingParams
 from weft.engine.runner import StageRunner
-from weft.engine.scheduler import ScheduledStep, Scheduler
-from weft.engine.step_inputs import StepInputs
+from weft.engine.scheduler import Scheduler
+from weft.engine.step import Step
 from weft.tracing.recorded import rows_from_calls
 from weft.vocabulary.conventions import Conventions, engine_named
 from weft.vocabulary.layout import Layout
@@ -63,15 +64,16 @@ def _stage_rows(
             max_rows=workload.batch,
         )
         num_groups = layout.pp if conventions.micro_batches else 1
+        flight = Flight(runner, groups, attempt=lambda _, work: work())
         for step in _one_step_of_each_phase(workload, num_groups):
-            with recorder.step(step.phase, step.num_tokens):
-                runner.run(StepInputs.of(step.chunks))
+            for launched in (Launched(step=step), *[None] * (layout.pp - 1)):
+                flight.tick(launched, recorder)
     for row in rows_from_calls(recorder.calls, stage, timed=False):
         repeats = workload.num_decode_steps if row.phase == "decode" else 1
         yield replace(row, count=row.count * repeats)
 
 
-def _one_step_of_each_phase(workload: Workload, num_groups: int) -> Iterator[ScheduledStep]:
+def _one_step_of_each_phase(workload: Workload, num_groups: int) -> Iterator[Step]:
     length = workload.prompt_tokens + 2
     pool = BlockPool(1 + workload.batch * -(-length // _BLOCK_SIZE), _BLOCK_SIZE)
     scheduler = Scheduler(
@@ -88,8 +90,8 @@ def _one_step_of_each_phase(workload: Workload, num_groups: int) -> Iterator[Sch
         )
     group = 0
     while scheduler.has_work:
-        step = scheduler.schedule(group % num_groups)
+        chunks = scheduler.schedule(group % num_groups)
         group += 1
-        if step.chunks:
-            yield step
-            scheduler.finish(step.chunks, [0] * len(step.chunks))
+        if chunks:
+            yield Step.of(chunks)
+            scheduler.finish(chunks, [0] * len(chunks))

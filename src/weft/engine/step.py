@@ -1,18 +1,22 @@
-"""StepInputs: what one scheduled step reads, as host arrays, taken when it is scheduled.
+"""Step: what one scheduled step computes, as host arrays, taken when it is scheduled.
 
-Requests go on changing while steps are under way; a step keeps what it needs of them.
+Requests go on changing while steps are under way; a step keeps what it needs of them. It goes
+from hand to hand: a Batch of tensors is made of it, a stage turns that into its output, the
+sampler that into ids, which are booked for its chunks.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 
-from weft.engine.request import Request
+from weft.engine.request import Request, SamplingParams
 from weft.engine.scheduler import Chunk
+from weft.vocabulary.schedule import Phase
 
 Integers = npt.NDArray[np.int64]
 
@@ -51,15 +55,34 @@ class PromptRows:
         return cls(spans=spans, rows=rows, targets=targets)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Entering:
+    """A request that has just got its ``row``, with the tokens that it had then."""
+
+    row: int
+    sampling: SamplingParams
+    prompt: Sequence[int]
+    output: Sequence[int]
+
+    @classmethod
+    def of(cls, request: Request) -> Entering:
+        return cls(
+            row=request.row,
+            sampling=request.sampling,
+            prompt=request.prompt,
+            output=tuple(request.output),
+        )
+
+
 @dataclass(kw_only=True)
-class StepInputs:
+class Step:
     """One step of T token rows, S sequences and N sequences that are sampled; decodes first.
 
     token_ids, positions [T]; fed_rows [T]: the request row whose last sampled id is the
     token, or -1 where token_ids has it; query_lengths, context_lengths [S]: rows of the
     step and positions including them; blocks: each sequence's cache blocks; rows [S]:
-    request rows; logit_rows [N + M]: those sampled, then those of ``prompt_rows``; new_blocks [.., 3]: (request row, place, block) that the
-    device's table lacks.
+    request rows; logit_rows [N + M]: those sampled, then those of ``prompt_rows``;
+    new_blocks [.., 3]: (request row, place, block) that the device's table lacks; entering: requests that have just got their row.
     """
 
     chunks: Sequence[Chunk]
@@ -73,10 +96,11 @@ class StepInputs:
     logit_rows: Integers
     prompt_rows: PromptRows
     new_blocks: Integers
+    entering: Sequence[Entering]
 
     @classmethod
-    def of(cls, chunks: Sequence[Chunk]) -> StepInputs:
-        """The inputs of the chunks of one step, decodes first."""
+    def of(cls, chunks: Sequence[Chunk]) -> Step:
+        """The step of ``chunks``, decodes first."""
         chunks = sorted(chunks, key=lambda chunk: not chunk.is_decode)
         counts = np.array([chunk.count for chunk in chunks], dtype=np.int64)
         starts = np.array([chunk.start for chunk in chunks], dtype=np.int64)
@@ -100,6 +124,7 @@ class StepInputs:
                 dtype=np.int64,
             ),
             prompt_rows=prompt_rows,
+            entering=[Entering.of(c.request) for c in chunks if not c.request.blocks_sent],
             new_blocks=_new_blocks(chunks),
         )
 
@@ -113,16 +138,32 @@ class StepInputs:
         return len(self.token_ids)
 
     @property
+    def phase(self) -> Phase:
+        if self.num_decodes == len(self.chunks):
+            return "decode"
+        return "mixed" if self.num_decodes else "prefill"
+
+    @cached_property
     def sampling(self) -> list[Chunk]:
         """The chunks after which a token is sampled, in the order of the logits."""
         return [chunk for chunk in self.chunks if chunk.samples]
 
-    @property
-    def sampling_rows(self) -> Integers:
-        """Request rows [N] of :attr:`sampling`."""
-        return self.rows[[chunk.samples for chunk in self.chunks]]
+    @cached_property
+    def sampled(self) -> tuple[Integers, Integers]:
+        """Request rows [N] and context lengths [N] of :attr:`sampling`."""
+        chosen = [chunk.samples for chunk in self.chunks]
+        return self.rows[chosen], self.context_lengths[chosen]
 
-    @property
+    @cached_property
+    def is_greedy(self) -> bool:
+        return all(chunk.request.sampling.is_greedy for chunk in self.sampling)
+
+    @cached_property
+    def is_plain(self) -> bool:
+        """Whether every token is the likeliest, or drawn by temperature alone."""
+        return all(chunk.request.sampling.is_plain for chunk in self.sampling)
+
+    @cached_property
     def num_decodes(self) -> int:
         """Sequences in front that have one row, fed with the last sampled id."""
         return int((self.fed_rows >= 0).sum())
