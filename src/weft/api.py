@@ -23,8 +23,6 @@ _PAPER = WORKLOADS["paper"]
 _CHAT = WORKLOADS["chat"]
 _ONE = Layout()
 
-MOST_SEQUENCES = 100_000
-
 
 @overload
 def predict(
@@ -107,7 +105,14 @@ def predict(
     """
     if accelerator is None:
         _refuse_without_device(
-            fabric=fabric, weights=weights, rate=rate, concurrency=concurrency, trace=trace
+            fabric=fabric,
+            weights=weights,
+            rate=rate,
+            concurrency=concurrency,
+            trace=trace,
+            burst=None if burst == 1 else burst,
+            shortest=None if shortest == 1 else shortest,
+            requests=requests,
         )
         shape = layout if nodes is None else replace(layout, nodes=nodes)
         return closed_form(load_spec(model), shape, workload, engine)
@@ -195,10 +200,6 @@ def plan(
     from weft.planning.what_if import with_settings
     from weft.prediction.machines import machine_named
 
-    if workload.batch > MOST_SEQUENCES:
-        raise UserError(
-            f"`batch` {workload.batch}: a plan takes at most {MOST_SEQUENCES} sequences"
-        )
     if objective not in tuple(Objective):
         raise UserError(f"`objective` {objective}: choose one of {', '.join(Objective)}")
     machine = machine_named(engine, accelerator, fabric, weights)

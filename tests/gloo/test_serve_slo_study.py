@@ -82,5 +82,5 @@ def test_layouts_as_options():
 
 
 def test_nothing_to_measure():
-    with pytest.raises(UserError, match="--layouts"):
+    with pytest.raises(UserError, match="layouts"):
         study_slo(**DEFAULTS)

@@ -128,7 +128,7 @@ def test_nothing_completed():
 def test_limits_of_the_command_line():
     assert parse_limits("ttft:200,tpot:50.5, e2e:9") == Limits(ttft_ms=200, tpot_ms=50.5, e2e_ms=9)
     for wrong in ("ttft", "ttft:x", "itl:5", "ttft:-1", "ttft:nan"):
-        with pytest.raises(UserError, match="--goodput"):
+        with pytest.raises(UserError, match="`goodput`"):
             parse_limits(wrong)
 
 

@@ -61,9 +61,9 @@ def test_traces(tmp_path, text, times, prompts, outputs):
 def test_unreadable_traces(tmp_path, text):
     path = tmp_path / "trace"
     path.write_text(text)
-    with pytest.raises(FileFormatError, match="--trace"):
+    with pytest.raises(FileFormatError, match="`trace`"):
         read_trace(path)
-    with pytest.raises(FileFormatError, match="--trace"):
+    with pytest.raises(FileFormatError, match="`trace`"):
         read_trace(tmp_path / "missing")
 
 

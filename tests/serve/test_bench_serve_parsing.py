@@ -113,5 +113,5 @@ def test_urls():
     assert parse_url("https://h").port == 443
     assert parse_url("http://[::1]:9").authority == "[::1]:9"
     for wrong in ("h:80", "ftp://h", "http://", "http://h:x"):
-        with pytest.raises(UserError, match="--url"):
+        with pytest.raises(UserError, match="`url`"):
             parse_url(wrong)

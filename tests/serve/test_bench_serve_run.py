@@ -133,7 +133,7 @@ def test_nobody_listens():
     with pytest.raises(EnvironmentUnavailable, match="cannot connect"):
         run_event_loop(benchmark(target, closed(3, 1), num_warm_up=0))
     unnamed = Target(endpoint=parse_url("http://127.0.0.1:9"), model="")
-    with pytest.raises(EnvironmentUnavailable, match="--model"):
+    with pytest.raises(EnvironmentUnavailable, match="`model`"):
         run_event_loop(benchmark(unnamed, closed(3, 1), num_warm_up=0))
 
 
@@ -252,17 +252,17 @@ def test_the_command_replays_a_trace(mock_url, tmp_path, capsys):
     [
         ({}, "--concurrency N"),
         ({"rate": 1.0, "trace": Path("x")}, "exclude"),
-        ({"rate": -1.0}, "--rate -1"),
+        ({"rate": -1.0}, "`rate` -1"),
         ({"concurrency": 0}, "--concurrency 0"),
         ({"concurrency": 1, "api": "embeddings"}, "--api embeddings"),
-        ({"concurrency": 1, "goodput": "x:1"}, "--goodput"),
+        ({"concurrency": 1, "goodput": "x:1"}, "`goodput`"),
         ({"concurrency": 1, "extra_body": "[]"}, "--extra-body"),
         ({"concurrency": 1, "extra_body": "{"}, "--extra-body"),
         ({"concurrency": 1, "warm_up": -1}, "--warm-up"),
         ({"concurrency": 1, "timeout": 0.0}, "--timeout"),
         ({"concurrency": 1, "duration": -2.0}, "--duration"),
         ({"concurrency": 1, "token_ids_below": 5, "api": "chat"}, "--token-ids-below"),
-        ({"concurrency": 1, "num_requests": 0}, "--num-requests 0"),
+        ({"concurrency": 1, "num_requests": 0}, "`num_requests` 0"),
     ],
 )
 def test_wrong_options_are_one_line(options, said, capsys):

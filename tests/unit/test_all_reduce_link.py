@@ -37,7 +37,7 @@ def test_a_group_gets_the_link_that_its_nodes_have(
 
 
 def test_over_rdma_the_library_is_left_alone() -> None:
-    with pytest.raises(EnvironmentUnavailable, match="--all-reduce weft uses them over NVSHMEM"):
+    with pytest.raises(EnvironmentUnavailable, match="`all_reduce` weft uses them over NVSHMEM"):
         link_between_nodes(RDMA, None, insists=False)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -117,3 +118,18 @@ def test_the_command_line_starts_without_plotly():
 def imports(module: str, name: str) -> bool:
     code = f"import sys, {module}; sys.exit('{name}' in sys.modules)"
     return subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode != 0
+
+
+def test_errors_of_the_library_do_not_speak_of_options() -> None:
+    """They name arguments in backticks; cli/messages.py turns those into options."""
+    commands = ("nsys export", "weft plan")
+    for path in SOURCE.rglob("*.py"):
+        if "cli" in path.parts:
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.Raise):
+                continue
+            texts = [n.value for n in ast.walk(node) if isinstance(n, ast.Constant)]
+            text = "".join(part for part in texts if isinstance(part, str))
+            is_option = re.search(r"(?<![\w-])--[a-z]", text)
+            assert not is_option or any(c in text for c in commands), f"{path}: {text}"

@@ -237,5 +237,5 @@ def test_sizes_are_read_as_people_write_them():
         "3G",
     ]
     for text in ("", "8Q", "0", "4M:1M", "1:2:3", "999G", "-4", "8K:"):
-        with pytest.raises(UserError, match="--sizes"):
+        with pytest.raises(UserError, match="`sizes`"):
             parse_sizes(text)

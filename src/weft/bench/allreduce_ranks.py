@@ -186,7 +186,7 @@ def _chosen(text: str, everything: tuple[str, ...], known: tuple[str, ...]) -> t
     for name in names:
         if name not in known:
             raise UnknownAlgorithmError(
-                f"--algorithms {text}: {name!r} is unknown; choose from all, {', '.join(known)}"
+                f"`algorithms` {text}: {name!r} is unknown; choose from all, {', '.join(known)}"
             )
     return tuple(dict.fromkeys((BACKEND, *names)))
 
@@ -197,10 +197,10 @@ def known_transports(text: str, nodes: int) -> tuple[str, ...]:
     for name in names:
         if name not in BETWEEN_NODES:
             raise UserError(
-                f"--transports {text}: {name!r} is unknown; choose from {', '.join(BETWEEN_NODES)}"
+                f"`transports` {text}: {name!r} is unknown; choose from {', '.join(BETWEEN_NODES)}"
             )
         if name != "peer" and nodes < 2:
-            raise UserError(f"--transports {text}: {name} links nodes; use --nodes 2 or more")
+            raise UserError(f"`transports` {text}: {name} links nodes; use `nodes` 2 or more")
     return names
 
 

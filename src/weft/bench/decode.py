@@ -40,7 +40,7 @@ class DecodeCase:
         """Read ``BATCHxPROMPT``: 32x1024."""
         batch, _, prompt = text.partition("x")
         if not (batch.isdigit() and prompt.isdigit() and int(batch) and int(prompt)):
-            raise UserError(f"--case {text}: write it as BATCHxPROMPT, e.g. 32x1024")
+            raise UserError(f"`case` {text}: write it as BATCHxPROMPT, e.g. 32x1024")
         return cls(batch=int(batch), prompt_tokens=int(prompt))
 
     @property
@@ -98,7 +98,7 @@ def check_cases(cases: Sequence[DecodeCase], decode_tokens: int, spec: ModelSpec
     for case in cases:
         if case.prompt_tokens + decode_tokens > spec.max_position:
             raise UserError(
-                f"--case {case.name}: {case.prompt_tokens} + {decode_tokens} (--decode) tokens are "
+                f"`case` {case.name}: {case.prompt_tokens} + {decode_tokens} (`decode`) tokens are "
                 f"more than the {spec.max_position} positions of {spec.name}"
             )
 

@@ -33,7 +33,7 @@ def size_text(num_bytes: int) -> str:
 
 def _doublings(text: str, first: int, last: int) -> list[int]:
     if last < first:
-        raise UserError(f"--sizes {text}: {size_text(last)} is below {size_text(first)}; swap them")
+        raise UserError(f"`sizes` {text}: {size_text(last)} is below {size_text(first)}; swap them")
     sizes = []
     while first <= last:
         sizes.append(first)
@@ -45,5 +45,5 @@ def _bytes(text: str, part: str) -> int:
     match = re.fullmatch(r"(\d+)([KMG]?)(?:i?B)?", part.strip(), re.IGNORECASE)
     size = int(match[1]) * _UNITS[match[2].upper()] if match else 0
     if not 1 <= size <= _MAX_BYTES:
-        raise UserError(f"--sizes {text}: write bytes like 8K:4M or 8K,1000,2M (1 to 64G)")
+        raise UserError(f"`sizes` {text}: write bytes like 8K:4M or 8K,1000,2M (1 to 64G)")
     return size

@@ -248,13 +248,13 @@ def _device(torch: Any, name: str | None) -> Any:
     try:
         device = torch.device(found)
     except RuntimeError:
-        raise UserError(f"--device {found}: write cpu, cuda or cuda:1") from None
+        raise UserError(f"`device` {found}: write cpu, cuda or cuda:1") from None
     if device.type not in ("cpu", "cuda"):
-        raise UserError(f"--device {found}: write cpu, cuda or cuda:1")
+        raise UserError(f"`device` {found}: write cpu, cuda or cuda:1")
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if device.type == "cuda" and (device.index or 0) >= count:
         sees = f"sees {count} CUDA device(s)" if count else "sees no CUDA device"
-        raise EnvironmentUnavailable(f"--device {found}: torch {sees} here; use --device cpu")
+        raise EnvironmentUnavailable(f"`device` {found}: torch {sees} here; use `device` cpu")
     return (
         torch.device(device.type, device.index or 0) if count and device.type == "cuda" else device
     )

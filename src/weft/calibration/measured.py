@@ -117,12 +117,12 @@ def runs_from_file(path: Path) -> list[MeasuredRun]:
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
         if document["schema"] != "weft.measured/1":
-            raise FileFormatError(f"--runs {path}: schema is not 'weft.measured/1'")
+            raise FileFormatError(f"`runs` {path}: schema is not 'weft.measured/1'")
         return [_own_run(row, path.stem, str(document["method"])) for row in document["rows"]]
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise FileFormatError(f"--runs {path}: cannot be read: {error}") from None
+        raise FileFormatError(f"`runs` {path}: cannot be read: {error}") from None
     except (KeyError, TypeError, AttributeError) as error:
-        raise FileFormatError(f"--runs {path}: missing or wrong field {error}") from None
+        raise FileFormatError(f"`runs` {path}: missing or wrong field {error}") from None
 
 
 def _own_run(row: dict[str, Any], source: str, method: str) -> MeasuredRun:

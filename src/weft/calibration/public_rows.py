@@ -117,9 +117,9 @@ def read_rows(path: Path) -> list[PublicRow]:
         with path.open(encoding="utf-8", newline="") as file:
             return [_row(row) for row in csv.DictReader(file)]
     except (OSError, UnicodeDecodeError) as error:
-        raise FileFormatError(f"--silicon {path}: cannot be read: {error}") from None
+        raise FileFormatError(f"`silicon` {path}: cannot be read: {error}") from None
     except (KeyError, ValueError, TypeError) as error:
-        raise FileFormatError(f"--silicon {path}: not a silicon_sample.csv ({error})") from None
+        raise FileFormatError(f"`silicon` {path}: not a silicon_sample.csv ({error})") from None
 
 
 def _row(row: dict[str, str]) -> PublicRow:
@@ -220,4 +220,4 @@ def _peer_lines(path: Path) -> Iterator[tuple[str, tuple[float, float]]]:
             if row["ttft_ms"] is not None:
                 yield row["id"], (row["ttft_ms"], row["tpot_ms"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise FileFormatError(f"--peer {path}: cannot be read: {error}") from None
+        raise FileFormatError(f"`peer` {path}: cannot be read: {error}") from None

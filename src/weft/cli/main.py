@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -82,8 +83,15 @@ app.add_typer(bench, name="bench")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line and leave with its exit code (0, 1, 2 or 3; see weft.errors)."""
-    sys.exit(run(arguments))
+    """Run the command line and leave with its exit code (0, 1, 2 or 3; see weft.errors).
+
+    Once an error is told nothing keeps the process: no thread, child or lost peer is waited for.
+    """
+    code = run(arguments)
+    if code == 0:
+        sys.exit()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
@@ -116,19 +124,22 @@ def _usage(error: typer.TyperException, words: Sequence[str]) -> int:
     if type(error).__name__ == "NoArgsIsHelpError":
         print(error.format_message())
         return 0
-    option = re.search(r"Invalid value for '(-[^ ']*)", error.format_message())
-    given = _value_of(option[1], words) if option else None
-    return _fail(error.format_message() + (f" (given: {given!r})" if given else ""), 2)
+    text = error.format_message()
+    wrong = re.match(r"Invalid value for '(-[^ ']*)[^:]*: (.*)", text, re.DOTALL)
+    if wrong is not None:
+        text = f"{wrong[1]} {_value_of(wrong[1], words)}: {wrong[2]}"
+    return _fail(text, 2)
 
 
-def _value_of(option: str, words: Sequence[str]) -> str | None:
-    """What stands behind ``option`` on the command line."""
-    for word, following in zip(words, [*words[1:], None], strict=True):
+def _value_of(option: str, words: Sequence[str]) -> str:
+    """What stands last behind ``option`` on the command line."""
+    found = ""
+    for word, following in zip(words, [*words[1:], ""], strict=True):
         if word == option:
-            return following
-        if word.startswith(f"{option}="):
-            return word.partition("=")[2]
-    return None
+            found = following
+        elif word.startswith(f"{option}="):
+            found = word.partition("=")[2]
+    return repr(found) if found.strip() != found or not found.isprintable() or not found else found
 
 
 def _fail(message: str, code: int) -> int:

@@ -23,6 +23,8 @@ _SHORTER: Final[Mapping[str, str]] = {
     "ttft_ms": "ttft",
     "tpot_ms": "tpot",
     "num_nodes": "nnodes",
+    "master_address": "master-addr",
+    "settings": "set",
     "conventions": "engine",
 }
 """Options that leave out what the argument's name says more."""

@@ -76,7 +76,7 @@ def plan(
             settings=settings or (),
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
-    text = _explanation(found, explain) if explain else None
+    text = None if explain is None else _explanation(found, explain)
     if plot is not None:
         _write_plot(found, plot)
     if output_format is OutputFormat.TABLE:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import math
+import re
 from collections.abc import Callable
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
 from weft.cli.messages import in_options
 from weft.cli.output import check_written
+from weft.launch import elastic
 from weft.launch.environment import is_launched
 from weft.vocabulary import conventions
 from weft.vocabulary.layout import Layout
@@ -18,21 +19,38 @@ from weft.vocabulary.layout import Layout
 NumNodes = Annotated[
     int, typer.Option("--nnodes", "--nodes", help="Machines; one launcher is started on each.")
 ]
-NodeRank = Annotated[int, typer.Option(help="This machine's number, from 0.")]
-MasterAddress = Annotated[str, typer.Option("--master-addr", help="Address of machine 0.")]
-MasterPort = Annotated[int, typer.Option(help="Free port on machine 0.")]
-Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+NodeRank = Annotated[int, typer.Option(min=0, help="This machine's number, from 0.")]
+MasterPort = Annotated[int, typer.Option(min=1, max=65535, help="Free port on machine 0.")]
 AllReduce = Annotated[
     str, typer.Option(help="auto (weft's where it can be used), weft or library (nccl's, gloo's).")
 ]
 
 
+_MOST_SECONDS: Final = 10**6
+
+
 def _positive_seconds(value: float) -> float:
-    if not 0 < value < math.inf:
-        raise typer.BadParameter("must be a positive number of seconds")
+    if not 0 < value <= _MOST_SECONDS:
+        raise typer.BadParameter(f"must be a positive number of seconds, at most {_MOST_SECONDS}")
     return value
 
 
+def _address(value: str) -> str:
+    if not re.fullmatch(r"[\w.:%-]{1,253}", value, re.ASCII):
+        raise typer.BadParameter("must be a host name or address")
+    return value
+
+
+def _device(value: str) -> str:
+    if value not in ("auto", "cpu", "cuda"):
+        raise typer.BadParameter("choose auto, cpu or cuda")
+    return value
+
+
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.", callback=_device)]
+MasterAddress = Annotated[
+    str, typer.Option("--master-addr", help="Address of machine 0.", callback=_address)
+]
 Timeout = Annotated[
     float,
     typer.Option(help="Longest wait for another rank, in seconds.", callback=_positive_seconds),
@@ -58,7 +76,8 @@ def on_every_rank(
     ranks. Otherwise this process becomes the launcher: it starts the same command
     line once a rank and waits.
     """
-    if is_launched():
+    launch = launch_of(layout, node_rank, master_address, master_port)
+    if launch is None:
         from weft.launch.worker import worker
 
         with worker(partial(in_options, command=context.command)):
@@ -67,13 +86,20 @@ def on_every_rank(
     elif layout.world_size == 1:
         work()
     else:
-        from weft.launch.elastic import Launch, run_ranks
+        elastic.run_ranks(["-m", "weft", *context.obj], launch)
 
-        launch = Launch(
-            ranks_per_node=layout.ranks_per_node,
-            num_nodes=layout.nodes,
-            node_rank=node_rank,
-            master_address=master_address,
-            master_port=master_port,
-        )
-        run_ranks(["-m", "weft", *context.obj], launch)
+
+def launch_of(
+    layout: Layout, node_rank: int = 0, master_address: str = "127.0.0.1", master_port: int = 29500
+) -> elastic.Launch | None:
+    """What ``on_every_rank`` will start, None inside a launched rank; UserError where it cannot."""
+    if is_launched():
+        return None
+    layout.check_started()
+    return elastic.Launch(
+        ranks_per_node=layout.ranks_per_node,
+        num_nodes=layout.nodes,
+        node_rank=node_rank,
+        master_address=master_address,
+        master_port=master_port,
+    )

@@ -103,6 +103,7 @@ def serve(
         ("--drain", drain, 0),
     )
     _check_above_zero(("--max-body-mb", max_body_mb), ("--stall", stall))
+    ranks.launch_of(layout, node_rank, master_addr, master_port)
     config: dict[str, Any] = {
         "conventions": engine,
         "seed": seed,

@@ -152,7 +152,7 @@ def link_between_nodes(
     if insists:
         return nodes, "nvshmem"
     raise EnvironmentUnavailable(
-        "the nodes have RDMA, over which weft's kernels were not measured; --all-reduce weft "
+        "the nodes have RDMA, over which weft's kernels were not measured; `all_reduce` weft "
         "uses them over NVSHMEM"
     )
 

@@ -7,8 +7,10 @@ from typing import Final, Literal
 
 from weft.errors import UserError
 from weft.vocabulary.checks import check_limits, check_types
+from weft.vocabulary.conventions import engine_named
 
 Weights = Literal["auto", "dummy"]
+Dtype = Literal["bfloat16", "float16", "float32", "float64"]
 
 _LEAST: Final = {
     "cache_tokens": 1,
@@ -36,7 +38,7 @@ class EngineConfig:
 
     conventions: str = "weft"
     weights: Weights = "auto"
-    dtype: str | None = None
+    dtype: Dtype | None = None
     seed: int = 0
     cache_tokens: int | None = None
     memory_share: float = 0.9
@@ -50,6 +52,7 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
+        engine_named(self.conventions)
         check_limits(self, _LEAST)
         if not 0 < self.memory_share <= 1:
             raise UserError(f"`memory_share` {self.memory_share}: must be above 0 and at most 1")

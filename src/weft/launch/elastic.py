@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 _SHUTDOWN_S: Final = 3
 _JOIN_S: Final = 60
-_MOST_PORT: Final = 65535
 _FOLLOWS: Final = 2
 
 
@@ -53,10 +52,8 @@ class Launch:
     def __post_init__(self) -> None:
         if not 0 <= self.node_rank < self.num_nodes:
             raise UserError(
-                f"--node-rank {self.node_rank}: must be 0 to {self.num_nodes - 1} (--nnodes)"
+                f"`node_rank` {self.node_rank}: must be 0 to {self.num_nodes - 1} (`num_nodes`)"
             )
-        if not 1 <= self.master_port <= _MOST_PORT:
-            raise UserError(f"--master-port {self.master_port}: must be 1 to {_MOST_PORT}")
 
 
 def run_ranks(arguments: Sequence[str], launch: Launch) -> None:
@@ -91,7 +88,7 @@ def run_ranks(arguments: Sequence[str], launch: Launch) -> None:
             reason = str(error).strip().splitlines()[0]
             raise EnvironmentUnavailable(
                 f"cannot start the ranks at {launch.master_address}:{launch.master_port}: "
-                f"{reason}; check --master-addr, --master-port and that every node started"
+                f"{reason}; check `master_address`, `master_port` and that every node started"
             ) from None
 
 
@@ -108,9 +105,9 @@ def _check_master(launch: Launch) -> None:
     """Machine 0 has an address and, seen from the others, answers within the time to join."""
     try:
         socket.getaddrinfo(launch.master_address, launch.master_port)
-    except OSError:
+    except (OSError, UnicodeError):
         raise UserError(
-            f"--master-addr {launch.master_address}: no such host; give the name or address of "
+            f"`master_address` {launch.master_address}: no such host; give the name or address of "
             "machine 0"
         ) from None
     if launch.node_rank == 0:
@@ -125,7 +122,7 @@ def _check_master(launch: Launch) -> None:
             return
     raise EnvironmentUnavailable(
         f"machine 0 does not answer at {launch.master_address}:{launch.master_port} for {_JOIN_S} "
-        "s; check --master-addr, --master-port and that it started"
+        "s; check `master_address`, `master_port` and that it started"
     )
 
 

@@ -61,7 +61,7 @@ def scale_study(
         for fabric in fabrics:
             if fabric not in MACHINES:
                 raise LayoutError(
-                    f"--fabrics {fabric}: not in the scale study; choose {' or '.join(MACHINES)}"
+                    f"`fabrics` {fabric}: not in the scale study; choose {' or '.join(MACHINES)}"
                 )
             for workload in workloads:
                 for family in FAMILIES:

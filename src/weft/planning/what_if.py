@@ -45,14 +45,14 @@ def _apply(machine: Machine, setting: str) -> Machine:
     if owner == "engine":
         return replace(machine, profile=_with_number(machine.profile, field, text, setting))
     raise UserError(
-        f"--set {setting}: unknown; set intra.FIELD, inter.FIELD (latency, bandwidth), "
+        f"`settings` {setting}: unknown; set intra.FIELD, inter.FIELD (latency, bandwidth), "
         "accelerator.FIELD or engine.FIELD"
     )
 
 
 def _with_tier(fabric: Fabric, owner: str, field: str, text: str, setting: str) -> Fabric:
     if field not in _TIER_FIELDS:
-        raise UserError(f"--set {setting}: a tier has latency (µs) and bandwidth (GB/s)")
+        raise UserError(f"`settings` {setting}: a tier has latency (µs) and bandwidth (GB/s)")
     tier: Tier = fabric.tier(owner)
     known = _TIER_FIELDS[field]
     value = _value(text, getattr(tier, known), setting)
@@ -70,7 +70,7 @@ def _with_number(owner: Owner, field: str, text: str, setting: str) -> Owner:
     old = getattr(owner, field, None) if field in names else None
     if not isinstance(old, Quantity):
         known = [name for name in names if isinstance(getattr(owner, name), Quantity)]
-        raise UserError(f"--set {setting}: no such field; choose one of {', '.join(known)}")
+        raise UserError(f"`settings` {setting}: no such field; choose one of {', '.join(known)}")
     new = Quantity(
         value=_value(text, old.value, setting),
         spread=old.spread,
@@ -89,6 +89,6 @@ def _value(text: str, old: float, setting: str) -> float:
         number = -1.0
     if not 0 < number < float("inf"):
         raise UserError(
-            f"--set {setting}: the value must be a number above 0, or a factor such as x2"
+            f"`settings` {setting}: the value must be a number above 0, or a factor such as x2"
         )
     return number * old if is_factor else number

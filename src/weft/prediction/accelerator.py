@@ -81,7 +81,7 @@ def load_accelerator(name_or_path: str) -> Accelerator:
         return accelerator_from_json(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         raise FileFormatError(
-            f"--accelerator {name_or_path}: no such file or built-in name; built in are "
+            f"`accelerator` {name_or_path}: no such file or built-in name; built in are "
             f"{', '.join((*BUILTIN_ACCELERATORS, *DATA_SHEETS))}; `weft calibrate` measures this machine"
         ) from None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, FileFormatError) as error:

@@ -127,7 +127,7 @@ class EngineProfile:
 def profile_named(name: str) -> EngineProfile:
     """The built-in profile, or a UserError that lists the names."""
     if name not in PROFILES:
-        raise UserError(f"--engine {name}: no latency profile; choose one of {', '.join(PROFILES)}")
+        raise UserError(f"`engine` {name}: no latency profile; choose one of {', '.join(PROFILES)}")
     return profile_from_json(_document(name))
 
 

@@ -50,13 +50,13 @@ def check_question(spec: ModelSpec, layout: Layout, workload: Workload) -> None:
     layout.check_model(spec)
     if layout.tp % layout.ep:
         raise LayoutError(
-            f"--ep {layout.ep}: times of experts that are spread over replicas are not predicted "
-            f"(their steps wait for each other); --ep must divide --tp {layout.tp}"
+            f"`ep` {layout.ep}: times of experts that are spread over replicas are not predicted "
+            f"(their steps wait for each other); `ep` must divide `tp` {layout.tp}"
         )
     longest = workload.prompt_tokens + workload.decode_tokens
     if longest > spec.max_position:
         raise WorkloadError(
-            f"--prompt {workload.prompt_tokens}: with --decode {workload.decode_tokens} it is "
+            f"`prompt_tokens` {workload.prompt_tokens}: with `decode_tokens` {workload.decode_tokens} it is "
             f"{longest} tokens, but {spec.name} has {spec.max_position} positions"
         )
 

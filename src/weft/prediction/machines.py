@@ -44,12 +44,14 @@ def machine_named(
     device = load_accelerator(accelerator)
     if fabric is None and accelerator not in USUAL_FABRIC:
         raise UserError(
-            f"--accelerator {accelerator}: say which links it has with --fabric NAME or FILE"
+            f"`accelerator` {accelerator}: say which links it has with `fabric` NAME or FILE"
         )
-    links = load_fabric(fabric or USUAL_FABRIC[accelerator])
+    if fabric is None:
+        fabric = USUAL_FABRIC[accelerator]
+    links = load_fabric(fabric)
     profile = profile_named(engine)
     if profile.all_reduce == "weft":
-        own = weft_tables(fabric or USUAL_FABRIC[accelerator])
+        own = weft_tables(fabric)
         links = replace(links, tables=(*links.tables, *own))
     return Machine(accelerator=device, fabric=links, profile=profile, weight_dtype=weights)
 

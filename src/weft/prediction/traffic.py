@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from weft.errors import FileFormatError, WorkloadError
 from weft.prediction.simulation import Visit
-from weft.vocabulary.workload import Workload
+from weft.vocabulary.workload import MOST_SEQUENCES, Workload
 
 _SEED: Final = 0
 _PER_CLIENT: Final = 10
@@ -52,8 +52,8 @@ class Traffic:
             ("`burst`", self.burst),
             ("`requests`", self.requests),
         ):
-            if value is not None and value < 1:
-                raise WorkloadError(f"{option} {value}: must be at least 1")
+            if value is not None and not 1 <= value <= MOST_SEQUENCES:
+                raise WorkloadError(f"{option} {value}: must be 1 to {MOST_SEQUENCES}")
         if self.rate is not None and not 0 < self.rate < float("inf"):
             raise WorkloadError(f"`rate` {self.rate}: must be above 0 requests a second")
         if not 0 < self.shortest <= 1:

@@ -28,7 +28,7 @@ _AFTER_DRAIN_S: Final = 3.0
 def listen(host: str, port: int) -> socket.socket:
     """A listening socket; EnvironmentUnavailable where the address cannot be had."""
     if not 0 <= port <= MOST_PORT:
-        raise UserError(f"--port {port}: must be 0 to {MOST_PORT}")
+        raise UserError(f"`port` {port}: must be 0 to {MOST_PORT}")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -38,7 +38,7 @@ def listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         listener.close()
         busy = error.errno == errno.EADDRINUSE
-        reason = "is in use; choose another --port" if busy else f"cannot be bound: {error}"
+        reason = "is in use; choose another `port`" if busy else f"cannot be bound: {error}"
         raise EnvironmentUnavailable(f"{host}:{port} {reason}") from None
     listener.listen(4096)
     return listener

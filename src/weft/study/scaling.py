@@ -40,6 +40,7 @@ class ScalingPlan:
             if name not in ALL_REDUCES:
                 raise UserError(f"`all_reduce` {name}: choose from {', '.join(ALL_REDUCES)}")
         for layout in self.layouts:
+            layout.check_started()
             for workload in self.workloads.values():
                 closed_form(load_spec(self.model), layout, workload, self.engine)
 

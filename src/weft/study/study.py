@@ -37,6 +37,7 @@ class StudyPlan:
         """Raise UserError before anything is started."""
         spec = runnable_model(self.model).spec
         for layout in self.layouts:
+            layout.check_started()
             closed_form(spec, layout, self.workload, self.engine)
 
 

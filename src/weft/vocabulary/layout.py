@@ -10,13 +10,17 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 from weft.errors import LayoutError
 from weft.vocabulary.checks import check_counts
 from weft.vocabulary.model_spec import ModelSpec
 
 GroupKind = Literal["tp", "pp", "sp", "ep", "dp", "world"]
+
+MOST_RANKS: Final = 2**20
+MOST_RANKS_HERE: Final = 64
+"""Ranks started on one machine: more GPUs it does not have, and CPU ranks cost 0.4 GB each."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +45,8 @@ class Layout:
 
     def __post_init__(self) -> None:
         check_counts(self, ("tp", "pp", "sp", "ep", "dp", "nodes"), LayoutError)
+        if self.world_size > MOST_RANKS:
+            raise LayoutError(f"{self.widest}: {self.world_size} ranks, at most {MOST_RANKS}")
         if self.sp not in (1, self.tp):
             raise LayoutError(
                 f"`sp` {self.sp}: sequence parallelism shares the tensor-parallel group; "
@@ -96,6 +102,13 @@ class Layout:
         if self.ep > 1:
             parts.append(f"ep{self.ep}")
         return "x".join(parts) or "1"
+
+    @property
+    def widest(self) -> str:
+        """The largest degree as an argument and its value."""
+        degrees = {"tp": self.tp, "pp": self.pp, "dp": self.dp}
+        name = max(degrees, key=lambda name: degrees[name])
+        return f"`{name}` {degrees[name]}"
 
     @property
     def world_size(self) -> int:
@@ -193,6 +206,14 @@ class Layout:
         if self.ep > 1 and (spec.num_experts == 0 or spec.num_experts % self.ep):
             raise LayoutError(
                 f"`ep` {self.ep}: does not divide the {spec.num_experts} experts of {spec.name}"
+            )
+
+    def check_started(self) -> None:
+        """Raise LayoutError where one machine would be given more ranks than it can have."""
+        if self.ranks_per_node > MOST_RANKS_HERE:
+            raise LayoutError(
+                f"{self.widest}: {self.ranks_per_node} ranks on one machine, at most "
+                f"{MOST_RANKS_HERE} are started; take more machines, or predict it"
             )
 
     def check_world(self, num_processes: int) -> None:

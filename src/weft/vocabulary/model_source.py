@@ -59,9 +59,9 @@ def find_model(name: str) -> ModelSource:
     """
     if name in BUILTIN_MODELS:
         return ModelSource(spec=BUILTIN_MODELS[name])
-    path = Path(name).expanduser()
-    if path.is_dir():
-        return _from_directory(name, path)
+    path = Path(name)
+    if _is_directory(path):
+        return _from_directory(name, path.expanduser())
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
         return replace(_from_directory(name, _from_hub(name, _CONFIGS)), hub_id=name)
     near = difflib.get_close_matches(name.lower(), BUILTIN_MODELS, n=3, cutoff=0.4)
@@ -69,6 +69,13 @@ def find_model(name: str) -> ModelSource:
     raise ModelConfigError(
         f"model {name!r}: not a built-in name, a directory or a hub id (owner/model); {hint}"
     )
+
+
+def _is_directory(path: Path) -> bool:
+    try:
+        return path.expanduser().is_dir()
+    except (OSError, RuntimeError):  # a name that is too long, a home that is not there
+        return False
 
 
 def runnable_model(name: str) -> ModelSource:

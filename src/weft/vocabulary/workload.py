@@ -9,6 +9,9 @@ from typing import Final
 from weft.errors import WorkloadError
 from weft.vocabulary.checks import check_counts
 
+MOST_SEQUENCES: Final = 100_000
+_MOST_MADE_UP: Final = 10_000_000
+
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
@@ -24,6 +27,8 @@ class Workload:
 
     def __post_init__(self) -> None:
         check_counts(self, ("prompt_tokens", "decode_tokens", "batch"), WorkloadError)
+        if self.batch > MOST_SEQUENCES:
+            raise WorkloadError(f"`batch` {self.batch}: must be at most {MOST_SEQUENCES} sequences")
 
     @property
     def num_decode_steps(self) -> int:
@@ -31,6 +36,11 @@ class Workload:
 
     def made_up_prompts(self, seed: int, vocab_size: int) -> list[list[int]]:
         """``batch`` prompts of ``prompt_tokens`` random token ids."""
+        if self.batch * self.prompt_tokens > _MOST_MADE_UP:
+            raise WorkloadError(
+                f"`batch` {self.batch}: with `prompt_tokens` {self.prompt_tokens} these are more "
+                f"than {_MOST_MADE_UP} made-up tokens"
+            )
         generator = random.Random(seed)  # noqa: S311 - not a secret
         return [
             [generator.randrange(vocab_size) for _ in range(self.prompt_tokens)]

@@ -262,7 +262,7 @@ def test_mistakes_name_the_fix() -> None:
         machine_named("vllm", "h200-sxm", weights="int3")
     with pytest.raises(LayoutError, match="does not divide"):
         predict(layout="tp3")
-    with pytest.raises(LayoutError, match="--ep must divide --tp 2"):
+    with pytest.raises(LayoutError, match="`ep` must divide `tp` 2"):
         predict("qwen3-30b-a3b", "dp2xtp2xep4")
     with pytest.raises(WorkloadError, match="131072 positions"):
         predict(prompt=131072)

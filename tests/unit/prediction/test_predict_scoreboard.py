@@ -164,7 +164,7 @@ def test_the_peers_answers_are_read(tmp_path: Path) -> None:
     )
     assert public_rows.peer_times(path) == {"a": (1.5, 2.5)}
     path.write_text("no")
-    with pytest.raises(FileFormatError, match="--peer"):
+    with pytest.raises(FileFormatError, match="`peer`"):
         public_rows.peer_times(path)
 
 

@@ -14,9 +14,9 @@ from weft.errors import WorkloadError
 def synthetic(num_requests: int, prompt_tokens: int, output_tokens: int) -> list[RequestSpec]:
     """``num_requests`` equal requests without times."""
     for option, value in (
-        ("--num-requests", num_requests),
-        ("--prompt-tokens", prompt_tokens),
-        ("--output-tokens", output_tokens),
+        ("`num_requests`", num_requests),
+        ("`prompt_tokens`", prompt_tokens),
+        ("`output_tokens`", output_tokens),
     ):
         if value < 1:
             raise WorkloadError(f"{option} {value}: must be at least 1")
@@ -33,9 +33,9 @@ def at_random(
     more is steadier (the squared coefficient of variation of the gaps is 1/burstiness).
     """
     if rate_per_s <= 0:
-        raise WorkloadError(f"--rate {rate_per_s:g}: must be above 0 requests per second")
+        raise WorkloadError(f"`rate` {rate_per_s:g}: must be above 0 requests per second")
     if burstiness <= 0:
-        raise WorkloadError(f"--burstiness {burstiness:g}: must be above 0 (1 is Poisson)")
+        raise WorkloadError(f"`burstiness` {burstiness:g}: must be above 0 (1 is Poisson)")
     generator = np.random.default_rng(seed)
     gaps = generator.gamma(burstiness, 1 / (rate_per_s * burstiness), len(specs))
     times = np.cumsum(gaps) - gaps[0]
@@ -47,7 +47,7 @@ def replayed(
 ) -> list[RequestSpec]:
     """A trace from its first request on, ``speed`` times as fast, cut to ``num_requests``."""
     if speed <= 0:
-        raise WorkloadError(f"--trace-speed {speed:g}: must be above 0")
+        raise WorkloadError(f"`trace_speed` {speed:g}: must be above 0")
     chosen = sorted(specs, key=lambda spec: spec.at_s or 0.0)[:num_requests]
     start = chosen[0].at_s or 0.0
     return [replace(spec, at_s=((spec.at_s or 0.0) - start) / speed) for spec in chosen]

@@ -43,13 +43,13 @@ def parse_limits(text: str) -> Limits:
     for part in text.split(","):
         name, _, number = part.strip().partition(":")
         if name not in {"ttft", "tpot", "e2e"}:
-            raise UserError(f"--goodput {part}: name one of ttft, tpot, e2e, e.g. ttft:200,tpot:50")
+            raise UserError(f"`goodput` {part}: name one of ttft, tpot, e2e, e.g. ttft:200,tpot:50")
         try:
             values[f"{name}_ms"] = float(number)
         except ValueError:
-            raise UserError(f"--goodput {part}: write milliseconds, e.g. {name}:200") from None
+            raise UserError(f"`goodput` {part}: write milliseconds, e.g. {name}:200") from None
         if not values[f"{name}_ms"] > 0:
-            raise UserError(f"--goodput {part}: the limit must be above 0 ms")
+            raise UserError(f"`goodput` {part}: the limit must be above 0 ms")
     return Limits(**values)
 
 

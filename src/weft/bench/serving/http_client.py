@@ -56,9 +56,9 @@ def parse_url(url: str) -> Endpoint:
     try:
         port = parts.port
     except ValueError as error:
-        raise UserError(f"--url {url}: {error}; write http://host:port") from None
+        raise UserError(f"`url` {url}: {error}; write http://host:port") from None
     if parts.scheme not in {"http", "https"} or not parts.hostname:
-        raise UserError(f"--url {url}: write http://host:port or https://host:port")
+        raise UserError(f"`url` {url}: write http://host:port or https://host:port")
     return Endpoint(
         scheme=parts.scheme,
         host=parts.hostname,

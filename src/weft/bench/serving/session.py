@@ -58,8 +58,8 @@ async def first_model(target: Target) -> str:
     except (ValueError, LookupError, TypeError):
         reason = error or f"status {answer.status} from /v1/models"
         raise EnvironmentUnavailable(
-            f"{target.endpoint.authority}: {reason}; is the server up, does it need --api-key, "
-            "or give --model"
+            f"{target.endpoint.authority}: {reason}; is the server up, does it need `api_key`, "
+            "or give `model`"
         ) from None
 
 
@@ -76,7 +76,7 @@ async def switch_profile(target: Target, *, start: bool) -> dict[str, Any] | Non
     if error or answer.status != 200:
         reason = error or f"status {answer.status}"
         raise EnvironmentUnavailable(
-            f"{target.endpoint.authority}: --profile: {reason} from "
+            f"{target.endpoint.authority}: `profile`: {reason} from "
             f"/{'start' if start else 'stop'}_profile; does the server have its profiler on?"
         )
     try:

@@ -30,11 +30,11 @@ def read_trace(path: Path) -> list[RequestSpec]:
             lines.seek(0)
             specs = list(_reader_for(first, path)(lines))
     except (OSError, UnicodeDecodeError) as error:
-        raise FileFormatError(f"--trace {path}: cannot be read: {error}") from None
+        raise FileFormatError(f"`trace` {path}: cannot be read: {error}") from None
     except (ValueError, KeyError, TypeError) as error:
-        raise FileFormatError(f"--trace {path}: unreadable request: {error!r}") from None
+        raise FileFormatError(f"`trace` {path}: unreadable request: {error!r}") from None
     if not specs:
-        raise FileFormatError(f"--trace {path}: no requests with at least one token in the file")
+        raise FileFormatError(f"`trace` {path}: no requests with at least one token in the file")
     return specs
 
 
@@ -47,7 +47,7 @@ def _reader_for(first: str, path: Path) -> Callable[[Iterable[str]], Iterable[Re
     if {"timestamp", "request tokens", "response tokens"} <= columns:
         return _burstgpt
     raise FileFormatError(
-        f"--trace {path}: first line {first.strip()[:60]!r} is neither Mooncake JSONL, "
+        f"`trace` {path}: first line {first.strip()[:60]!r} is neither Mooncake JSONL, "
         "Azure CSV (TIMESTAMP,ContextTokens,GeneratedTokens) nor BurstGPT CSV"
     )
 
