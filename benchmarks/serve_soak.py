@@ -3,8 +3,9 @@
     python benchmarks/serve_soak.py --clients 200 --seconds 120 \\
         --output benchmarks/results/serve_soak.json
 
-Every client asks greedily for one of --prompts answers, each of which was asked once alone
-before; a stream that ends early or says anything else counts as wrong. The resident memory of
+Every client asks, at the API's default temperature and with a seed, for one of --prompts answers,
+each of which was asked once alone before; the prompts share their beginnings, which the server's
+prefix cache finds. A stream that ends early or says anything else counts as wrong. The resident memory of
 the server's processes is read every second from the end of the first quarter on (each client
 has been served by then) and counts as stable if the last quarter's median is at most 5 % above
 the second's.
@@ -19,6 +20,7 @@ import statistics
 import subprocess
 import sys
 import time
+import urllib.request
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -71,9 +73,9 @@ class Soak:
     async def ask(self, number: int) -> Reader:
         body = {
             "model": self.model,
-            "prompt": [number % 250, 7, number // 250, 11, number % 13],
+            "prompt": [*range(16 * (1 + number % 3)), number % 250, 7, number // 250, number % 13],
             "max_tokens": self.num_tokens,
-            "temperature": 0,
+            "seed": number,
             "ignore_eos": True,
             "stream": True,
             "return_token_ids": True,
@@ -132,6 +134,14 @@ async def run(options: argparse.Namespace, url: str, pid: int) -> tuple[Soak, li
     return soak, memory
 
 
+def prefix_hit_rate(url: str) -> float:
+    """Of the tokens of requests, the share that was found in the cache."""
+    with urllib.request.urlopen(f"{url}/metrics", timeout=10) as answer:
+        lines = dict(line.rsplit(" ", 1) for line in answer.read().decode().splitlines())
+    asked = float(lines["weft_prefix_asked_tokens_total"])
+    return float(lines["weft_prefix_hit_tokens_total"]) / max(asked, 1)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="embedded")
@@ -144,6 +154,7 @@ def main() -> int:
     options = parser.parse_args()
     with weft_server(options.model, "--tp", str(options.tp)) as (url, process):
         soak, memory = asyncio.run(run(options, url, process.pid))
+        hit_rate = prefix_hit_rate(url)
     quarter = len(memory) // 4
     early, late = (
         statistics.median(part) for part in (memory[quarter : 2 * quarter], memory[-quarter:])
@@ -157,6 +168,7 @@ def main() -> int:
         "seconds": options.seconds,
         "streams": soak.done,
         "tokens_per_s": round(soak.tokens / options.seconds, 1),
+        "prefix_hit_rate": round(hit_rate, 3),
         "wrong": len(soak.wrong),
         "wrong_examples": soak.wrong[:10],
         "memory_mib": {

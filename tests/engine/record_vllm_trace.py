@@ -28,11 +28,47 @@ CONFIG = {
     "eos_token_id": 2,
 }
 
-EXPERTS = {
-    "architectures": ["MixtralForCausalLM"],
-    "model_type": "mixtral",
-    "num_local_experts": 4,
-    "num_experts_per_tok": 2,
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "mixtral": {
+        "architectures": ["MixtralForCausalLM"],
+        "model_type": "mixtral",
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+    },
+    "gemma3": {
+        "architectures": ["Gemma3ForCausalLM"],
+        "model_type": "gemma3_text",
+        "num_hidden_layers": 7,
+        "head_dim": 32,
+        "sliding_window": 32,
+        "query_pre_attn_scalar": 32,
+        "hidden_activation": "gelu_pytorch_tanh",
+        "rope_theta": 1000000.0,
+        "rope_local_base_freq": 10000.0,
+        "tie_word_embeddings": True,
+    },
+    "deepseek_v2": {
+        "architectures": ["DeepseekV2ForCausalLM"],
+        "model_type": "deepseek_v2",
+        "num_key_value_heads": 4,
+        "q_lora_rank": None,
+        "kv_lora_rank": 512,
+        "qk_nope_head_dim": 32,
+        "qk_rope_head_dim": 64,
+        "v_head_dim": 32,
+        "n_routed_experts": 4,
+        "n_shared_experts": 1,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 64,
+        "first_k_dense_replace": 1,
+        "topk_method": "greedy",
+        "n_group": 1,
+        "topk_group": 1,
+        "routed_scaling_factor": 1.0,
+        "rope_theta": 10000.0,
+        "tie_word_embeddings": False,
+    },
 }
 
 
@@ -71,7 +107,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--decode", default="4", help="output tokens: one number or one a prompt")
     parser.add_argument("--max-batched-tokens", type=int, default=512)
     parser.add_argument("--no-shapes", action="store_true")
-    parser.add_argument("--experts", action="store_true", help="four experts in place of one MLP")
+    parser.add_argument("--family", choices=FAMILIES, default="llama")
     parser.add_argument("--expert-parallel", action="store_true")
     parser.add_argument("--prompt-logprobs", type=int, help="log-probabilities a prompt token")
     return parser.parse_args()
@@ -82,7 +118,7 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     model = arguments.out / "model"
     model.mkdir(exist_ok=True)
-    config = CONFIG | (EXPERTS if arguments.experts else {})
+    config = CONFIG | FAMILIES[arguments.family]
     (model / "config.json").write_text(json.dumps(config), encoding="utf-8")
     os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "|".join(
         str(rank % (os.cpu_count() or 1)) for rank in range(arguments.tp * arguments.pp)

@@ -177,3 +177,24 @@ def test_v0_schedule_is_told_from_todays_by_the_gather() -> None:
     verdicts = {(r.verdict, r.row.op) for r in result.conformance.rows}
     assert {("missing", "gather"), ("surplus", "all_gather"), ("equal", "all_reduce")} == verdicts
     assert {c.operation for c in result.unexplained} == {"all_gather"}
+
+
+@pytest.mark.parametrize(
+    ("family", "prefill", "num_all_reduces"),
+    [
+        ("gemma3", ("prefill", (147, 128)), 2 * 7 + 1),
+        ("deepseek_v2", ("mixed", (108, 128)), 2 * 5 + 1),
+    ],
+)
+def test_families_conform(family, prefill, num_all_reduces, tmp_path) -> None:
+    prefix = f"vllm_cpu_{family}_tp2"
+    folder = tmp_path / family
+    folder.mkdir()
+    (folder / "config.json").write_text((TRACES / f"{prefix}.config.json").read_text())
+    result = imported(prefix, model=load_spec(str(folder)))
+    assert verdict(result) == (True, "conforms"), result.conformance.reason
+    assert not result.unexplained
+    phase, shape = prefill
+    assert counts(result)[phase, "all_reduce", shape, "bfloat16"] == num_all_reduces
+    all_reduces = sum(row.row.count for row in result.rows if row.row.op == "all_reduce")
+    assert all_reduces == num_all_reduces * len(result.traces[0].busy_steps)
