@@ -112,6 +112,25 @@ def test_rows_without_numbers_give_no_token():
     assert ids[4] == logits[4].argmax()
 
 
+@pytest.mark.parametrize("num_rows", [1, 200, 1500])
+def test_the_race_is_that_of_a_cpu(num_rows):
+    from weft.engine.draw import Draws, best_of_rows
+    from weft.engine.sampling_table import SamplingTable
+
+    logits = (torch.randn(num_rows, 40000) * 3).bfloat16()
+    table = SamplingTable(num_rows + 1, 40000, torch.device("cuda"))
+    table.numbers[:num_rows, 0] = torch.rand(num_rows) * 2
+    table.numbers[::5, 0] = 0
+    table.integers[:num_rows, 0] = torch.randint(0, 2**62, (num_rows,))
+    on_cpu = SamplingTable(num_rows + 1, 40000, torch.device("cpu"))
+    on_cpu.numbers, on_cpu.integers = table.numbers.cpu(), table.integers.cpu()
+    rows, lengths = torch.randperm(num_rows).int(), torch.randint(1, 90, (num_rows,)).int()
+    expected, _ = best_of_rows(logits, 39999, 64, Draws(rows=rows, lengths=lengths, table=on_cpu))
+    draws = Draws(rows=rows.cuda(), lengths=lengths.cuda(), table=table)
+    found, _ = best_of_rows(logits.cuda(), 39999, 64, draws)
+    assert (found.cpu() != expected).sum() <= num_rows // 500, "near ties of logarithms"
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 def test_logits_of_fused_and_plain_kernels_agree(name, tmp_path, monkeypatch):
     model = write_config(tmp_path, name)

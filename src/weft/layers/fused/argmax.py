@@ -107,6 +107,13 @@ def _workspace(device: torch.device, num_blocks: int) -> tuple[torch.Tensor, ...
     return values, places, torch.zeros(MAX_ROWS, dtype=torch.int32, device=device)
 
 
+def _part(drawn: tuple[torch.Tensor, ...] | None, first: int) -> tuple[torch.Tensor, ...] | None:
+    if drawn is None:
+        return None
+    rows, lengths, *tables = drawn
+    return rows[first : first + MAX_ROWS], lengths[first : first + MAX_ROWS], *tables
+
+
 def best_of_rows(
     logits: torch.Tensor,
     num_real: int,
@@ -121,6 +128,13 @@ def best_of_rows(
     temperature 0, a row's score is its logit.
     """
     num_rows, width = logits.shape
+    if num_rows > MAX_ROWS:
+        parts = [
+            best_of_rows(logits[i : i + MAX_ROWS], num_real, first_id, _part(drawn, i))
+            for i in range(0, num_rows, MAX_ROWS)
+        ]
+        ids, pairs = (torch.cat(each) for each in zip(*parts, strict=True))
+        return ids, pairs
     num_blocks = triton.cdiv(width, BLOCK)
     ids = torch.empty(num_rows, dtype=torch.int64, device=logits.device)
     pairs = torch.empty((num_rows, 2), dtype=torch.float32, device=logits.device)
