@@ -21,7 +21,7 @@ from typing import Any
 from serve_common import MOCK_SERVER, command, machine, write
 from weft.bench.serving.arrivals import at_random, synthetic
 from weft.bench.serving.definitions import DEFINITIONS
-from weft.bench.serving.figures import Limits, figures
+from weft.bench.serving.figures import ServiceLimits, figures
 from weft.bench.serving.http_client import parse_url
 from weft.bench.serving.payloads import Target
 from weft.bench.serving.result import to_json
@@ -68,10 +68,10 @@ def main() -> int:
         server.terminate()
         if options.real_time:
             os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
-    document = to_json(target, load, outcome, Limits(), settings={})
+    document = to_json(target, load, outcome, ServiceLimits(), settings={})
     client, vllm = (
         document["client"],
-        figures(outcome.records, DEFINITIONS["vllm"], Limits(), outcome.duration_s),
+        figures(outcome.records, DEFINITIONS["vllm"], ServiceLimits(), outcome.duration_s),
     )
     result = {
         "what": "the client of weft bench serve on one core, against the mock server",

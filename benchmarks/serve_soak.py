@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from serve_common import command, machine, weft_server, write
-from weft.bench.serving.http_client import ConnectionPool, Endpoint, parse_url, request_bytes
+from weft.bench.serving.http_client import ConnectionPool, ServerAddress, parse_url, request_bytes
 from weft.bench.serving.sse import EventParser
 
 
@@ -60,7 +60,7 @@ class Reader:
 
 @dataclass(kw_only=True)
 class Soak:
-    endpoint: Endpoint
+    endpoint: ServerAddress
     model: str
     num_prompts: int
     num_tokens: int

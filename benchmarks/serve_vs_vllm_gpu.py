@@ -34,7 +34,7 @@ from typing import Any
 
 from serve_common import command, machine, make_word_model, wait_ready, write
 from weft.bench.serving.definitions import DEFINITIONS
-from weft.bench.serving.figures import Limits, figures
+from weft.bench.serving.figures import ServiceLimits, figures
 from weft.bench.serving.http_client import parse_url
 from weft.bench.serving.payloads import Target
 from weft.bench.serving.prompts import MOONCAKE_BLOCK_TOKENS
@@ -213,8 +213,8 @@ def _case(name: str, url: str, model: str, case: Case, seed: int) -> dict[str, A
     load = Load(specs=case.specs(), concurrency=case.clients, timeout_s=300)
     outcome = run_event_loop(run_load(target, load))
     hits, asked = (now - then for now, then in zip(_counters(name, url), before, strict=True))
-    found = figures(outcome.records, DEFINITIONS["weft"], Limits(), outcome.duration_s)
-    gaps = figures(outcome.records, DEFINITIONS["vllm"], Limits(), outcome.duration_s)
+    found = figures(outcome.records, DEFINITIONS["weft"], ServiceLimits(), outcome.duration_s)
+    gaps = figures(outcome.records, DEFINITIONS["vllm"], ServiceLimits(), outcome.duration_s)
     tokens = sum(one.num_output_tokens for one in outcome.records if one.completed)
 
     def ms(part: dict[str, Any], metric: str, which: str) -> float | None:

@@ -19,7 +19,7 @@ from typing import Any, Final
 from weft.prediction.collectives import Group
 from weft.prediction.engine_device import EngineDevice, engine_device
 from weft.prediction.machines import machine_named
-from weft.prediction.operators import PartTimes, Shard, Step, layer_times
+from weft.prediction.operators import PartTimes, Shard, StepLoad, layer_times
 from weft.vocabulary.model_source import load_spec
 
 CASES: Final = [
@@ -87,7 +87,7 @@ def compare(tables: Tables, model: str, tp: int) -> Iterator[tuple[str, float, f
     heads, kv_heads = spec.num_heads // tp, max(1, spec.num_kv_heads // tp)
     for batch, context in DECODES:
         size = batch * spec.hidden_size * 2
-        step = Step(decode_sequences=batch, decode_context=context)
+        step = StepLoad(decode_sequences=batch, decode_context=context)
         measured = _products(tables, shard, batch)
         measured += float(tables.decode[batch, 1, heads, kv_heads, context - 1])
         measured += 2 * tables.reduce_us(tp, size)
@@ -98,7 +98,9 @@ def compare(tables: Tables, model: str, tp: int) -> Iterator[tuple[str, float, f
     batch, prompt = PREFILL
     measured = _products(tables, shard, batch * prompt)
     measured += float(tables.prefill[batch, prompt, heads, kv_heads, 0])
-    step = Step(prefill_tokens=batch * prompt, prefill_sequences=batch, prefill_context=prompt / 2)
+    step = StepLoad(
+        prefill_tokens=batch * prompt, prefill_sequences=batch, prefill_context=prompt / 2
+    )
     predicted = _without_elementwise(shard, step, device)
     yield f"{model} tp{tp} prefill {batch} x {prompt}", measured, predicted
 
@@ -111,7 +113,7 @@ def _products(tables: Tables, shard: Shard, rows: int) -> float:
     return sum(tables.product_us(rows, n, k) for n, k in shapes)
 
 
-def _without_elementwise(shard: Shard, step: Step, device: EngineDevice) -> float:
+def _without_elementwise(shard: Shard, step: StepLoad, device: EngineDevice) -> float:
     times: PartTimes = layer_times(shard, step, device)
     return times.matmul_us + times.attention_us
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from weft.bench.serving.definitions import DEFINITIONS, token_arrivals
-from weft.bench.serving.figures import Limits, figures, parse_limits
+from weft.bench.serving.figures import ServiceLimits, figures, parse_limits
 from weft.bench.serving.records import RequestRecord, RequestSpec
 from weft.bench.serving.statistics import (
     grouped_mean,
@@ -95,7 +95,7 @@ def test_one_token_answers_and_failures_in_goodput():
     good = record([2, 3], [1, 1], [1, 2], 2)
     one = record([2], [1], [1], 1)
     failed = record([], [], error="status 503")
-    limits = Limits(ttft_ms=5000, tpot_ms=5000)
+    limits = ServiceLimits(ttft_ms=5000, tpot_ms=5000)
     shares = {
         name: (goodput["num_good"], goodput["num_judged"])
         for name, definition in DEFINITIONS.items()
@@ -106,7 +106,11 @@ def test_one_token_answers_and_failures_in_goodput():
 
 def test_a_limit_that_is_missed_is_missed():
     good = record([2, 3], [1, 1], [1, 2], 2)
-    for limits in (Limits(ttft_ms=999), Limits(tpot_ms=999), Limits(e2e_ms=1999)):
+    for limits in (
+        ServiceLimits(ttft_ms=999),
+        ServiceLimits(tpot_ms=999),
+        ServiceLimits(e2e_ms=1999),
+    ):
         for name in ("vllm", "weft"):
             goodput = figures([good], DEFINITIONS[name], limits, 1.0)["goodput"]
             assert goodput["num_good"] == 0, (name, limits)
@@ -114,19 +118,23 @@ def test_a_limit_that_is_missed_is_missed():
 
 def test_failures_as_infinite():
     records = [record([2], [1], [1], 1)] * 9 + [record([], [], error="x")]
-    under = figures(records, DEFINITIONS["weft"], Limits(), 1.0)["with_failures_as_infinite"]
+    under = figures(records, DEFINITIONS["weft"], ServiceLimits(), 1.0)["with_failures_as_infinite"]
     assert under["ttft"]["p50"] == 2000.0
     assert under["ttft"]["p99"] is None
 
 
 def test_nothing_completed():
-    document = figures([record([], [], error="x")], DEFINITIONS["weft"], Limits(ttft_ms=1), 1.0)
+    document = figures(
+        [record([], [], error="x")], DEFINITIONS["weft"], ServiceLimits(ttft_ms=1), 1.0
+    )
     assert document["ttft_ms"] is None
     assert document["goodput"]["share"] == 0.0
 
 
 def test_limits_of_the_command_line():
-    assert parse_limits("ttft:200,tpot:50.5, e2e:9") == Limits(ttft_ms=200, tpot_ms=50.5, e2e_ms=9)
+    assert parse_limits("ttft:200,tpot:50.5, e2e:9") == ServiceLimits(
+        ttft_ms=200, tpot_ms=50.5, e2e_ms=9
+    )
     for wrong in ("ttft", "ttft:x", "itl:5", "ttft:-1", "ttft:nan"):
         with pytest.raises(UserError, match="`goodput`"):
             parse_limits(wrong)

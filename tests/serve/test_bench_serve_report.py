@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from damage import JUNK, places
 from mock_server import MockBehaviour, start_mock
 from weft.bench.serving.arrivals import synthetic
-from weft.bench.serving.figures import Limits
+from weft.bench.serving.figures import ServiceLimits
 from weft.bench.serving.http_client import parse_url
 from weft.bench.serving.payloads import Target
 from weft.bench.serving.report import serve_report
@@ -42,7 +42,7 @@ async def _measured() -> tuple[dict[str, Any], RunOutcome]:
     server.close()
     await asyncio.sleep(0.05)
     settings = {"kind": "closed", "rate_per_s": None, "concurrency": 4}
-    return to_json(target, load, outcome, Limits(ttft_ms=1e4), settings=settings), outcome
+    return to_json(target, load, outcome, ServiceLimits(ttft_ms=1e4), settings=settings), outcome
 
 
 @functools.cache

@@ -18,7 +18,7 @@ import pytest
 from mock_server import MockBehaviour, start_mock
 from weft.bench.serving.arrivals import at_random, synthetic
 from weft.bench.serving.definitions import DEFINITIONS
-from weft.bench.serving.figures import Limits
+from weft.bench.serving.figures import ServiceLimits
 from weft.bench.serving.http_client import parse_url
 from weft.bench.serving.payloads import Api, Target
 from weft.bench.serving.records import RequestSpec
@@ -174,7 +174,7 @@ def test_json_and_vllm_file_agree():
     load = closed(20, 4)
     target = Target(endpoint=parse_url("http://h"), model="mock")
     outcome = load_against(MockBehaviour(ttft_ms=5, itl_ms=2, fail_every=10), load)
-    limits = Limits(ttft_ms=1e4)
+    limits = ServiceLimits(ttft_ms=1e4)
     document = to_json(target, load, outcome, limits, settings={}, with_records=True)
     json.dumps(document, allow_nan=False)
     assert document["schema"] == SCHEMA

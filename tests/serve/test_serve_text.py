@@ -14,7 +14,7 @@ from weft.errors import WorkloadError
 from weft.serve.engine_client import EngineLostError, TokenEvent
 from weft.serve.streams import Inbox, OpenRequests
 from weft.serve.text import GrowingText, IdTokenizer, StopStrings
-from weft.serve.wire import Meeting, Submit, new_key
+from weft.serve.wire import MeetingPoint, Submit, new_key
 
 
 @given(st.text(max_size=60))
@@ -101,7 +101,7 @@ def test_an_inbox_passes_tokens_and_errors_of_its_requests():
 
 
 def test_the_meeting_survives_the_environment():
-    meeting = Meeting(host="127.0.0.1", port=5, key=new_key())
-    assert Meeting.from_environment({"WEFT_SERVE_MEETING": meeting.variable()}) == meeting
-    assert Meeting.from_environment({}) is None
+    meeting = MeetingPoint(host="127.0.0.1", port=5, key=new_key())
+    assert MeetingPoint.from_environment({"WEFT_SERVE_MEETING": meeting.variable()}) == meeting
+    assert MeetingPoint.from_environment({}) is None
     assert Submit(number=1, prompt=(1,), sampling=SamplingParams()).number == 1

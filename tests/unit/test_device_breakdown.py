@@ -6,14 +6,14 @@ import random
 
 import pytest
 
-from weft.study.device_breakdown import Kernel, device_breakdown, operation_of
+from weft.study.device_breakdown import TracedKernel, device_breakdown, operation_of
 from weft.vocabulary.layout import Layout
 
 US = 1e-6
 
 
 def kernel(name, start_us, end_us):
-    return Kernel(name=name, start_s=start_us * US, end_s=end_us * US)
+    return TracedKernel(name=name, start_s=start_us * US, end_s=end_us * US)
 
 
 def timeline(rng, num_calls, *, arrivals_us, reduce_us, clock_us=0.0):

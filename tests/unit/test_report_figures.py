@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from weft.report import figures
 from weft.report.colours import KIND_COLOURS, OPERATION_COLOURS
-from weft.report.figures import LatencyPoint, LayoutPoint, Prediction, TimelineEvent
+from weft.report.figures import LatencyPoint, LayoutPoint, PredictedPoint, TimelineEvent
 from weft.vocabulary.schedule import OPERATIONS
 
 POSITIVE = st.floats(0.001, 1e12)
@@ -137,8 +137,8 @@ def test_pareto_front_is_joined_in_order() -> None:
 
 def test_predicted_and_measured_intervals() -> None:
     points = [
-        Prediction(name="a", predicted=5.0, low=4.0, high=7.0, measured=6.0),
-        Prediction(name="b", predicted=5.0, low=4.0, high=7.0),
+        PredictedPoint(name="a", predicted=5.0, low=4.0, high=7.0, measured=6.0),
+        PredictedPoint(name="b", predicted=5.0, low=4.0, high=7.0),
     ]
     predicted, measured = figures.predicted_and_measured(points, x_title="TPOT (ms)").data
     assert predicted.error_x.array == (2.0, 2.0)

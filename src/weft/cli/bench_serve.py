@@ -78,9 +78,9 @@ def bench_serve(
 
     Example: weft bench serve --url http://127.0.0.1:8000 --rate 4 --num-requests 400
     """
-    from weft.bench.serving.figures import Limits, parse_limits
+    from weft.bench.serving.figures import ServiceLimits, parse_limits
 
-    limits = parse_limits(goodput) if goodput else Limits()
+    limits = parse_limits(goodput) if goodput else ServiceLimits()
     if trace is not None and rate is not None:
         raise UserError("--rate and --trace exclude each other: a trace has its own times")
     specs = _specs(trace, trace_speed, num_requests, prompt_tokens, output_tokens)

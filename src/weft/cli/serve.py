@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from weft.serve.app import ServerSettings
     from weft.serve.engine_client import EngineClient
-    from weft.serve.wire import Meeting
+    from weft.serve.wire import MeetingPoint
 
 CPU_DEFAULTS: Final = {"cache_tokens": 16384, "max_batch_tokens": 64}
 
@@ -170,9 +170,9 @@ class _HttpPlace:
 def _has_only_ranks(node_rank: int) -> bool:
     """Whether the HTTP process is another one: that of node 0, or of rank 0 under a launcher."""
     from weft.launch.environment import current_rank, is_launched
-    from weft.serve.wire import Meeting
+    from weft.serve.wire import MeetingPoint
 
-    if Meeting.from_environment() is not None or node_rank > 0:
+    if MeetingPoint.from_environment() is not None or node_rank > 0:
         return True
     return is_launched() and current_rank().rank > 0
 
@@ -247,7 +247,7 @@ def _spawn_ranks(context: typer.Context) -> Any:
     Ctrl-C then reaches the HTTP process only, which lets open requests end first.
     """
 
-    def spawn(meeting: Meeting) -> subprocess.Popen[str]:
+    def spawn(meeting: MeetingPoint) -> subprocess.Popen[str]:
         return subprocess.Popen(  # noqa: S603
             [sys.executable, "-m", "weft", *context.obj],
             env=os.environ | {_variable(): meeting.variable()},
@@ -283,9 +283,9 @@ def _work_as_rank(
     from weft.engine.llm import LLM
     from weft.launch.environment import current_rank, pick_device
     from weft.serve.rank_loop import serve_rank
-    from weft.serve.wire import Meeting
+    from weft.serve.wire import MeetingPoint
 
     if pick_device(device, current_rank().local_rank).type == "cpu":
         config = CPU_DEFAULTS | config
     with LLM(model, layout, device=device, timeout_s=timeout_s, **config) as llm:
-        serve_rank(llm.engine, llm.groups, Meeting.from_environment(), max_waiting)
+        serve_rank(llm.engine, llm.groups, MeetingPoint.from_environment(), max_waiting)

@@ -45,7 +45,7 @@ def study_slo(
 
     Example: weft study slo --layouts 1,tp2,pp2,tp2xpp2 --rate 2 --goodput ttft:500,tpot:100
     """
-    from weft.bench.serving.figures import Limits, parse_limits
+    from weft.bench.serving.figures import ServiceLimits, parse_limits
     from weft.bench.serving.slo_study import SloPlan, run_study, table
 
     spec = load_spec(model)
@@ -61,7 +61,7 @@ def study_slo(
         num_requests=num_requests,
         concurrency=1 if concurrency is None and rate is None else concurrency,
         rate_per_s=rate,
-        limits=parse_limits(goodput) if goodput else Limits(),
+        limits=parse_limits(goodput) if goodput else ServiceLimits(),
         vocab_size=spec.vocab_size,
         device=device,
         weights=weights,

@@ -41,7 +41,7 @@ def closed_form(
 def rows_of_steps(
     spec: ModelSpec,
     layout: Layout,
-    steps: Iterable[Step],
+    steps: Iterable[StepRows],
     conventions: Conventions,
     stages: Iterable[int] | None = None,
 ) -> tuple[Collective, ...]:
@@ -67,7 +67,7 @@ def check_length(spec: ModelSpec, workload: Workload) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Step:
+class StepRows:
     """``count`` equal engine steps of ``rows`` token rows and ``sequences`` rows of logits.
 
     ``returns_ids`` is False for a step whose sampled ids no later step needs (a chunk
@@ -81,11 +81,11 @@ class Step:
     returns_ids: bool = True
 
 
-def _steps(workload: Workload, layout: Layout, conventions: Conventions) -> Iterator[Step]:
+def _steps(workload: Workload, layout: Layout, conventions: Conventions) -> Iterator[StepRows]:
     for batch in micro_batches(workload.batch, layout, conventions):
         prompt_rows = batch * workload.prompt_tokens
-        yield Step(phase="prefill", rows=prompt_rows, sequences=batch, count=1)
-        yield Step(phase="decode", rows=batch, sequences=batch, count=workload.num_decode_steps)
+        yield StepRows(phase="prefill", rows=prompt_rows, sequences=batch, count=1)
+        yield StepRows(phase="decode", rows=batch, sequences=batch, count=workload.num_decode_steps)
 
 
 def micro_batches(batch: int, layout: Layout, conventions: Conventions) -> list[int]:
@@ -99,7 +99,7 @@ class _StageStep:
     """What one rank of one stage sends in one kind of step."""
 
     def __init__(
-        self, spec: ModelSpec, layout: Layout, conventions: Conventions, stage: int, step: Step
+        self, spec: ModelSpec, layout: Layout, conventions: Conventions, stage: int, step: StepRows
     ) -> None:
         self.spec, self.layout, self.conventions = spec, layout, conventions
         self.stage, self.step = stage, step

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from weft.importer.clocks import ClockOffset
 from weft.importer.pairing import step_offsets
-from weft.importer.rank_trace import Call, RankTrace, Step
+from weft.importer.rank_trace import RankTrace, TracedCall, TracedStep
 
 _MOST_STEPS: Final = 400
 _MOST_INTERVALS: Final = 1500
@@ -83,16 +83,16 @@ def typical_step(trace: RankTrace) -> int | None:
     return numbers[len(numbers) // 2] if numbers else None
 
 
-def calls_of_steps(trace: RankTrace) -> dict[int, list[Call]]:
+def calls_of_steps(trace: RankTrace) -> dict[int, list[TracedCall]]:
     """The calls of each step, by its number; missing numbers have none."""
-    calls: dict[int, list[Call]] = defaultdict(list)
+    calls: dict[int, list[TracedCall]] = defaultdict(list)
     for call in trace.calls:
         if call.step is not None:
             calls[call.step].append(call)
     return calls
 
 
-def window(trace: RankTrace, step: Step, calls: list[Call]) -> tuple[float, float]:
+def window(trace: RankTrace, step: TracedStep, calls: list[TracedCall]) -> tuple[float, float]:
     """From the first to the last thing of a step, on the clock of its kernels where it has some."""
     start, end = step.start_us, step.end_us
     if trace.on_device and step.device_start_us is not None and step.device_end_us is not None:
@@ -102,7 +102,7 @@ def window(trace: RankTrace, step: Step, calls: list[Call]) -> tuple[float, floa
     return start, max([end, *(call.end_us for call in calls)])
 
 
-def _kinds(trace: RankTrace, step: Step, calls: list[Call]) -> dict[str, float]:
+def _kinds(trace: RankTrace, step: TracedStep, calls: list[TracedCall]) -> dict[str, float]:
     start, end = window(trace, step, calls)
     kinds: dict[str, float] = defaultdict(float)
     for call in calls:
@@ -152,7 +152,7 @@ def _events(trace: RankTrace, number: int) -> Iterator[tuple[dict[str, Any], flo
         yield {"name": call.operation, "kind": call.operation}, begun, call.end_us
 
 
-def _step_name(number: int, step: Step) -> str:
+def _step_name(number: int, step: TracedStep) -> str:
     tokens = step.label.num_tokens
     size = "" if tokens is None else f", {tokens} tokens"
     return f"{number}: {step.label.phase}{size}"

@@ -20,7 +20,7 @@ from typing import Any, Final
 
 from weft.importer.events import Args, dtype_name
 from weft.importer.layers import Layer, Layers
-from weft.importer.rank_trace import Call, Size, Source
+from weft.importer.rank_trace import Size, Source, TracedCall
 from weft.importer.sources import Kind, operation_of
 
 MOST_RANKS: Final = 1 << 16
@@ -33,7 +33,7 @@ _KERNEL_DTYPES: Final = (
 )
 
 
-def join_layers(layers: Layers) -> tuple[list[Call], dict[str, int]]:
+def join_layers(layers: Layers) -> tuple[list[TracedCall], dict[str, int]]:
     """All calls in order of issue, and counts of layers that move no bytes (``wait``)."""
     joiner = _Joiner(layers)
     calls = sorted(joiner.calls(), key=lambda call: call.issued_us)
@@ -53,7 +53,7 @@ class _Joiner:
         self.ignored: Counter[str] = Counter()
         self._leaf_starts: dict[bytes, list[float]] = {}
 
-    def calls(self) -> Iterator[Call]:
+    def calls(self) -> Iterator[TracedCall]:
         kernels_of = self._kernels_by_external_id()
         yield from self._recorded(kernels_of)
         for layer in self.shared:
@@ -84,7 +84,7 @@ class _Joiner:
             found[("lone", number) if identity is None else identity].append(kernel)
         return found
 
-    def _recorded(self, kernels_of: dict[Any, list[Layer]]) -> Iterator[Call]:
+    def _recorded(self, kernels_of: dict[Any, list[Layer]]) -> Iterator[TracedCall]:
         for record in self.records:
             if self.backend and not record.args.collective:
                 continue
@@ -98,7 +98,7 @@ class _Joiner:
             _set_parameters(call, record.args)
             yield call
 
-    def _wrapped_kernels(self, kernels_of: dict[Any, list[Layer]]) -> Iterator[Call]:
+    def _wrapped_kernels(self, kernels_of: dict[Any, list[Layer]]) -> Iterator[TracedCall]:
         """Operators whose own id is on a kernel: one call each, sized by the operator's inputs."""
         for wrapper in self.wrappers:
             identity = wrapper.args.external_id
@@ -112,7 +112,7 @@ class _Joiner:
             call.dtype = call.dtype or _kernel_dtype(kernels[0].name)
             yield call
 
-    def _lone_kernel(self, kernel: Layer, launches: dict[int, tuple[bytes, float]]) -> Call:
+    def _lone_kernel(self, kernel: Layer, launches: dict[int, tuple[bytes, float]]) -> TracedCall:
         call = _call(kernel, kernel.operation, "kernel", [kernel])
         launch = launches.get(kernel.args.correlation)
         call.host_us = self.graphs.get(kernel.args.correlation, launch and launch[1])
@@ -137,7 +137,9 @@ class _Joiner:
                 found[id(threads[thread][index])].append(kernel)
         return found
 
-    def _annotated(self, layer: Layer, waiting: list[Layer], kernels: Sequence[Layer]) -> Call:
+    def _annotated(
+        self, layer: Layer, waiting: list[Layer], kernels: Sequence[Layer]
+    ) -> TracedCall:
         """The call that a backend announced by an annotation, with the operator that asked."""
         operator = _take_matching(waiting, layer)
         source: Source = "gloo" if layer.kind is Kind.GLOO else "backend"
@@ -151,7 +153,7 @@ class _Joiner:
             _refine_by_operator(call, operator)
         return call
 
-    def _take_rows(self, call: Call, inner: Layer) -> None:
+    def _take_rows(self, call: TracedCall, inner: Layer) -> None:
         """The operator around the one that launched the kernel may know the rows of a flat tensor."""
         if call.input_shape is None or len(call.input_shape) > 1:
             return
@@ -167,7 +169,7 @@ class _Joiner:
             ):
                 call.input_shape = dims[0][0]
 
-    def _lone_wrappers(self) -> Iterator[Call]:
+    def _lone_wrappers(self) -> Iterator[TracedCall]:
         """Operators with nothing of theirs below: traces without kernels or records."""
         nearest: dict[bytes, float] = {}
         for wrapper in reversed(self.wrappers):
@@ -191,11 +193,11 @@ def _start(layer: Layer) -> float:
     return layer.start_us
 
 
-def _call(layer: Layer, operation: str, source: Source, kernels: Sequence[Layer]) -> Call:
+def _call(layer: Layer, operation: str, source: Source, kernels: Sequence[Layer]) -> TracedCall:
     """A call with the times of its kernels, or of the layer itself where it has none."""
     traffic = layer.traffic or (kernels[0].traffic if kernels else None)
     if not kernels:
-        return Call(
+        return TracedCall(
             operation=operation,
             source=source,
             name=layer.name,
@@ -207,7 +209,7 @@ def _call(layer: Layer, operation: str, source: Source, kernels: Sequence[Layer]
         )
     start = min(kernel.start_us for kernel in kernels)
     end = max(kernel.end_us for kernel in kernels)
-    return Call(
+    return TracedCall(
         operation=operation,
         source=source,
         name=kernels[0].name,
@@ -220,7 +222,7 @@ def _call(layer: Layer, operation: str, source: Source, kernels: Sequence[Layer]
     )
 
 
-def _set_parameters(call: Call, args: Args) -> None:
+def _set_parameters(call: TracedCall, args: Args) -> None:
     """Sizes and group as torch.distributed recorded them."""
     call.dtype = dtype_name(args.dtype)
     call.input_elements = _count(args.in_elements)
@@ -250,7 +252,7 @@ def _ranks(args: Args) -> tuple[int, ...] | None:
     return tuple(range(start, start + stride * size, stride))
 
 
-def _set_dims(call: Call, args: Args) -> None:
+def _set_dims(call: TracedCall, args: Args) -> None:
     """Shapes from the recorded inputs: the first tensor, or every one of the first list."""
     tensors = _first_list(args) or _tensors(args)[:1]
     if len(tensors) > 1:
@@ -290,7 +292,7 @@ def _is_shape(value: Any) -> bool:
     )
 
 
-def _shared_memory_call(layer: Layer) -> Call:
+def _shared_memory_call(layer: Layer) -> TracedCall:
     """``_C::shm_*`` of vLLM on CPU: (handle, input[, output]) or (handle, tensor list, peer)."""
     call = _call(layer, layer.operation, "shared-memory", [])
     tensors = _tensors(layer.args)
@@ -317,7 +319,7 @@ def _take_matching(waiting: list[Layer], annotation: Layer) -> Layer | None:
     return None
 
 
-def _refine_by_operator(call: Call, operator: Layer) -> None:
+def _refine_by_operator(call: TracedCall, operator: Layer) -> None:
     """Gloo reduces-and-scatters by an all-reduce: the call is what the program asked for."""
     call.operation = operator.operation
     tensors = _tensors(operator.args)
@@ -328,7 +330,7 @@ def _refine_by_operator(call: Call, operator: Layer) -> None:
         _set_dims(call, operator.args)
 
 
-def _ratio(call: Call) -> int | None:
+def _ratio(call: TracedCall) -> int | None:
     """How many ranks share what is gathered or scattered, by the sizes of both sides."""
     if call.operation not in ("all_gather", "reduce_scatter"):
         return None

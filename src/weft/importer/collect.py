@@ -17,9 +17,9 @@ from weft.importer.labels import StepLabel, parse_label
 from weft.importer.layers import LAYER_KINDS, Layer, Layers
 from weft.importer.nsys import MAGIC, NsysReader, exported
 from weft.importer.overlap import merged, set_overlaps
-from weft.importer.rank_trace import ProcessGroup, RankTrace, Step
+from weft.importer.rank_trace import ProcessGroup, RankTrace, TracedStep
 from weft.importer.reader import TraceReader
-from weft.importer.sources import Kind, Traffic, classify
+from weft.importer.sources import Kind, Moved, classify
 from weft.vocabulary.dtypes import MODEL_DTYPES
 
 _MATRICES_LOOKED_AT: Final = 200
@@ -43,7 +43,7 @@ class _Collector:
         self._device_spans: dict[Any, tuple[float, float]] = {}
         self._dtypes: Counter[str] = Counter()
         self._matrices_seen = 0
-        self._kinds: dict[tuple[str, str], tuple[Kind, Traffic | None]] = {}
+        self._kinds: dict[tuple[str, str], tuple[Kind, Moved | None]] = {}
 
     def add(self, events: list[Event]) -> None:
         kinds = self._kinds
@@ -82,7 +82,7 @@ class _Collector:
     def activation_dtype(self) -> str | None:
         return max(self._dtypes, key=lambda name: self._dtypes[name], default=None)
 
-    def _keep(self, event: Event, kind: Kind, traffic: Traffic | None) -> None:
+    def _keep(self, event: Event, kind: Kind, traffic: Moved | None) -> None:
         args = decode_args(event.args)
         if kind in LAYER_KINDS:
             layer = Layer(
@@ -109,13 +109,13 @@ class _Collector:
                 )
             )
 
-    def steps(self) -> list[Step]:
+    def steps(self) -> list[TracedStep]:
         found = []
         for step in sorted(self._steps, key=lambda step: step.start_us):
             linked = step.external_id is not None
             span = self._device_spans.get(step.external_id) if linked else None
             found.append(
-                Step(
+                TracedStep(
                     label=step.label,
                     start_us=step.start_us,
                     end_us=step.end_us,

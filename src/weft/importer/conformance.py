@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, Final, Literal
 
-from weft.closed_form.schedule import Step, rows_of_steps
+from weft.closed_form.schedule import StepRows, rows_of_steps
 from weft.importer.facts import ModelFacts
 from weft.importer.layout_inference import RunLayout
 from weft.importer.locate import MOST_DEVIATIONS, Deviation, Locator
@@ -128,7 +128,7 @@ def _deviations(
     }
     beyond = _beyond(settings, evidence)
 
-    def rows_of(stage: int, step: Step) -> dict[tuple[Any, ...], Collective]:
+    def rows_of(stage: int, step: StepRows) -> dict[tuple[Any, ...], Collective]:
         rows = rows_of_steps(schedule.model, run.layout, [step], conventions, [stage])
         return {row.key: row for row in loosened(rows, schedule.collectives)}
 
@@ -330,11 +330,11 @@ def expected_rows(
     return merge_rows(rows)
 
 
-def _each_step(trace: RankTrace) -> Iterator[Step]:
+def _each_step(trace: RankTrace) -> Iterator[StepRows]:
     """The busy steps; ids go out of a chunk's step only if they were seen to."""
     with_ids = {call.step for call in trace.calls if call.operation == "broadcast"}
     for number, step in enumerate(trace.busy_steps):
-        yield Step(
+        yield StepRows(
             phase=step.label.phase,
             rows=step.label.num_tokens or 0,
             sequences=step.label.num_sequences,
@@ -343,7 +343,7 @@ def _each_step(trace: RankTrace) -> Iterator[Step]:
         )
 
 
-def _steps(trace: RankTrace) -> list[Step]:
+def _steps(trace: RankTrace) -> list[StepRows]:
     """The busy steps, equal ones together."""
     return [replace(step, count=count) for step, count in Counter(_each_step(trace)).items()]
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from weft.importer.layout_inference import RunLayout
-from weft.importer.rank_trace import Call, RankTrace
+from weft.importer.rank_trace import RankTrace, TracedCall
 from weft.vocabulary.builtin_models import BUILTIN_MODELS
 from weft.vocabulary.dtypes import MODEL_DTYPES
 from weft.vocabulary.layout import Layout
@@ -106,7 +106,7 @@ def read_facts(traces: Mapping[int, RankTrace], run: RunLayout) -> ModelFacts:
 
 
 def _see_call(
-    call: Call,
+    call: TracedCall,
     trace: RankTrace,
     run: RunLayout,
     hidden: Counter[int],
@@ -134,12 +134,12 @@ def _see_call(
             vocabulary[elements // sequences * layout.tp] += 1
 
 
-def _slices(layout: Layout, call: Call) -> int:
+def _slices(layout: Layout, call: TracedCall) -> int:
     """Over NCCL each tensor-parallel rank sends its slice of a pipeline tensor."""
     return layout.tp if call.source == "record" else 1
 
 
-def _layers(calls: Iterable[Call], *, is_first: bool) -> int | None:
+def _layers(calls: Iterable[TracedCall], *, is_first: bool) -> int | None:
     """Layers of a stage: two all-reduces each, and one for the embedding on the first stage."""
     counts = Counter(
         call.step

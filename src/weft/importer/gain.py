@@ -9,7 +9,7 @@ from statistics import mean
 from typing import Any
 
 from weft.importer.layout_inference import RunLayout
-from weft.importer.rank_trace import Call, RankTrace
+from weft.importer.rank_trace import RankTrace, TracedCall
 from weft.importer.rows import MeasuredRow
 from weft.vocabulary.schedule import Collective
 
@@ -101,7 +101,7 @@ def _gain(
     )
 
 
-def _latest(calls: list[Call]) -> int | None:
+def _latest(calls: list[TracedCall]) -> int | None:
     """The rank that the others waited for longest."""
     waits: Counter[int] = Counter()
     for call in calls:

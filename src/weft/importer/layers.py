@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from weft.importer.events import Args
-from weft.importer.sources import UNKNOWN, Kind, Traffic
+from weft.importer.sources import UNKNOWN, Kind, Moved
 
 LAYER_KINDS: Final = frozenset(
     {Kind.RECORD, Kind.KERNEL, Kind.SHARED_MEMORY, Kind.GLOO, Kind.BACKEND, Kind.WRAPPER}
@@ -20,7 +20,7 @@ class Layer:
     """One event that is a layer of a collective."""
 
     kind: Kind
-    traffic: Traffic | None
+    traffic: Moved | None
     name: str
     thread: bytes
     start_us: float

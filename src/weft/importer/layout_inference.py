@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from weft.errors import LayoutError
-from weft.importer.rank_trace import Call, RankTrace
+from weft.importer.rank_trace import RankTrace, TracedCall
 from weft.vocabulary.layout import GroupKind, Layout
 
 _BETWEEN_STAGES = ("send", "recv")
@@ -27,7 +27,7 @@ class RunLayout:
     is_known: bool
     world_size: int | None
 
-    def group_of(self, call: Call, rank: int) -> tuple[GroupKind, int | None]:
+    def group_of(self, call: TracedCall, rank: int) -> tuple[GroupKind, int | None]:
         """The kind of group that a call used and its size, None where nothing tells it."""
         size = len(call.ranks) if call.ranks else call.group_size
         if not self.is_known:
@@ -40,7 +40,7 @@ class RunLayout:
         return "world", size or self.layout.world_size
 
 
-def _fits(call: Call, ranks: tuple[int, ...]) -> bool:
+def _fits(call: TracedCall, ranks: tuple[int, ...]) -> bool:
     if call.ranks is not None:
         return set(call.ranks) == set(ranks)
     return call.group_size in (None, len(ranks))
@@ -99,7 +99,7 @@ def _tp_by_group_order(traces: Sequence[RankTrace]) -> int | None:
     return None
 
 
-def _tp_by_operations(calls: Iterable[Call], world: int, sends: bool) -> int:
+def _tp_by_operations(calls: Iterable[TracedCall], world: int, sends: bool) -> int:
     sizes = [
         size
         for call in calls
@@ -111,7 +111,7 @@ def _tp_by_operations(calls: Iterable[Call], world: int, sends: bool) -> int:
     return 1 if sends and not within else max(world, 1)
 
 
-def _group_size(call: Call) -> int | None:
+def _group_size(call: TracedCall) -> int | None:
     size = len(call.ranks) if call.ranks else call.group_size
     return size if size and size > 1 else None
 

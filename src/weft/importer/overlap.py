@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from weft.importer.rank_trace import Call
+from weft.importer.rank_trace import TracedCall
 
 
 def merged(starts: array[float], ends: array[float]) -> tuple[array[float], array[float]]:
@@ -22,7 +22,7 @@ def merged(starts: array[float], ends: array[float]) -> tuple[array[float], arra
     return array("d", start[is_new].tolist()), array("d", reach[is_last].tolist())
 
 
-def set_overlaps(calls: Sequence[Call], starts: array[float], ends: array[float]) -> None:
+def set_overlaps(calls: Sequence[TracedCall], starts: array[float], ends: array[float]) -> None:
     """Set ``overlapped_us`` of every device kernel from the merged compute intervals."""
     kernels = [call for call in calls if call.on_device]
     if not kernels:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 from weft.importer.layout_inference import RunLayout, group_ranks
-from weft.importer.rank_trace import Call, RankTrace
+from weft.importer.rank_trace import RankTrace, TracedCall
 
 SYMMETRIC: Final = frozenset(
     {"all_reduce", "all_gather", "reduce_scatter", "all_to_all", "barrier"}
@@ -29,7 +29,7 @@ _POINT_TO_POINT: Final = frozenset({"send", "recv"})
 class Meeting:
     """The calls of one collective: one of each rank that took part and is in the traces."""
 
-    calls: Mapping[int, Call]
+    calls: Mapping[int, TracedCall]
     is_complete: bool
 
     @property
@@ -64,7 +64,9 @@ def meetings(traces: Mapping[int, RankTrace], run: RunLayout) -> list[Meeting]:
     Where the ranks made unlike numbers of calls of a kind in a step, nobody can say which
     belong together: none of them is paired.
     """
-    table: dict[tuple[Any, ...], dict[int, list[Call]]] = defaultdict(lambda: defaultdict(list))
+    table: dict[tuple[Any, ...], dict[int, list[TracedCall]]] = defaultdict(
+        lambda: defaultdict(list)
+    )
     offsets = step_offsets(traces)
     for rank, trace in traces.items():
         for call in trace.calls:
@@ -81,7 +83,7 @@ def meetings(traces: Mapping[int, RankTrace], run: RunLayout) -> list[Meeting]:
     ]
 
 
-def _participants(call: Call, rank: int, run: RunLayout) -> tuple[int, ...] | None:
+def _participants(call: TracedCall, rank: int, run: RunLayout) -> tuple[int, ...] | None:
     """Global ranks of the call; (from, to) for a send or receive; None where nothing tells."""
     layout = run.layout
     if call.operation in _POINT_TO_POINT:
@@ -146,7 +148,7 @@ def share_sizes(found: Sequence[Meeting]) -> None:
                 call.input_elements = sends[0].input_elements
 
 
-def _is_sized(call: Call) -> bool:
+def _is_sized(call: TracedCall) -> bool:
     return bool(call.tensors or call.input_shape or call.input_elements)
 
 

@@ -10,7 +10,7 @@ from typing import Any, Final
 import msgspec
 
 from weft.importer.imported import ImportedTrace
-from weft.importer.rank_trace import Call, RankTrace
+from weft.importer.rank_trace import RankTrace, TracedCall
 
 _LANES: Final = {"steps": 1, "communication": 2, "compute": 3, "host communication": 4}
 
@@ -55,7 +55,7 @@ def _of_rank(trace: RankTrace, imported: ImportedTrace, rank: int) -> Iterator[d
         yield _span("compute", "compute", start, end - start, {})
 
 
-def _call_arguments(call: Call) -> dict[str, Any]:
+def _call_arguments(call: TracedCall) -> dict[str, Any]:
     values = {
         "source": call.source,
         "shape": call.input_shape,

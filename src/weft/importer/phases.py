@@ -12,7 +12,7 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Sequence
 
-from weft.importer.rank_trace import Call, RankTrace, Step
+from weft.importer.rank_trace import RankTrace, TracedCall, TracedStep
 
 
 def attribute(trace: RankTrace) -> None:
@@ -27,7 +27,7 @@ def attribute(trace: RankTrace) -> None:
     _mark_slices(trace.calls)
 
 
-def _mark_slices(calls: Sequence[Call]) -> None:
+def _mark_slices(calls: Sequence[TracedCall]) -> None:
     """Each received slice is gathered once; what is gathered after that are logits."""
     received: Counter[tuple[int | None, int | None]] = Counter()
     for call in calls:
@@ -39,7 +39,7 @@ def _mark_slices(calls: Sequence[Call]) -> None:
             call.gathers_slices = True
 
 
-def _device_spans(steps: Sequence[Step]) -> list[tuple[float, float]]:
+def _device_spans(steps: Sequence[TracedStep]) -> list[tuple[float, float]]:
     """Device spans of the steps, or none where a step has no kernels of its own in the trace."""
     spans = [
         (step.device_start_us, step.device_end_us)
@@ -57,7 +57,7 @@ class _Timeline:
         self._starts = [start for start, _ in spans]
         self._receiving_for: int | None = None
 
-    def place(self, call: Call, time_us: float) -> tuple[int | None, bool]:
+    def place(self, call: TracedCall, time_us: float) -> tuple[int | None, bool]:
         """The step of a call issued at ``time_us``; calls must come in order of time."""
         after = bisect_right(self._starts, time_us)
         if after and time_us <= self.spans[after - 1][1]:

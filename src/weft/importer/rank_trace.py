@@ -25,7 +25,7 @@ class ProcessGroup:
 
 
 @dataclass(kw_only=True, slots=True)
-class Call:
+class TracedCall:
     """One collective of one rank. Times in microseconds on the rank's own clock.
 
     ``host_us`` is when the host issued it (None where the trace does not link the
@@ -76,7 +76,7 @@ class Call:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Step:
+class TracedStep:
     """One labelled forward pass: host span and, on CUDA, the span of its kernels."""
 
     label: StepLabel
@@ -99,8 +99,8 @@ class RankTrace:
     truncated: bool
     num_damaged: int
     groups: tuple[ProcessGroup, ...] = ()
-    steps: list[Step] = field(default_factory=list)
-    calls: list[Call] = field(default_factory=list)
+    steps: list[TracedStep] = field(default_factory=list)
+    calls: list[TracedCall] = field(default_factory=list)
     compute_starts: array[float] = field(default_factory=lambda: array("d"))
     compute_ends: array[float] = field(default_factory=lambda: array("d"))
     ignored: dict[str, int] = field(default_factory=dict)
@@ -108,7 +108,7 @@ class RankTrace:
     num_graph_launches: int = 0
 
     @cached_property
-    def busy_steps(self) -> list[Step]:
+    def busy_steps(self) -> list[TracedStep]:
         """The steps that run requests; the others are bookkeeping."""
         return [step for step in self.steps if not step.label.is_empty]
 

@@ -10,7 +10,7 @@ from statistics import median
 from typing import Any, Final
 
 from weft.importer.layout_inference import RunLayout
-from weft.importer.rank_trace import Call, RankTrace
+from weft.importer.rank_trace import RankTrace, TracedCall
 from weft.importer.sizes import Sizer, is_header
 from weft.importer.sources import SIGNALS
 from weft.vocabulary.schedule import OPERATIONS, Collective, Phase, Statistics, merge_rows
@@ -139,7 +139,7 @@ class Adder:
             (result.control if is_control else result.unexplained).append(other)
         return result
 
-    def _add(self, rank: int, trace: RankTrace, call: Call) -> None:
+    def _add(self, rank: int, trace: RankTrace, call: TracedCall) -> None:
         label = None if call.step is None else trace.busy_steps[call.step].label
         phase: Phase = "other" if label is None else label.phase
         stage = self.layout.stage_of(rank)
@@ -174,8 +174,8 @@ class Adder:
                 self._calls[rank][call.step].append((first, call.start_us, call.end_us))
 
     def _parts(
-        self, rank: int, stage: int, phase: Phase, call: Call
-    ) -> Iterator[tuple[Call, float]]:
+        self, rank: int, stage: int, phase: Phase, call: TracedCall
+    ) -> Iterator[tuple[TracedCall, float]]:
         """The tensors of a list transfer as calls, each with its share of the time."""
         if call.tensors is None:
             unsized_list = call.source == "shared-memory" and call.operation == "recv"
@@ -190,12 +190,12 @@ class Adder:
         for shape, dtype in data:
             yield replace(call, input_shape=shape, dtype=dtype, tensors=None), 1 / len(data)
 
-    def _control_rule(self, call: Call, trace: RankTrace) -> str | None:
+    def _control_rule(self, call: TracedCall, trace: RankTrace) -> str | None:
         if self._is_header(call, trace):
             return HEADER_RULE
         return COORDINATION_RULE if self._is_coordination(call) else None
 
-    def _is_coordination(self, call: Call) -> bool:
+    def _is_coordination(self, call: TracedCall) -> bool:
         """VLLM's replicas all-reduce a few int32 numbers a replica before each step."""
         if self.sizer.conventions is None or self.layout.dp == 1:
             return False
@@ -204,7 +204,7 @@ class Adder:
         elements = call.input_elements or prod(call.input_shape or (0,))
         return 0 < elements <= _MOST_COORDINATED * self.layout.dp and not elements % self.layout.dp
 
-    def _is_header(self, call: Call, trace: RankTrace) -> bool:
+    def _is_header(self, call: TracedCall, trace: RankTrace) -> bool:
         """Whether this announces a pipeline transfer: vLLM sends size and description over gloo."""
         if self.sizer.conventions is None or call.source != "gloo":
             return False
@@ -214,7 +214,7 @@ class Adder:
         small = call.dtype in _HEADER_DTYPES and (tensor is None or len(tensor) == 1)
         return small and (trace.backend == "nccl" or tensor is not None)
 
-    def _count(self, rank: int, row: Collective, call: Call, share: float) -> None:
+    def _count(self, rank: int, row: Collective, call: TracedCall, share: float) -> None:
         cell = self._cells.setdefault(row.key, _Cell(row))
         cell.counts[rank] += 1
         cell.is_timed &= call.on_device or call.source != "backend"
@@ -230,7 +230,7 @@ class Adder:
         rank: int,
         stage: int,
         phase: Phase,
-        call: Call,
+        call: TracedCall,
         *,
         reason: str,
         is_control: bool = False,

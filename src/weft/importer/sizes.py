@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from weft.importer.labels import StepLabel
-from weft.importer.rank_trace import Call, Size
+from weft.importer.rank_trace import Size, TracedCall
 from weft.vocabulary.conventions import Conventions
 from weft.vocabulary.layout import Layout
 from weft.vocabulary.model_spec import ModelSpec
@@ -45,7 +45,7 @@ class Sizer:
     def dtype(self) -> str | None:
         return self.activation_dtype or (self.spec.dtype if self.spec else None)
 
-    def size(self, call: Call, label: StepLabel | None, group_size: int | None) -> Sized:
+    def size(self, call: TracedCall, label: StepLabel | None, group_size: int | None) -> Sized:
         """Shapes of ``call`` over a group of ``group_size`` ranks in the step of ``label``."""
         if call.input_shape is not None:
             shape = _with_rows(call, label)
@@ -60,7 +60,9 @@ class Sizer:
             return self._from_elements(call, label, group_size)
         return self._from_model(call, label, group_size)
 
-    def _from_elements(self, call: Call, label: StepLabel | None, group_size: int | None) -> Sized:
+    def _from_elements(
+        self, call: TracedCall, label: StepLabel | None, group_size: int | None
+    ) -> Sized:
         elements = call.input_elements or 0
         rows = _rows(call, label, elements)
         shape = (elements,) if rows is None else (rows, elements // rows)
@@ -73,7 +75,9 @@ class Sizer:
             input_shape=shape, output_shape=output, dtype=call.dtype, provenance="metadata"
         )
 
-    def _from_model(self, call: Call, label: StepLabel | None, group_size: int | None) -> Sized:
+    def _from_model(
+        self, call: TracedCall, label: StepLabel | None, group_size: int | None
+    ) -> Sized:
         unknown = Sized(
             input_shape=None,
             output_shape=None,
@@ -106,7 +110,7 @@ class Sizer:
         return self.conventions.boundary_tensors if self.conventions else 1
 
 
-def _rows(call: Call, label: StepLabel | None, elements: int) -> int | None:
+def _rows(call: TracedCall, label: StepLabel | None, elements: int) -> int | None:
     """Rows of a flat element count: tokens of the step, or its sequences for logits and ids."""
     if label is None:
         return None
@@ -116,7 +120,7 @@ def _rows(call: Call, label: StepLabel | None, elements: int) -> int | None:
     return _divisor(elements, label.num_tokens if of_tokens else label.num_sequences)
 
 
-def _with_rows(call: Call, label: StepLabel | None) -> tuple[int, ...]:
+def _with_rows(call: TracedCall, label: StepLabel | None) -> tuple[int, ...]:
     """The recorded shape; a flat one of a step's tokens gets its rows back."""
     shape = call.input_shape or ()
     if len(shape) != 1 or label is None or call.operation not in _ROWS_OF_TOKENS:

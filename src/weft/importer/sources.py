@@ -72,7 +72,7 @@ _OPERATIONS: Final = {
 
 
 @dataclass(frozen=True, slots=True)
-class Traffic:
+class Moved:
     """What a kernel or an operator moves: ``operation`` is UNKNOWN where its name does not tell.
 
     ``variant`` names a library's own form of the operation, ``fused`` what it is fused with.
@@ -91,35 +91,35 @@ _BY_NAME: Final = "by name"
 _FORMS: Final = (
     # library, pattern of the kernel's name, what it moves; the first match counts
     ("inductor", r"^triton_", None),
-    ("deepep", r"(?:deep_ep|nixl_ep|mooncake)\w*::.*(?:notify_|clean_|barrier)", Traffic(SIGNALS)),
+    ("deepep", r"(?:deep_ep|nixl_ep|mooncake)\w*::.*(?:notify_|clean_|barrier)", Moved(SIGNALS)),
     ("deepep", r"(?:deep_ep|hybrid_ep|nixl_ep|mooncake)\w*::.*layout", None),
-    ("deepep", r"(?:deep_ep|hybrid_ep)\w*::.*dispatch", Traffic("all_to_all", "deepep_dispatch")),
-    ("deepep", r"(?:deep_ep|hybrid_ep)\w*::.*combine", Traffic("all_to_all", "deepep_combine")),
-    ("nixl", r"(?:nixl_ep|mooncake)\w*::.*dispatch", Traffic("all_to_all", "nixl_dispatch")),
-    ("nixl", r"(?:nixl_ep|mooncake)\w*::.*combine", Traffic("all_to_all", "nixl_combine")),
-    ("pplx", r"(?:pplx|a2a_kernels).*dispatch|a2a_dispatch", Traffic("all_to_all", "pplx_dispatch")),
-    ("pplx", r"(?:pplx|a2a_kernels).*combine|a2a_combine", Traffic("all_to_all", "pplx_combine")),
-    ("trtllm", r"moe(?:A2A)?Dispatch", Traffic("all_to_all", "trtllm_dispatch")),
-    ("trtllm", r"moe(?:A2A)?Combine", Traffic("all_to_all", "trtllm_combine")),
-    ("trtllm", r"moeAll_?To_?All", Traffic("all_to_all", "trtllm_alltoall")),
+    ("deepep", r"(?:deep_ep|hybrid_ep)\w*::.*dispatch", Moved("all_to_all", "deepep_dispatch")),
+    ("deepep", r"(?:deep_ep|hybrid_ep)\w*::.*combine", Moved("all_to_all", "deepep_combine")),
+    ("nixl", r"(?:nixl_ep|mooncake)\w*::.*dispatch", Moved("all_to_all", "nixl_dispatch")),
+    ("nixl", r"(?:nixl_ep|mooncake)\w*::.*combine", Moved("all_to_all", "nixl_combine")),
+    ("pplx", r"(?:pplx|a2a_kernels).*dispatch|a2a_dispatch", Moved("all_to_all", "pplx_dispatch")),
+    ("pplx", r"(?:pplx|a2a_kernels).*combine|a2a_combine", Moved("all_to_all", "pplx_combine")),
+    ("trtllm", r"moe(?:A2A)?Dispatch", Moved("all_to_all", "trtllm_dispatch")),
+    ("trtllm", r"moe(?:A2A)?Combine", Moved("all_to_all", "trtllm_combine")),
+    ("trtllm", r"moeAll_?To_?All", Moved("all_to_all", "trtllm_alltoall")),
     ("flashinfer, trtllm", r"all_?reduce_fusion|lamport\w*all_?reduce\w*norm|allreduce\w*rms",
-     Traffic("all_reduce", fused="residual_rms_norm")),
-    ("weft", r"^all_reduce_residual_rms_norm$", Traffic("all_reduce", fused="residual_rms_norm")),
-    ("weft", r"^(?:one_shot|two_shot|hierarchical_\w+)(?:\(.*)?$", Traffic("all_reduce")),
+     Moved("all_reduce", fused="residual_rms_norm")),
+    ("weft", r"^all_reduce_residual_rms_norm$", Moved("all_reduce", fused="residual_rms_norm")),
+    ("weft", r"^(?:one_shot|two_shot|hierarchical_\w+)(?:\(.*)?$", Moved("all_reduce")),
     ("symmetric memory", r"symmetric_memory.*(?:barrier|signal)|^nvshmem\w*barrier|barrier_on_stream",
-     Traffic(SIGNALS)),
-    ("symmetric memory", r"all_?to_?all_?v", Traffic("all_to_all")),
+     Moved(SIGNALS)),
+    ("symmetric memory", r"all_?to_?all_?v", Moved("all_to_all")),
     ("nccl", r"nccl\w*kernel\w*_(?:AllReduce|AllGather|ReduceScatter|Broadcast|Reduce)", _BY_NAME),
-    ("nccl, rccl", r"[nr]ccl\w*kernel", Traffic(UNKNOWN)),
+    ("nccl, rccl", r"[nr]ccl\w*kernel", Moved(UNKNOWN)),
     ("vllm, sglang, aiter", r"cross_device_reduce|custom_all_reduce|_Z\w*quick_?reduce|quickreduce::",
-     Traffic("all_reduce")),
-    ("aiter", r"reduce_scatter_cross_device", Traffic("reduce_scatter")),
+     Moved("all_reduce")),
+    ("aiter", r"reduce_scatter_cross_device", Moved("reduce_scatter")),
     ("trtllm, torch", r"(?:one|two)_?shot_?all_?reduce|all_reduce_(?:one|two)_shot|reduce_(?:one|two)_shot",
-     Traffic("all_reduce")),
-    ("trtllm", r"userbuffers_fp16_sum_inplace", Traffic("all_reduce")),
+     Moved("all_reduce")),
+    ("trtllm", r"userbuffers_fp16_sum_inplace", Moved("all_reduce")),
     ("mscclpp", r"mscclpp.*(?:allreduce|allgather|reducescatter|alltoall)", _BY_NAME),
     ("any", r"all_?reduce|all_?gather|reduce_?scatter|all_?to_?all", _BY_NAME),
-    ("nvshmem, mscclpp", r"nvshmem|mscclpp", Traffic(UNKNOWN)),
+    ("nvshmem, mscclpp", r"nvshmem|mscclpp", Moved(UNKNOWN)),
 )  # fmt: skip
 _KERNELS: Final = tuple((re.compile(form[1], re.IGNORECASE), form[2]) for form in _FORMS)
 _NAMED: Final = re.compile(
@@ -131,14 +131,14 @@ _WRAPPER: Final = re.compile(
     r"|flashinfer|weft)::(\w+)"
 )
 _FUSED: Final = (
-    (re.compile(r"all_?reduce.*(?:rms_?norm|fusion)"), Traffic("all_reduce", None, "residual_rms_norm")),
-    (re.compile(r"matmul_reduce_scatter"), Traffic("reduce_scatter", None, "matmul")),
-    (re.compile(r"all_gather_(?:scaled_)?matmul"), Traffic("all_gather", None, "matmul")),
-    (re.compile(r"matmul_all_?reduce"), Traffic("all_reduce", None, "matmul")),
-    (re.compile(r"all_?to_?all_?v"), Traffic("all_to_all")),
-    (re.compile(r"all_?reduce"), Traffic("all_reduce")),
-    (re.compile(r"all_?gather"), Traffic("all_gather")),
-    (re.compile(r"reduce_?scatter"), Traffic("reduce_scatter")),
+    (re.compile(r"all_?reduce.*(?:rms_?norm|fusion)"), Moved("all_reduce", None, "residual_rms_norm")),
+    (re.compile(r"matmul_reduce_scatter"), Moved("reduce_scatter", None, "matmul")),
+    (re.compile(r"all_gather_(?:scaled_)?matmul"), Moved("all_gather", None, "matmul")),
+    (re.compile(r"matmul_all_?reduce"), Moved("all_reduce", None, "matmul")),
+    (re.compile(r"all_?to_?all_?v"), Moved("all_to_all")),
+    (re.compile(r"all_?reduce"), Moved("all_reduce")),
+    (re.compile(r"all_?gather"), Moved("all_gather")),
+    (re.compile(r"reduce_?scatter"), Moved("reduce_scatter")),
 )  # fmt: skip
 _NO_CALL: Final = re.compile(r"init|register|dispose|meta_size|buffer|open_|should|can_")
 _MATRIX_OPERATORS: Final = frozenset(
@@ -163,7 +163,7 @@ def operation_of(text: str) -> str | None:
     return _OPERATIONS.get(letters)
 
 
-def classify(category: str, name: str) -> tuple[Kind, Traffic | None]:
+def classify(category: str, name: str) -> tuple[Kind, Moved | None]:
     """The layer of an event and, for a collective, what it moves."""
     if category in ("kernel", "Kernel"):
         traffic = _kernel_traffic(name)
@@ -185,24 +185,24 @@ def _other_kind(category: str, name: str) -> Kind:
     return Kind.LAUNCH if _LAUNCH.search(name) else Kind.OTHER
 
 
-def _kernel_traffic(name: str) -> Traffic | None:
+def _kernel_traffic(name: str) -> Moved | None:
     for pattern, traffic in _KERNELS:
         if pattern.search(name):
             return _by_name(name) if isinstance(traffic, str) else traffic
     return None
 
 
-def _by_name(name: str) -> Traffic:
+def _by_name(name: str) -> Moved:
     match = _NAMED.search(name)
-    return Traffic((match and operation_of(match[0])) or UNKNOWN)
+    return Moved((match and operation_of(match[0])) or UNKNOWN)
 
 
-def _host_operator(name: str) -> tuple[Kind, Traffic | None]:
+def _host_operator(name: str) -> tuple[Kind, Moved | None]:
     if name == "record_param_comms":
         return Kind.RECORD, None
     if name.startswith("_C::shm_"):
         operation = operation_of(name.removeprefix("_C::shm_"))
-        return (Kind.SHARED_MEMORY, Traffic(operation)) if operation else (Kind.OTHER, None)
+        return (Kind.SHARED_MEMORY, Moved(operation)) if operation else (Kind.OTHER, None)
     if name in _MATRIX_OPERATORS:
         return Kind.MATRIX, None
     match = _WRAPPER.match(name)
@@ -210,20 +210,20 @@ def _host_operator(name: str) -> tuple[Kind, Traffic | None]:
     return (Kind.WRAPPER, traffic) if traffic else (Kind.OTHER, None)
 
 
-def _wrapped_traffic(name: str) -> Traffic | None:
+def _wrapped_traffic(name: str) -> Moved | None:
     """``flashinfer_allreduce_residual_rmsnorm`` and ``allreduce_fusion`` are all-reduces too."""
     operation = operation_of(name)
     if operation is not None:
-        return Traffic(operation)
+        return Moved(operation)
     found = next((traffic for pattern, traffic in _FUSED if pattern.search(name)), None)
     return None if found is None or _NO_CALL.search(name) else found
 
 
-def _annotation(name: str) -> tuple[Kind, Traffic | None]:
+def _annotation(name: str) -> tuple[Kind, Moved | None]:
     match = _BACKEND.match(name)
     if match:
         kind = Kind.GLOO if match[1] == "gloo" else Kind.BACKEND
-        return kind, Traffic(operation_of(match[2]) or name)
+        return kind, Moved(operation_of(match[2]) or name)
     return (Kind.STEP, None) if _is_label(name) else (Kind.OTHER, None)
 
 

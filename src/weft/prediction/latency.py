@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from weft.errors import LayoutError, WorkloadError
 from weft.prediction.memory import Memory, memory_of
-from weft.prediction.operators import Step
+from weft.prediction.operators import StepLoad
 from weft.prediction.pipeline import Fill, decode_period, fill
 from weft.prediction.prediction import Machine, PhaseTime, Prediction
 from weft.prediction.quantity import Estimate, root_sum_square
@@ -116,7 +116,7 @@ class _Predictor:
 
     def _prefill_stages(self, requests: float) -> list[StageTime]:
         prompt = self.workload.prompt_tokens
-        step = Step(
+        step = StepLoad(
             prefill_tokens=requests * prompt,
             prefill_sequences=max(requests, 1.0),
             prefill_context=prompt / 2,
@@ -125,7 +125,7 @@ class _Predictor:
 
     def _decode_stages(self, sequences: float) -> list[StageTime]:
         context = self.workload.prompt_tokens + self.workload.decode_tokens / 2
-        return self.timer.stages(Step(decode_sequences=sequences, decode_context=context))
+        return self.timer.stages(StepLoad(decode_sequences=sequences, decode_context=context))
 
     def _memory(self) -> Memory:
         load = self.workload

@@ -29,7 +29,7 @@ _RIDGE_NORM: Final = 3.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Step:
+class StepLoad:
     """One engine step of one replica (or of one micro-batch of it).
 
     Decoding sequences each bring one token and read ``decode_context`` tokens of cache;
@@ -51,9 +51,9 @@ class Step:
     def sequences(self) -> float:
         return self.decode_sequences + self.prefill_sequences
 
-    def part(self, parts: int) -> Step:
+    def part(self, parts: int) -> StepLoad:
         """One of ``parts`` equal steps that do this one's work together."""
-        return Step(
+        return StepLoad(
             decode_sequences=self.decode_sequences / parts,
             decode_context=self.decode_context,
             prefill_tokens=self.prefill_tokens / parts,
@@ -141,7 +141,7 @@ def _roofline_us(
     return float((memory**_RIDGE_NORM + compute**_RIDGE_NORM) ** (1 / _RIDGE_NORM))
 
 
-def layer_times(shard: Shard, step: Step, device: EngineDevice) -> PartTimes:
+def layer_times(shard: Shard, step: StepLoad, device: EngineDevice) -> PartTimes:
     """The mean transformer layer of ``step`` on one rank."""
     total = PartTimes()
     for count, attention, feed_forward in shard.layers:
@@ -152,7 +152,7 @@ def layer_times(shard: Shard, step: Step, device: EngineDevice) -> PartTimes:
 
 def _layer_times(
     shard: Shard,
-    step: Step,
+    step: StepLoad,
     device: EngineDevice,
     attention: AttentionWork,
     feed_forward: FeedForwardWork,
@@ -196,7 +196,7 @@ def _experts_us(shard: Shard, rows: float, work: ExpertsWork, device: EngineDevi
     )
 
 
-def _attention_us(work: AttentionWork, step: Step, size: int, device: EngineDevice) -> float:
+def _attention_us(work: AttentionWork, step: StepLoad, size: int, device: EngineDevice) -> float:
     """Decode reads the cache; prefill computes, the faster the longer its context is."""
     window = work.window
     total, decode, prefill = 0.0, device.attention_line(work, "decode"), None
@@ -238,14 +238,14 @@ def _elementwise_us(
     return kernels * device.elementwise_call_us + traffic * 1e-3 / device.copy_gb_s
 
 
-def embedding_times(shard: Shard, step: Step, device: EngineDevice) -> PartTimes:
+def embedding_times(shard: Shard, step: StepLoad, device: EngineDevice) -> PartTimes:
     """Look up and write the token rows (first stage)."""
     traffic = 2 * step.rows * shard.spec.hidden_size * shard.activation_bytes
     fixed = device.elementwise_call_us
     return PartTimes(elementwise_us=fixed + traffic * 1e-3 / device.copy_gb_s)
 
 
-def head_times(shard: Shard, step: Step, device: EngineDevice) -> PartTimes:
+def head_times(shard: Shard, step: StepLoad, device: EngineDevice) -> PartTimes:
     """Final norm and logits of the sequences that sample (last stage)."""
     shape = (shard.spec.vocab_size / shard.tp, shard.spec.hidden_size)
     form, size = FORMATS[shard.spec.dtype], shard.activation_bytes

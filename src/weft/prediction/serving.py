@@ -11,7 +11,7 @@ from typing import Any, Final
 from weft.errors import WorkloadError
 from weft.prediction.latency import check_question, step_timer
 from weft.prediction.memory import Memory, memory_of
-from weft.prediction.operators import Step
+from weft.prediction.operators import StepLoad
 from weft.prediction.prediction import Machine
 from weft.prediction.quantity import Estimate
 from weft.prediction.simulation import Server, Visit
@@ -176,7 +176,7 @@ class Replica:
         self.spec, self.layout, self.machine = machine.stored(spec), layout, machine
         self.timer: StepTimer = step_timer(spec, layout, machine)
         self.cache_tokens = self.memory(1).cache_limit_tokens
-        self._known: dict[Step, float] = {}
+        self._known: dict[StepLoad, float] = {}
 
     def memory(self, tokens: float) -> Memory:
         return memory_of(
@@ -188,10 +188,10 @@ class Replica:
             step_rows=self.machine.profile.server_batched_tokens,
         )
 
-    def step_us(self, step: Step) -> float:
+    def step_us(self, step: StepLoad) -> float:
         """A step in a server. Sizes are rounded to 1.5 %: what is asked again is remembered."""
         if step.prefill_tokens:
-            rounded = Step(
+            rounded = StepLoad(
                 decode_sequences=_round(step.decode_sequences),
                 decode_context=_round(step.decode_context),
                 prefill_tokens=_round(step.prefill_tokens),
@@ -202,17 +202,17 @@ class Replica:
         below = 2.0 ** math.floor(math.log2(max(step.decode_context, 1.0)))
         running = _round(step.decode_sequences)
         low, high = (
-            self._remembered(Step(decode_sequences=running, decode_context=context))
+            self._remembered(StepLoad(decode_sequences=running, decode_context=context))
             for context in (below, 2 * below)
         )
         return low + (high - low) * (step.decode_context - below) / below
 
-    def _remembered(self, step: Step) -> float:
+    def _remembered(self, step: StepLoad) -> float:
         if step not in self._known:
             self._known[step] = self._step_us(step)
         return self._known[step]
 
-    def _step_us(self, step: Step) -> float:
+    def _step_us(self, step: StepLoad) -> float:
         profile = self.machine.profile
         server = profile.server_step_us.value + step.sequences * profile.server_sequence_us.value
         if step.prefill_tokens:
@@ -227,7 +227,7 @@ def _round(value: float) -> float:
     return math.ldexp(round(mantissa * 64) / 64, exponent)
 
 
-def _round_us(timer: StepTimer, step: Step, stages: int) -> float:
+def _round_us(timer: StepTimer, step: StepLoad, stages: int) -> float:
     """A step of every micro-batch: one's way through all stages, or the busiest stage of all."""
     groups = max(1, min(stages, int(step.sequences)))
     times = timer.stages(step.part(groups))

@@ -14,13 +14,13 @@ from heapq import heappop, heappush
 from itertools import count
 
 from weft.errors import WorkloadError
-from weft.prediction.operators import Step
+from weft.prediction.operators import StepLoad
 from weft.scheduling.policy import Policy
 
-StepTime = Callable[[Step], float]
+StepTime = Callable[[StepLoad], float]
 """µs from one step's start to the next one's."""
 
-Watcher = Callable[[Step, float, int, float], None]
+Watcher = Callable[[StepLoad, float, int, float], None]
 """Told of every stretch: step, how many of it, requests without a token, decode shares."""
 
 
@@ -151,7 +151,7 @@ class Server:
         rows = sum(given for _, given in chunks)
         pairs = sum(given * (visit.computed + given / 2) for visit, given in chunks)
         decoding = len(self._decoding) if self.policy.mixes else 0
-        step = Step(
+        step = StepLoad(
             decode_sequences=decoding,
             decode_context=self._context / decoding if decoding else 0.0,
             prefill_tokens=rows,
@@ -195,7 +195,7 @@ class Server:
                 self._preempt()
                 return
             steps = min(steps, fitting)
-        step = Step(
+        step = StepLoad(
             decode_sequences=running,
             decode_context=self._context / running + (steps - 1) / 2,
         )
@@ -204,14 +204,14 @@ class Server:
             until = max(1, int(left / self.step_us(step)) + 1)
             if until < steps:
                 steps = until
-                step = Step(
+                step = StepLoad(
                     decode_sequences=running,
                     decode_context=self._context / running + (steps - 1) / 2,
                 )
         self._advance(step, steps)
         self._decoded(steps)
 
-    def _advance(self, step: Step, steps: int) -> float:
+    def _advance(self, step: StepLoad, steps: int) -> float:
         time_us = steps * self.step_us(step)
         if self.watch:
             silent = sum(v.first_us < 0 for v in (*self._waiting, *self._prompts))

@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import Any
 
 from weft.prediction.memory import Memory
-from weft.prediction.operators import Step
+from weft.prediction.operators import StepLoad
 from weft.prediction.prediction import Machine
 from weft.prediction.quantity import Estimate
 from weft.prediction.serving import Replica
@@ -73,7 +73,7 @@ class SteadyState:
         """``running`` requests on every replica."""
         load, profile = self.workload, self.machine.profile
         context = load.prompt_tokens + load.decode_tokens / 2
-        decode_us = self.replica.step_us(Step(decode_sequences=running, decode_context=context))
+        decode_us = self.replica.step_us(StepLoad(decode_sequences=running, decode_context=context))
         prompt_us, chunks = self._prompt_us(running - 1, context)
         added_us = max(prompt_us - chunks * decode_us, 0.0) if running > 1 else prompt_us
         steps = max(load.num_decode_steps, 1)
@@ -98,7 +98,7 @@ class SteadyState:
         total = 0.0
         for index in range(chunks):
             total += self.replica.step_us(
-                Step(
+                StepLoad(
                     decode_sequences=beside if self.policy.mixes else 0.0,
                     decode_context=context if beside and self.policy.mixes else 0.0,
                     prefill_tokens=prompt / chunks,

@@ -6,8 +6,7 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 
-from weft.closed_form.schedule import Step as ScheduleStep
-from weft.closed_form.schedule import rows_of_steps
+from weft.closed_form.schedule import StepRows, rows_of_steps
 from weft.prediction.accelerator import Accelerator
 from weft.prediction.collectives import Price, Pricing
 from weft.prediction.engine_device import EngineDevice, engine_device
@@ -15,7 +14,7 @@ from weft.prediction.engine_profile import EngineProfile
 from weft.prediction.operators import (
     PartTimes,
     Shard,
-    Step,
+    StepLoad,
     embedding_times,
     head_times,
     layer_times,
@@ -80,7 +79,7 @@ class StepTimer:
     accelerator: Accelerator
     pricing: Pricing
     profile: EngineProfile
-    _known: dict[Step, list[StageTime]] = field(default_factory=dict, repr=False)
+    _known: dict[StepLoad, list[StageTime]] = field(default_factory=dict, repr=False)
     _calls: dict[tuple[int, int], dict[StageKind, list[CollectiveTime]]] = field(
         default_factory=dict, repr=False
     )
@@ -100,13 +99,13 @@ class StepTimer:
         all_reduces = self.layout.tp > 1 and self.layout.sp == 1
         return engine_device(self.accelerator, self.profile, all_reduces=all_reduces)
 
-    def stages(self, step: Step) -> list[StageTime]:
+    def stages(self, step: StepLoad) -> list[StageTime]:
         """The step on every stage; prefill and sequence parallelism are launched layer by layer."""
         if step not in self._known:
             self._known[step] = self._stages(step)
         return self._known[step]
 
-    def _stages(self, step: Step) -> list[StageTime]:
+    def _stages(self, step: StepLoad) -> list[StageTime]:
         layer = layer_times(self.shard, step, self.device)
         rows = self._collectives(step)
         kinds = stage_kinds(self.layout, self.spec.num_layers)
@@ -114,7 +113,7 @@ class StepTimer:
         return [times[kind] for kind in kinds]
 
     def _stage(
-        self, step: Step, layer: PartTimes, rows: list[CollectiveTime], kind: StageKind
+        self, step: StepLoad, layer: PartTimes, rows: list[CollectiveTime], kind: StageKind
     ) -> StageTime:
         profile = self.profile
         parts = PartTimes().plus(layer, kind.num_layers)
@@ -145,7 +144,7 @@ class StepTimer:
             host_us=host,
         )
 
-    def _collectives(self, step: Step) -> dict[StageKind, list[CollectiveTime]]:
+    def _collectives(self, step: StepLoad) -> dict[StageKind, list[CollectiveTime]]:
         rows = max(1, round(step.rows))
         sequences = max(1, min(round(step.sequences), rows))
         key = (rows, sequences)
@@ -193,7 +192,7 @@ def step_schedule(
     """
     kinds = stage_kinds(layout, spec.num_layers)
     first_of = {kind: kinds.index(kind) for kind in kinds}
-    step = ScheduleStep(phase="mixed", rows=rows, sequences=sequences, count=1)
+    step = StepRows(phase="mixed", rows=rows, sequences=sequences, count=1)
     found = rows_of_steps(spec, layout, [step], engine_named(engine), first_of.values())
     return {
         kind: tuple(row for row in found if row.stage == stage) for kind, stage in first_of.items()

@@ -121,7 +121,7 @@ def sections_of_scoreboard(scoreboard: Node) -> list[Section]:
     """Predicted beside measured, one chart a quantity and source of measurements."""
     rows = scoreboard.child("rows").elements()
     blocks: list[Block] = []
-    groups: dict[tuple[str, str], list[figures.Prediction]] = {}
+    groups: dict[tuple[str, str], list[figures.PredictedPoint]] = {}
     for row in rows:
         source = str(row.child("source").cell() or "predicted and measured")
         groups.setdefault((row.child("quantity").text(), source), []).append(_prediction(row))
@@ -132,8 +132,8 @@ def sections_of_scoreboard(scoreboard: Node) -> list[Section]:
     return [Section(title="Scoreboard", blocks=blocks)]
 
 
-def _prediction(row: Node) -> figures.Prediction:
-    return figures.Prediction(
+def _prediction(row: Node) -> figures.PredictedPoint:
+    return figures.PredictedPoint(
         name=row.child("name").text(),
         predicted=row.child("predicted").number(),
         low=row.child("low").number(),

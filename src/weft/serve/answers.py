@@ -12,7 +12,7 @@ from msgspec.json import encode
 
 from weft.serve.engine_client import EngineLostError
 from weft.serve.errors import error_body
-from weft.serve.generation import Generation, Piece
+from weft.serve.generation import Generation, TextPiece
 from weft.serve.logprobs import chat_logprobs, completion_logprobs, prompt_logprobs
 from weft.serve.protocol import StreamOptions
 from weft.serve.token_text import TokenTexts
@@ -40,22 +40,22 @@ class AnswerKind:
         name = f"{'chatcmpl' if self.chat else 'cmpl'}-{self.id}"
         return {"id": name, "object": kind, "created": self.created, "model": self.model}
 
-    def streamed_choice(self, piece: Piece) -> dict[str, Any]:
+    def streamed_choice(self, piece: TextPiece) -> dict[str, Any]:
         content = {"delta": {"content": piece.text}} if self.chat else {"text": piece.text}
         return self._choice(piece, content)
 
-    def whole_choice(self, piece: Piece) -> dict[str, Any]:
+    def whole_choice(self, piece: TextPiece) -> dict[str, Any]:
         message = {"role": "assistant", "content": piece.text, "refusal": None}
         return self._choice(piece, {"message": message} if self.chat else {"text": piece.text})
 
-    def _choice(self, piece: Piece, content: dict[str, Any]) -> dict[str, Any]:
+    def _choice(self, piece: TextPiece, content: dict[str, Any]) -> dict[str, Any]:
         choice = {"index": piece.index, **content, "logprobs": self._logprobs(piece)}
         choice["finish_reason"] = piece.finish_reason
         if piece.of_prompt is not None:
             choice["prompt_logprobs"] = prompt_logprobs(*piece.of_prompt, self.texts)
         return choice | ({"token_ids": piece.token_ids} if self.token_ids else {})
 
-    def _logprobs(self, piece: Piece) -> dict[str, Any] | None:
+    def _logprobs(self, piece: TextPiece) -> dict[str, Any] | None:
         if not piece.shown:
             return None
         form = chat_logprobs if self.chat else completion_logprobs
@@ -73,7 +73,7 @@ def usage(prompt: int, output: int) -> dict[str, int]:
 
 async def whole_answer(kind: AnswerKind, generation: Generation) -> dict[str, Any]:
     """Wait for every choice. Raises EngineLostError."""
-    pieces: list[list[Piece]] = [[] for _ in generation.choices]
+    pieces: list[list[TextPiece]] = [[] for _ in generation.choices]
     async for several in generation.pieces():
         for piece in several:
             pieces[piece.index].append(piece)
@@ -81,10 +81,10 @@ async def whole_answer(kind: AnswerKind, generation: Generation) -> dict[str, An
     return {**kind.envelope(streamed=False), "choices": choices, "usage": _usage(generation)}
 
 
-def joined(pieces: Sequence[Piece]) -> Piece:
+def joined(pieces: Sequence[TextPiece]) -> TextPiece:
     """Consecutive pieces of one choice as one."""
     last = pieces[-1]
-    return Piece(
+    return TextPiece(
         index=last.index,
         text="".join(piece.text for piece in pieces),
         num_tokens=last.num_tokens,
@@ -100,9 +100,9 @@ class Grouped:
 
     def __init__(self, num_tokens: int) -> None:
         self._num_tokens = num_tokens
-        self._held: dict[int, list[Piece]] = {}
+        self._held: dict[int, list[TextPiece]] = {}
 
-    def add(self, piece: Piece) -> Piece | None:
+    def add(self, piece: TextPiece) -> TextPiece | None:
         """The group that ``piece`` completes, if it does."""
         if self._num_tokens == 1:
             return piece

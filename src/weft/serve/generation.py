@@ -31,7 +31,7 @@ _PASSED_ON: Final = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Piece:
+class TextPiece:
     """What one token added to one choice."""
 
     index: int
@@ -64,14 +64,14 @@ class Choice:
         """Whether nothing but the prompt is wanted: the engine's one token is left out."""
         return self.body.max_tokens == 0
 
-    def take(self, event: TokenEvent, num_tokens: int) -> Piece:
+    def take(self, event: TokenEvent, num_tokens: int) -> TextPiece:
         """The piece that this token makes, the request's ``num_tokens``-th."""
         if self._started:
             return self._answer(event, num_tokens)
         self._started = True
         text, shown = self._echo(event) if self.body.echoes else ("", ())
         if self.only_prompt:
-            piece = Piece(index=self.index, text="", num_tokens=0, finish_reason="length")
+            piece = TextPiece(index=self.index, text="", num_tokens=0, finish_reason="length")
         else:
             piece = self._answer(event, num_tokens)
         wanted = getattr(self.body, "prompt_logprobs", None) is not None
@@ -91,7 +91,7 @@ class Choice:
         each = (None, *event.prompt_logprobs)
         return text, tuple(map(ShownToken, self.prompt, each, offsets))
 
-    def _answer(self, event: TokenEvent, num_tokens: int) -> Piece:
+    def _answer(self, event: TokenEvent, num_tokens: int) -> TextPiece:
         reason = event.finish_reason
         offset, last = self.text.length, reason is not None
         added = self.text.finish() if reason == "stop" else self.text.add(event.token_id, last=last)
@@ -101,7 +101,7 @@ class Choice:
             shown = (ShownToken(event.token_id, event.logprobs, offset),)
         if self.stops.hit:
             reason = "stop"
-        return Piece(
+        return TextPiece(
             index=self.index,
             text=text,
             num_tokens=num_tokens,
@@ -138,7 +138,7 @@ class Generation:
         self._open.clear()
         self.inbox.close()
 
-    async def pieces(self) -> AsyncIterator[Sequence[Piece]]:
+    async def pieces(self) -> AsyncIterator[Sequence[TextPiece]]:
         """Every piece of every choice, one a token; those that are there together at once."""
         try:
             while self._open:
@@ -156,7 +156,7 @@ class Generation:
         finally:
             self.abort()
 
-    def _advance(self, choice: Choice, event: TokenEvent) -> Piece:
+    def _advance(self, choice: Choice, event: TokenEvent) -> TextPiece:
         if self._first_s is None:
             self._first_s = time.perf_counter()
         self.num_output_tokens += not choice.only_prompt

@@ -22,7 +22,7 @@ from weft.serve.wire import (
     Abort,
     Command,
     Hello,
-    Meeting,
+    MeetingPoint,
     Profile,
     Rejected,
     StepDone,
@@ -36,7 +36,7 @@ _SAMPLE_EVERY: Final = 64
 
 
 def serve_rank(
-    engine: Engine, groups: ProcessGroups, meeting: Meeting | None, max_waiting: int
+    engine: Engine, groups: ProcessGroups, meeting: MeetingPoint | None, max_waiting: int
 ) -> None:
     """Work until told to stop, or until the HTTP process is gone.
 
@@ -55,7 +55,7 @@ class _Link:
     """The leader's side of the connection."""
 
     def __init__(
-        self, meeting: Meeting, groups: ProcessGroups, engine: Engine, max_waiting: int
+        self, meeting: MeetingPoint, groups: ProcessGroups, engine: Engine, max_waiting: int
     ) -> None:
         try:
             self._connection: Connection = Client((meeting.host, meeting.port), authkey=meeting.key)

@@ -28,7 +28,7 @@ from weft.serve.wire import (
     Abort,
     Command,
     Hello,
-    Meeting,
+    MeetingPoint,
     Profile,
     StepDone,
     Stop,
@@ -70,14 +70,14 @@ class RemoteEngine:
 
     def __init__(
         self,
-        spawn: Callable[[Meeting], subprocess.Popen[str]] | None = None,
+        spawn: Callable[[MeetingPoint], subprocess.Popen[str]] | None = None,
         *,
         host: str = "127.0.0.1",
         bind: str = "127.0.0.1",
         stall_s: float = 10.0,
     ) -> None:
         self._listener = Listener((bind, 0), authkey=(key := new_key()), backlog=64)
-        self.meeting = Meeting(host=host, port=self._listener.address[1], key=key)
+        self.meeting = MeetingPoint(host=host, port=self._listener.address[1], key=key)
         self._spawn, self._stall_s = spawn, stall_s
         self._process: subprocess.Popen[str] | None = None
         self._replicas: dict[int, _Replica] = {}

@@ -90,7 +90,7 @@ class StepDone:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Meeting:
+class MeetingPoint:
     """Where the HTTP process waits for the leaders."""
 
     host: str
@@ -102,12 +102,12 @@ class Meeting:
         return f"{self.host} {self.port} {self.key.hex()}"
 
     @staticmethod
-    def from_environment(environment: Mapping[str, str] | None = None) -> Meeting | None:
+    def from_environment(environment: Mapping[str, str] | None = None) -> MeetingPoint | None:
         text = (os.environ if environment is None else environment).get(MEETING_VARIABLE)
         if not text:
             return None
         host, port, key = text.split()
-        return Meeting(host=host, port=int(port), key=bytes.fromhex(key))
+        return MeetingPoint(host=host, port=int(port), key=bytes.fromhex(key))
 
 
 def new_key() -> bytes:

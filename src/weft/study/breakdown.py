@@ -45,7 +45,7 @@ class RankRecord:
 
 
 @dataclass(kw_only=True)
-class PhaseTime:
+class PhaseBreakdown:
     """Milliseconds of one phase, mean over the ranks, summed over ``num_steps`` steps."""
 
     num_steps: int = 0
@@ -60,10 +60,10 @@ class PhaseTime:
         return self.compute_ms + self.communication_ms + self.wait_ms + self.idle_ms
 
 
-def breakdown(records: Sequence[RankRecord], layout: Layout) -> dict[Phase, PhaseTime]:
+def breakdown(records: Sequence[RankRecord], layout: Layout) -> dict[Phase, PhaseBreakdown]:
     """Time by phase; every rank of the layout has one record."""
     waits = waiting_s(records, layout)
-    phases: dict[Phase, PhaseTime] = defaultdict(PhaseTime)
+    phases: dict[Phase, PhaseBreakdown] = defaultdict(PhaseBreakdown)
     for record in records:
         in_step: dict[int, list[int]] = defaultdict(list)
         for index, call in enumerate(record.calls):
@@ -113,7 +113,7 @@ def meetings(
 
 
 def _add(
-    phase: PhaseTime,
+    phase: PhaseBreakdown,
     rank: int,
     step: TimedStep,
     inside_s: float,

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from weft.study.breakdown import PhaseTime, RankRecord, TimedCall, meetings, waiting_s
+from weft.study.breakdown import PhaseBreakdown, RankRecord, TimedCall, meetings, waiting_s
 from weft.vocabulary.layout import GroupKind, Layout
 from weft.vocabulary.schedule import Operation
 
@@ -30,7 +30,7 @@ OWN_ALL_REDUCES: Final = ("one_shot", "two_shot", "hierarchical_", "all_reduce_r
 
 
 @dataclass(frozen=True, kw_only=True)
-class Kernel:
+class TracedKernel:
     """One kernel (or copy) of a rank, in seconds of the host's clock."""
 
     name: str
@@ -39,8 +39,8 @@ class Kernel:
 
 
 def device_breakdown(
-    ranks: Sequence[Sequence[Kernel]], layout: Layout, num_steps: int
-) -> PhaseTime:
+    ranks: Sequence[Sequence[TracedKernel]], layout: Layout, num_steps: int
+) -> PhaseBreakdown:
     """Milliseconds over ``num_steps`` steps, mean over the ranks, from each rank's kernels."""
     split = [_split(kernels, layout, rank) for rank, kernels in enumerate(ranks)]
     records = [
@@ -49,7 +49,7 @@ def device_breakdown(
     waits = waiting_s(aligned(records, layout), layout)
     start = min(kernel.start_s for kernels in ranks for kernel in kernels)
     end = max(kernel.end_s for kernels in ranks for kernel in kernels)
-    total = PhaseTime(num_steps=num_steps)
+    total = PhaseBreakdown(num_steps=num_steps)
     for record, (calls, compute_s) in zip(records, split, strict=True):
         inside_s = sum(call.end_s - call.start_s for call in calls)
         waited_s = sum(waits[record.rank])
@@ -84,7 +84,9 @@ def aligned(records: Sequence[RankRecord], layout: Layout) -> list[RankRecord]:
     return [_shifted(record, -offset_s.get(record.rank, 0.0)) for record in records]
 
 
-def _split(kernels: Iterable[Kernel], layout: Layout, rank: int) -> tuple[list[TimedCall], float]:
+def _split(
+    kernels: Iterable[TracedKernel], layout: Layout, rank: int
+) -> tuple[list[TimedCall], float]:
     """The rank's calls in order, and the seconds of its other kernels, one after the other."""
     calls: list[TimedCall] = []
     compute_s, now_s = 0.0, float("-inf")

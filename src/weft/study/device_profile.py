@@ -9,13 +9,13 @@ import torch
 
 from weft.engine.llm import LLM
 from weft.engine.request import SamplingParams
-from weft.study.device_breakdown import Kernel
+from weft.study.device_breakdown import TracedKernel
 
 DECODE_STEPS: Final = 32
 _FIRST_NUMBER: Final = 10**9
 
 
-def kernels_of_prefill(llm: LLM, prompts: list[list[int]]) -> tuple[list[Kernel], int]:
+def kernels_of_prefill(llm: LLM, prompts: list[list[int]]) -> tuple[list[TracedKernel], int]:
     """The kernels that bring every prompt to its first token, and in how many steps."""
     sampling = SamplingParams(max_tokens=1, ignore_eos=True)
     num_steps = 0
@@ -28,7 +28,7 @@ def kernels_of_prefill(llm: LLM, prompts: list[list[int]]) -> tuple[list[Kernel]
     return kernels, num_steps
 
 
-def kernels_of_decode(llm: LLM, prompts: list[list[int]]) -> tuple[list[Kernel], int]:
+def kernels_of_decode(llm: LLM, prompts: list[list[int]]) -> tuple[list[TracedKernel], int]:
     """The kernels of ``DECODE_STEPS`` steps in which every request decodes."""
     sampling = SamplingParams(max_tokens=4 * DECODE_STEPS * llm.groups.layout.pp, ignore_eos=True)
     for number, prompt in enumerate(prompts):
@@ -49,7 +49,7 @@ def kernels_of_decode(llm: LLM, prompts: list[list[int]]) -> tuple[list[Kernel],
     return kernels, DECODE_STEPS
 
 
-def _profiled(llm: LLM, work: Callable[[], object]) -> list[Kernel]:
+def _profiled(llm: LLM, work: Callable[[], object]) -> list[TracedKernel]:
     from torch.profiler import ProfilerActivity, profile
 
     _settle(llm)
@@ -57,7 +57,7 @@ def _profiled(llm: LLM, work: Callable[[], object]) -> list[Kernel]:
         work()
         _settle(llm)
     return [
-        Kernel(
+        TracedKernel(
             name=event.name(),
             start_s=event.start_ns() * 1e-9,
             end_s=(event.start_ns() + event.duration_ns()) * 1e-9,

@@ -16,7 +16,7 @@ from weft.engine.llm import LLM
 from weft.engine.request import SamplingParams
 from weft.launch.environment import current_rank, pick_device
 from weft.launch.worker import worker
-from weft.study.breakdown import PhaseTime, RankRecord, TimedCall, TimedStep, breakdown
+from weft.study.breakdown import PhaseBreakdown, RankRecord, TimedCall, TimedStep, breakdown
 from weft.study.device_breakdown import device_breakdown
 from weft.study.device_profile import kernels_of_decode, kernels_of_prefill
 from weft.vocabulary.layout import Layout
@@ -121,7 +121,7 @@ def summary(records: list[RankRecord], layout: Layout) -> dict[str, Any]:
     return {"e2e_ms": (end - start) * 1e3, "phases": phases}
 
 
-def row(phase: str, parts: PhaseTime) -> dict[str, Any]:
+def row(phase: str, parts: PhaseBreakdown) -> dict[str, Any]:
     """Milliseconds a step."""
     count = parts.num_steps
     return {

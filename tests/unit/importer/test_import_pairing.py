@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 from weft.importer.clocks import estimate_offsets
 from weft.importer.layout_inference import RunLayout
 from weft.importer.pairing import meetings, share_sizes, split_waiting
-from weft.importer.rank_trace import Call, RankTrace
+from weft.importer.rank_trace import RankTrace, TracedCall
 from weft.vocabulary.layout import Layout
 
 ARRIVALS = st.lists(st.integers(0, 500), min_size=2, max_size=4)
 
 
-def trace(rank: int, calls: list[Call], world: int) -> RankTrace:
+def trace(rank: int, calls: list[TracedCall], world: int) -> RankTrace:
     return RankTrace(
         path=Path(f"rank{rank}"),
         rank=rank,
@@ -36,8 +36,8 @@ def run_of(**degrees: int) -> RunLayout:
     return RunLayout(layout=layout, is_known=True, world_size=layout.world_size)
 
 
-def call(operation: str, start: float, end: float, **more: object) -> Call:
-    return Call(
+def call(operation: str, start: float, end: float, **more: object) -> TracedCall:
+    return TracedCall(
         operation=operation,
         source="record",
         name=operation,
@@ -57,7 +57,7 @@ def test_all_reduce_waiting_needs_no_common_clock(
     rounds: list[list[int]], offsets: list[int], transfer: int
 ) -> None:
     shifts = [0, *offsets]
-    calls: list[list[Call]] = [[], [], []]
+    calls: list[list[TracedCall]] = [[], [], []]
     now = 0.0
     for arrivals in rounds:
         end = now + max(arrivals) + transfer

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from weft.errors import FileFormatError, WorkloadError
 from weft.prediction.latency import predict_latency
 from weft.prediction.machines import machine_named
-from weft.prediction.operators import Step
+from weft.prediction.operators import StepLoad
 from weft.prediction.serving import Serving, predict_serving
 from weft.prediction.simulation import Server, Visit
 from weft.prediction.traffic import Traffic, read_trace
@@ -69,7 +69,7 @@ def test_every_request_is_answered_and_every_token_has_its_step(
     policy: Policy, visits: list[Visit], clients: int | None, room: int
 ) -> None:
     visits.sort(key=lambda visit: visit.arrival_us)
-    steps: list[tuple[Step, int]] = []
+    steps: list[tuple[StepLoad, int]] = []
     server = Server(
         policy=policy,
         step_us=lambda step: 1.0 + step.rows,

@@ -11,8 +11,8 @@ import numpy as np
 from weft.bench.serving.definitions import Definition, RequestTimes
 from weft.bench.serving.records import RequestRecord
 from weft.bench.serving.statistics import (
-    Estimate,
     Floats,
+    Percentile,
     grouped_mean,
     grouped_percentiles,
     mean,
@@ -25,7 +25,7 @@ METRICS = ("ttft", "tpot", "itl", "e2e")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Limits:
+class ServiceLimits:
     """The service level: milliseconds a request may take at most; None is no limit."""
 
     ttft_ms: float | None = None
@@ -37,7 +37,7 @@ class Limits:
         return any(value is not None for value in asdict(self).values())
 
 
-def parse_limits(text: str) -> Limits:
+def parse_limits(text: str) -> ServiceLimits:
     """``ttft:200,tpot:50,e2e:2000`` in milliseconds; UserError names what is wrong."""
     values: dict[str, float] = {}
     for part in text.split(","):
@@ -50,11 +50,14 @@ def parse_limits(text: str) -> Limits:
             raise UserError(f"`goodput` {part}: write milliseconds, e.g. {name}:200") from None
         if not values[f"{name}_ms"] > 0:
             raise UserError(f"`goodput` {part}: the limit must be above 0 ms")
-    return Limits(**values)
+    return ServiceLimits(**values)
 
 
 def figures(
-    records: Sequence[RequestRecord], definition: Definition, limits: Limits, duration_s: float
+    records: Sequence[RequestRecord],
+    definition: Definition,
+    limits: ServiceLimits,
+    duration_s: float,
 ) -> dict[str, Any]:
     """The JSON object of one definition: what it states, its figures (ms) and its goodput."""
     measured = [definition.measure(record) if record.completed else None for record in records]
@@ -98,7 +101,7 @@ def _pooled(times: Sequence[RequestTimes]) -> dict[str, Any] | None:
     sums = np.array([(group * weight).sum() for group, weight in zip(groups, weights, strict=True)])
     totals = np.array([weight.sum() for weight in weights])
     estimates = grouped_percentiles(groups, weights, PERCENTS)
-    named: dict[str, Estimate] = dict(zip(map(_name, PERCENTS), estimates, strict=True))
+    named: dict[str, Percentile] = dict(zip(map(_name, PERCENTS), estimates, strict=True))
     summary = {
         "count": int(sum(map(len, groups))),
         "mean": asdict(grouped_mean(sums, totals)),
@@ -123,7 +126,7 @@ def _with_failures(
 def _goodput(
     times: Sequence[RequestTimes],
     definition: Definition,
-    limits: Limits,
+    limits: ServiceLimits,
     num_failed: int,
     duration_s: float,
 ) -> dict[str, Any]:
@@ -140,7 +143,7 @@ def _goodput(
     }
 
 
-def _within(one: RequestTimes, definition: Definition, limits: Limits) -> bool | None:
+def _within(one: RequestTimes, definition: Definition, limits: ServiceLimits) -> bool | None:
     """Whether the request met every limit; None where the definition leaves it out."""
     if limits.tpot_ms is not None and (one.tpot_s is None or not len(one.itl_s)):
         if definition.undefined_tpot == "left out":

@@ -36,7 +36,7 @@ class ResponseSink(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Endpoint:
+class ServerAddress:
     """Where a server listens."""
 
     scheme: str
@@ -50,7 +50,7 @@ class Endpoint:
         return f"{host}:{self.port}"
 
 
-def parse_url(url: str) -> Endpoint:
+def parse_url(url: str) -> ServerAddress:
     """``http(s)://host[:port][/prefix]``; a trailing ``/v1`` is dropped; UserError otherwise."""
     parts = urlsplit(url)
     try:
@@ -59,7 +59,7 @@ def parse_url(url: str) -> Endpoint:
         raise UserError(f"`url` {url}: {error}; write http://host:port") from None
     if parts.scheme not in {"http", "https"} or not parts.hostname:
         raise UserError(f"`url` {url}: write http://host:port or https://host:port")
-    return Endpoint(
+    return ServerAddress(
         scheme=parts.scheme,
         host=parts.hostname,
         port=port or (443 if parts.scheme == "https" else 80),
@@ -130,7 +130,7 @@ class _Connection(asyncio.Protocol):
 class ConnectionPool:
     """Keep-alive connections to one endpoint, as many as requests are open at once."""
 
-    endpoint: Endpoint
+    endpoint: ServerAddress
     _free: list[_Connection] = field(default_factory=list)
     _open: set[_Connection] = field(default_factory=set)
     _dialling: set[asyncio.Task[None]] = field(default_factory=set)
@@ -201,7 +201,7 @@ class _Dial:
 
 
 def request_bytes(
-    endpoint: Endpoint, path: str, body: bytes | None, headers: dict[str, str]
+    endpoint: ServerAddress, path: str, body: bytes | None, headers: dict[str, str]
 ) -> bytes:
     """One whole HTTP/1.1 request: POST with a JSON body, GET without."""
     lines = [

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from weft.bench.serving.http_client import Endpoint, request_bytes
+from weft.bench.serving.http_client import ServerAddress, request_bytes
 from weft.bench.serving.prompts import prompt_token_ids, prompt_words
 from weft.bench.serving.records import RequestSpec
 
@@ -27,7 +27,7 @@ class Api(StrEnum):
 class Target:
     """The server and how it is asked."""
 
-    endpoint: Endpoint
+    endpoint: ServerAddress
     model: str
     api: Api = Api.COMPLETIONS
     api_key: str | None = None

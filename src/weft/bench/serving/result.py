@@ -13,7 +13,7 @@ import numpy as np
 from weft import __version__
 from weft.bench.serving.communication import PROFILE_SCHEMA, communication
 from weft.bench.serving.definitions import DEFINITIONS
-from weft.bench.serving.figures import Limits, figures
+from weft.bench.serving.figures import ServiceLimits, figures
 from weft.bench.serving.payloads import Target
 from weft.bench.serving.records import RequestRecord
 from weft.bench.serving.runner import Load, RunOutcome
@@ -25,7 +25,7 @@ def to_json(
     target: Target,
     load: Load,
     outcome: RunOutcome,
-    limits: Limits,
+    limits: ServiceLimits,
     *,
     settings: dict[str, Any],
     with_records: bool = False,

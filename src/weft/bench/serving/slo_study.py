@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from weft.bench.serving.arrivals import at_random, synthetic
-from weft.bench.serving.figures import Limits
+from weft.bench.serving.figures import ServiceLimits
 from weft.bench.serving.http_client import parse_url
 from weft.bench.serving.payloads import Target
 from weft.bench.serving.result import to_json
@@ -34,7 +34,7 @@ class SloPlan:
     num_requests: int
     concurrency: int | None
     rate_per_s: float | None
-    limits: Limits
+    limits: ServiceLimits
     vocab_size: int
     device: str = "auto"
     weights: str = "auto"

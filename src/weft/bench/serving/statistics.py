@@ -25,7 +25,7 @@ _Z = 1.959963984540054
 
 
 @dataclass(frozen=True, kw_only=True)
-class Estimate:
+class Percentile:
     """A figure and its interval; an end is None where the samples cannot bound it."""
 
     value: float
@@ -33,7 +33,7 @@ class Estimate:
     high: float | None
 
 
-def percentile(samples: Floats, percent: float) -> Estimate:
+def percentile(samples: Floats, percent: float) -> Percentile:
     """The ``percent``-th percentile (linear interpolation, as numpy's default).
 
     The interval is widened to hold the value: of few samples, interpolation can leave it.
@@ -41,7 +41,7 @@ def percentile(samples: Floats, percent: float) -> Estimate:
     ordered = np.sort(samples)
     low, high = order_statistic_ranks(len(ordered), percent / 100)
     value = _linear(ordered, percent / 100)
-    return Estimate(
+    return Percentile(
         value=value,
         low=None if low is None else min(value, float(ordered[low])),
         high=None if high is None else max(value, float(ordered[high])),
@@ -82,12 +82,12 @@ def _binomial_cdf(num_samples: int, quantile: float) -> Floats:
     return cumulative
 
 
-def mean(samples: Floats, *, seed: int = 0) -> Estimate:
+def mean(samples: Floats, *, seed: int = 0) -> Percentile:
     """The mean of one value a request, interval by bootstrap over requests."""
     return grouped_mean(samples, np.ones_like(samples), seed=seed)
 
 
-def grouped_mean(sums: Floats, weights: Floats, *, seed: int = 0) -> Estimate:
+def grouped_mean(sums: Floats, weights: Floats, *, seed: int = 0) -> Percentile:
     """``sum(sums) / sum(weights)`` over requests, interval by bootstrap over requests."""
     generator = np.random.default_rng(seed)
     num_requests = len(sums)
@@ -96,7 +96,7 @@ def grouped_mean(sums: Floats, weights: Floats, *, seed: int = 0) -> Estimate:
         chosen = generator.integers(0, num_requests, num_requests)
         values[index] = sums[chosen].sum() / weights[chosen].sum()
     low, high = np.quantile(values, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return Estimate(value=float(sums.sum() / weights.sum()), low=float(low), high=float(high))
+    return Percentile(value=float(sums.sum() / weights.sum()), low=float(low), high=float(high))
 
 
 def grouped_percentiles(
@@ -106,7 +106,7 @@ def grouped_percentiles(
     *,
     seed: int = 0,
     resamples: int = 100,
-) -> list[Estimate]:
+) -> list[Percentile]:
     """Percentiles of the pooled (weighted) values, interval by bootstrap over the groups."""
     pooled = np.concatenate([np.asarray(group, dtype=np.float64) for group in groups])
     weight = _pooled_weights(groups, weights)
@@ -122,7 +122,7 @@ def grouped_percentiles(
         draws[index] = _weighted_quantiles(pooled, weight * counts[owner], quantiles)
     low, high = np.nanquantile(draws, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2], axis=0)
     return [
-        Estimate(value=float(value), low=float(below), high=float(above))
+        Percentile(value=float(value), low=float(below), high=float(above))
         for value, below, above in zip(centre, low, high, strict=True)
     ]
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from weft.bench.serving.definitions import VLLM, RequestTimes
-from weft.bench.serving.figures import PERCENTS, Limits, figures
+from weft.bench.serving.figures import PERCENTS, ServiceLimits, figures
 from weft.bench.serving.payloads import Api, Target
 from weft.bench.serving.records import RequestRecord
 from weft.bench.serving.runner import Load, RunOutcome
@@ -23,7 +23,7 @@ def to_vllm_json(
     target: Target,
     load: Load,
     outcome: RunOutcome,
-    limits: Limits,
+    limits: ServiceLimits,
     *,
     rate_per_s: float | None = None,
     burstiness: float = 1.0,
@@ -50,7 +50,7 @@ def to_vllm_json(
 
 
 def _totals(
-    records: Sequence[RequestRecord], outcome: RunOutcome, limits: Limits
+    records: Sequence[RequestRecord], outcome: RunOutcome, limits: ServiceLimits
 ) -> dict[str, Any]:
     done = [record for record in records if record.completed]
     duration_s = max(outcome.duration_s, 1e-9)

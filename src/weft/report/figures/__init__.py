@@ -12,7 +12,7 @@ from weft.report.figures.latency import LatencyPoint, latency_by_size
 from weft.report.figures.messages import message_sizes, volume_by_decode_length
 from weft.report.figures.planning import (
     LayoutPoint,
-    Prediction,
+    PredictedPoint,
     pareto_front,
     predicted_and_measured,
 )
@@ -21,7 +21,7 @@ from weft.report.figures.timeline import TimelineEvent, step_timeline
 __all__ = [
     "LatencyPoint",
     "LayoutPoint",
-    "Prediction",
+    "PredictedPoint",
     "TimelineEvent",
     "latency_by_size",
     "message_sizes",

@@ -82,7 +82,7 @@ def _add_layouts(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prediction:
+class PredictedPoint:
     """A predicted value with its interval beside what was measured."""
 
     name: str
@@ -92,7 +92,7 @@ class Prediction:
     measured: float | None = None
 
 
-def predicted_and_measured(points: Sequence[Prediction], *, x_title: str) -> go.Figure:
+def predicted_and_measured(points: Sequence[PredictedPoint], *, x_title: str) -> go.Figure:
     """One lane a case: a dot with its interval, and a diamond for the measurement.
 
     ``x_title`` names the quantity and its unit.
@@ -120,7 +120,7 @@ def predicted_and_measured(points: Sequence[Prediction], *, x_title: str) -> go.
     return figure
 
 
-def _value_axis(points: Sequence[Prediction]) -> dict[str, Any]:
+def _value_axis(points: Sequence[PredictedPoint]) -> dict[str, Any]:
     """From zero; logarithmic where the values differ by more than a factor of twenty."""
     shown = [value for point in points for value in (point.low, point.high, point.measured)]
     values = [value for value in shown if value is not None]
@@ -129,7 +129,7 @@ def _value_axis(points: Sequence[Prediction]) -> dict[str, Any]:
     return {"rangemode": "tozero"}
 
 
-def _add_predictions(figure: go.Figure, points: Sequence[Prediction]) -> None:
+def _add_predictions(figure: go.Figure, points: Sequence[PredictedPoint]) -> None:
     figure.add_scatter(
         name="predicted, with interval",
         x=[point.predicted for point in points],
