@@ -71,6 +71,55 @@ _GEMMA = {
     "final_logit_softcapping": 5.0,
 }
 
+_GLM = {
+    "head_dim": 16,
+    "attention_bias": True,
+    "use_qk_norm": True,
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 32,
+    "routed_scaling_factor": 1.5,
+}
+
+_DELTA = {
+    "head_dim": 16,
+    "linear_num_key_heads": 4,
+    "linear_num_value_heads": 8,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 12,
+    "num_experts": 8,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 32,
+    "shared_expert_intermediate_size": 48,
+    "layer_types": ["linear_attention", "full_attention"] * 2 + ["linear_attention"],
+}
+
+_GPT_OSS = {
+    "head_dim": 16,
+    "sliding_window": 12,
+    "num_local_experts": 8,
+    "num_experts_per_tok": 3,
+    "swiglu_limit": 0.3,
+}
+
+_MINIMAX = {
+    "head_dim": 16,
+    "num_local_experts": 8,
+    "num_experts_per_tok": 3,
+    "rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5, "rope_type": "default"},
+}
+
+_LLAMA4 = {
+    "head_dim": 16,
+    "num_local_experts": 4,
+    "num_experts_per_tok": 2,
+    "intermediate_size_mlp": 64,
+    "interleave_moe_layer_step": 2,
+    "no_rope_layer_interval": 3,
+    "attention_chunk_size": 16,
+    "floor_scale": 8,
+}
+
 _LINEAR_ROPE = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0}
 _FAMILIES = {
     "llama": (transformers.LlamaConfig, {"rope_parameters": _LLAMA3_ROPE}),
@@ -86,6 +135,11 @@ _FAMILIES = {
     "gemma3": (transformers.Gemma3TextConfig, _GEMMA),
     "deepseek-v2": (transformers.DeepseekV2Config, _LATENT | {"num_key_value_heads": 8}),
     "deepseek-v3": (transformers.DeepseekV3Config, _LATENT | {"num_key_value_heads": 8}),
+    "glm4-moe": (transformers.Glm4MoeConfig, _GLM),
+    "qwen3-next": (transformers.Qwen3NextConfig, _DELTA),
+    "gpt-oss": (transformers.GptOssConfig, _GPT_OSS),
+    "minimax-m2": (transformers.MiniMaxM2Config, _MINIMAX),
+    "llama4": (transformers.Llama4TextConfig, _LLAMA4),
 }
 FAMILIES = tuple(_FAMILIES)
 
@@ -109,10 +163,13 @@ def make_checkpoint(directory: Path, family: str, *, shard_size: str = "5GB") ->
 
 @torch.no_grad()
 def randomize(model) -> None:
-    """Random values for every parameter, biases and norms too."""
+    """Random values for every parameter, biases and norms (some are offsets from one) too."""
+    from_one = hasattr(model.config, "linear_key_head_dim")
     for name, parameter in model.named_parameters():
         if name.endswith(".bias"):
             parameter.normal_(0, 0.3)
+        elif parameter.dim() == 1 and from_one and "linear_attn" not in name:
+            parameter.uniform_(-0.5, 0.5)
         elif parameter.dim() == 1:
             parameter.uniform_(0.5, 1.5)
         else:
@@ -137,8 +194,11 @@ def reference_logits(model, prompt: list[int]) -> torch.Tensor:
 
 @torch.inference_mode()
 def reference_greedy(model, prompt: list[int], num_tokens: int) -> list[int]:
-    """Greedy continuation, end-of-text ignored."""
-    ids = list(prompt)
-    for _ in range(num_tokens):
-        ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
-    return ids[len(prompt) :]
+    """Greedy continuation with transformers' own cache, end-of-text ignored."""
+    found: list[int] = []
+    past, new = None, prompt
+    while len(found) < num_tokens:
+        step = model(torch.tensor([new]), past_key_values=past, use_cache=True)
+        past, new = step.past_key_values, [int(step.logits[0, -1].argmax())]
+        found += new
+    return found

@@ -100,6 +100,84 @@ BASES["deepseek_v3"] = {
 }
 del BASES["deepseek_v3"]["topk_method"]
 
+_PLAIN_SIZES = {key: value for key, value in _SIZES.items() if key != "rope_theta"}
+BASES["glm4_moe"] = {
+    **_PLAIN_SIZES,
+    "head_dim": 12,
+    "attention_bias": True,
+    "use_qk_norm": True,
+    "rope_theta": 5000.0,
+    "partial_rotary_factor": 0.5,
+    "n_routed_experts": 12,
+    "n_shared_experts": 1,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 12,
+    "first_k_dense_replace": 1,
+    "routed_scaling_factor": 1.5,
+    "n_group": 4,
+    "topk_group": 2,
+    "norm_topk_prob": True,
+}
+BASES["qwen3_5_text"] = {
+    **_PLAIN_SIZES,
+    "rope_theta": 5000.0,
+    "head_dim": 16,
+    "attention_bias": True,
+    "partial_rotary_factor": 0.5,
+    "full_attention_interval": 2,
+    "linear_conv_kernel_dim": 3,
+    "linear_key_head_dim": 6,
+    "linear_value_head_dim": 10,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+}
+BASES["qwen3_5_moe_text"] = {
+    **{key: value for key, value in BASES["qwen3_5_text"].items() if key != "intermediate_size"},
+    "moe_intermediate_size": 12,
+    "shared_expert_intermediate_size": 20,
+    "num_experts": 9,
+    "num_experts_per_tok": 2,
+}
+BASES["qwen3_next"] = {
+    **BASES["qwen3_5_moe_text"],
+    "intermediate_size": 24,
+    "norm_topk_prob": True,
+    "decoder_sparse_step": 1,
+    "mlp_only_layers": [1],
+}
+BASES["gpt_oss"] = {
+    **_SIZES,
+    "head_dim": 12,
+    "attention_bias": True,
+    "sliding_window": 7,
+    "num_local_experts": 6,
+    "num_experts_per_tok": 2,
+    "swiglu_alpha": 1.5,
+    "swiglu_limit": 0.2,
+}
+BASES["minimax_m2"] = {
+    **_SIZES,
+    "head_dim": 12,
+    "rotary_dim": 8,
+    "num_local_experts": 6,
+    "num_experts_per_tok": 2,
+}
+BASES["llama4_text"] = {
+    **_SIZES,
+    "head_dim": 12,
+    "attention_bias": True,
+    "intermediate_size_mlp": 20,
+    "num_local_experts": 6,
+    "num_experts_per_tok": 2,
+    "interleave_moe_layer_step": 2,
+    "use_qk_norm": True,
+    "no_rope_layer_interval": 3,
+    "attention_chunk_size": 7,
+    "attn_temperature_tuning": True,
+    "floor_scale": 5,
+    "attn_scale": 0.3,
+}
+
 LARGE_DEFAULTS = {
     "vocab_size",
     "hidden_size",
@@ -108,6 +186,13 @@ LARGE_DEFAULTS = {
     "moe_intermediate_size",
     "num_experts",
     "n_routed_experts",
+    "num_local_experts",
+    "shared_expert_intermediate_size",
+    "intermediate_size_mlp",
+    "linear_key_head_dim",
+    "linear_value_head_dim",
+    "linear_num_key_heads",
+    "linear_num_value_heads",
     "kv_lora_rank",
     "q_lora_rank",
 }
@@ -169,6 +254,8 @@ def other_values(key: str, value: Any) -> list[Any]:
             ["sliding_attention"] * 3,
             ["full_attention"],
             ["chunked_attention"] * 3,
+            ["full_attention", "linear_attention", "linear_attention"],
+            ["full_attention", "chunked_attention", "chunked_attention"],
         ],
         "sliding_window": [None, 3, 0, 200],
         "max_window_layers": [0, 2, 9],
@@ -177,7 +264,17 @@ def other_values(key: str, value: Any) -> list[Any]:
         "num_key_value_heads": [1, 4, None, 3],
         "num_attention_heads": [2, 8],
         "rms_norm_eps": [0.5, 1e-3, None],
-        "partial_rotary_factor": [0.5],
+        "partial_rotary_factor": [0.5, 0.25],
+        "rotary_dim": [None, 4, 12],
+        "linear_num_key_heads": [1, 4],
+        "linear_num_value_heads": [2, 8, 3],
+        "linear_conv_kernel_dim": [2, 5],
+        "full_attention_interval": [1, 3],
+        "no_rope_layers": [[1, 0, 1], [0, 0, 0], []],
+        "no_rope_layer_interval": [1, 2],
+        "moe_layers": [[0, 2], []],
+        "interleave_moe_layer_step": [1, 3],
+        "attention_chunk_size": [None, 3, 200],
         "original_max_position_embeddings": [16],
         "hidden_activation": ["silu", "gelu", "relu"],
         "sliding_window_pattern": [1, 3],

@@ -37,9 +37,23 @@ def test_closed_form_and_dry_run(layout, batch):
         assert ("all_to_all" in moved) == ("ep" in layout)
 
 
-@pytest.mark.parametrize("layout", ["1", "tp2", "tp4", "pp2", "tp2xpp2", "tp4xep4", "sp2xep2"])
+@pytest.mark.parametrize("layout", ["1", "tp2", "pp2", "tp4xpp2", "tp4xep4", "sp2xep2"])
 @pytest.mark.parametrize("engine", ["weft", "vllm"])
-@pytest.mark.parametrize("name", ["gemma-3-27b", "deepseek-v2", "deepseek-v3", "kimi-k2"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "gemma-3-27b",
+        "deepseek-v2",
+        "deepseek-v3",
+        "kimi-k2",
+        "glm-4.5",
+        "qwen3-next-80b-a3b",
+        "qwen3.5-27b",
+        "gpt-oss-20b",
+        "minimax-m2",
+        "llama-4-maverick",
+    ],
+)
 def test_models_of_other_parts(name, layout, engine):
     spec, parsed = replace(BUILTIN_MODELS[name], num_layers=5), Layout.parse(layout)
     if (parsed.ep > 1 and not spec.is_moe) or (parsed.sp > 1 and engine != "weft"):

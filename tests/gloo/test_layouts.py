@@ -31,7 +31,8 @@ FAMILIES = (
     "qwen3-moe",
     "deepseek-v2",
 )
-NUM_TOKENS = 64
+NEW_FAMILIES = ("glm4-moe", "qwen3-next", "gpt-oss", "minimax-m2", "llama4")
+NUM_TOKENS = 48
 NUM_ENGINE_TOKENS = 16
 LAYOUTS = {
     "tp2": Layout(tp=2),
@@ -58,7 +59,8 @@ def random_prompts() -> list[list[int]]:
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("checkpoints")
-    return {family: make_checkpoint(root / family, family) for family in FAMILIES}
+    every = FAMILIES + NEW_FAMILIES
+    return {family: make_checkpoint(root / family, family) for family in every}
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +86,8 @@ def test_layout(name, checkpoints, expected, tmp_path):
     layout = LAYOUTS[name]
     families = FEW_FAMILIES if name == "sp2xpp2" else FAMILIES
     families = families if layout.ep == 1 else EXPERT_FAMILIES
+    if name in ("tp2", "tp4", "pp2", "tp2xpp2", "ep2"):
+        families += NEW_FAMILIES
     if layout.stage_layers is not None:
         num_layers = sum(layout.stage_layers)
         families = [f for f in families if load_spec(str(checkpoints[f])).num_layers == num_layers]

@@ -27,7 +27,14 @@ from config_cases import (
 )
 from weft.vocabulary.families import FAMILIES
 
-SAME_AS_ANOTHER = {"gemma3": "its text_config is gemma3_text", "kimi_k2": "is deepseek_v3"}
+SAME_AS_ANOTHER = {
+    "gemma3": "its text_config is gemma3_text",
+    "kimi_k2": "is deepseek_v3",
+    "kimi_k25": "its text_config is kimi_k2",
+    "qwen3_5": "its text_config is qwen3_5_text",
+    "qwen3_5_moe": "its text_config is qwen3_5_moe_text",
+    "llama4": "its text_config is llama4_text",
+}
 assert set(BASES) | set(SAME_AS_ANOTHER) == set(FAMILIES)
 
 NUM_CASES = int(os.environ.get("WEFT_CONFIG_CASES", "6"))

@@ -8,24 +8,37 @@ import torch
 from weft.layers.linear import Placement
 from weft.models.experts import RoutedExperts
 from weft.models.routing import Router
-from weft.vocabulary.feed_forward_kinds import Experts, Routing
+from weft.vocabulary.feed_forward_kinds import ClampedSwiglu, Experts, Routing
+from weft.vocabulary.tensor_names import TensorNames
 
 
-def kind(**rule) -> Experts:
+def kind_of(*, bias=False, activation="silu", **rule) -> Experts:
     return Experts(
-        num_experts=8, experts_per_token=3, intermediate_size=96, routing=Routing(**rule)
+        num_experts=8,
+        experts_per_token=3,
+        intermediate_size=96,
+        routing=Routing(**rule),
+        bias=bias,
+        activation=activation,
     )
+
+
+KINDS = {
+    "plain": kind_of(),
+    "biases and a clamp": kind_of(bias=True, activation=ClampedSwiglu(alpha=1.7, limit=0.5)),
+    "weighed inputs": kind_of(scores="sigmoid", normalize=False, weighs_inputs=True),
+}
 
 
 @pytest.mark.parametrize("experts", [range(8), range(2, 6), range(2)])
 @pytest.mark.parametrize("rows", [1, 17])
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 @torch.inference_mode()
-def test_all_ways_agree(experts, rows):
+def test_all_ways_agree(experts, rows, kind):
     torch.manual_seed(rows)
     where = Placement(tp_rank=0, tp_size=1, dtype=torch.bfloat16, device=torch.device("cpu"))
-    names = ("gate_proj", "up_proj", "down_proj")
-    layer = RoutedExperts(kind(), 64, "x", names, experts, where)
-    router = Router(kind(), 64, "x", where)
+    layer = RoutedExperts(kind, 64, "x", TensorNames(), experts, where)
+    router = Router(kind, 64, "x", TensorNames(), where)
     for parameter in (*layer.parameters(), *router.parameters()):
         parameter.data.normal_(0, 0.2)
     x = torch.randn(rows, 64, dtype=torch.bfloat16)
@@ -39,7 +52,7 @@ def test_all_ways_agree(experts, rows):
 @torch.inference_mode()
 def test_router(normalize):
     where = Placement(tp_rank=0, tp_size=1, dtype=torch.float32, device=torch.device("cpu"))
-    router = Router(kind(normalize=normalize), 64, "x", where)
+    router = Router(kind_of(normalize=normalize), 64, "x", TensorNames(), where)
     router.weight.data.normal_()
     gates = router(torch.randn(9, 64))
     assert ((gates > 0).sum(dim=1) == 3).all()

@@ -106,6 +106,7 @@ class _StageStep:
         self.is_first, self.is_last = stage == 0, stage == layout.pp - 1
         layers = layout.layers_of_stages(spec.num_layers)[stage]
         self.num_layers = len(layers)
+        self.num_norms = spec.norm_reductions(layers) if layout.tp > 1 else 0
         exchanges = layout.ep > 1 and conventions.expert_exchange == "all_to_all"
         self.num_exchanges = sum(spec.has_experts(layer) for layer in layers) if exchanges else 0
 
@@ -117,6 +118,9 @@ class _StageStep:
         elif self.layout.tp > 1:
             shape = (self.step.rows, self.spec.hidden_size)
             yield self._call("all_reduce", "tp", self._blocks + self.is_first, shape, shape)
+        if self.num_norms:
+            sums = (self.step.rows, 2)
+            yield self._call("all_reduce", "tp", self.num_norms, sums, sums, dtype="float32")
         if self.num_exchanges:
             yield from self._expert_blocks()
         if not self.is_last:

@@ -56,14 +56,20 @@ class PlainBatches:
         self._dtype, self._device = dtype, device
 
     def build(self, step: Step, tables: RequestTables) -> Batch:
-        positions, slots, logit_rows = to_device(
-            self._device, step.positions, step.slots(self._block_size), step.logit_rows
+        positions, slots, logit_rows, rows = to_device(
+            self._device,
+            step.positions,
+            step.slots(self._block_size),
+            step.logit_rows,
+            step.rows,
         )
         return Batch(
             token_ids=token_ids_of(step, tables),
             logit_rows=logit_rows,
             attention=PlainAttention(
                 angles=self._ropes.at(positions, self._dtype),
+                positions=positions,
+                rows=rows,
                 slots=slots,
                 context_slots=self._context_slots(step),
                 query_lengths=step.query_lengths.tolist(),

@@ -35,7 +35,8 @@ def num_cache_blocks(
     room = int(config.memory_share * total) - (total - free) - _RESERVE_BYTES
     most_rows = config.max_batch_tokens + config.max_batch_requests
     room -= activation_bytes(runner, groups.layout.tp, most_rows)
-    blocks = room // (runner.cache_bytes_per_position * block_size)
+    room -= runner.state_bytes_per_request * config.max_batch_requests * groups.layout.pp
+    blocks = room // max(1, runner.cache_bytes_per_position * block_size)
     fewest: int = min(groups.host_gather(blocks))
     if fewest < 2:
         raise EnvironmentUnavailable(
@@ -50,7 +51,9 @@ def check_host_memory(spec: ModelSpec, layout: Layout, config: EngineConfig, ite
     tokens = (config.cache_tokens or CPU_TOKENS) * layout.ranks_per_node
     per_token = spec.cache_elements(range(spec.num_layers), layout.tp) / layout.pp
     share = layout.ranks_per_node / (layout.tp * layout.pp)
+    states = spec.state_bytes(range(spec.num_layers), layout.tp) * config.max_batch_requests
     needed = (spec.num_parameters * share + tokens * per_token) * itemsize
+    needed += states * layout.ranks_per_node
     if needed > physical_bytes():
         raise EnvironmentUnavailable(
             f"{spec.name} as {layout.name} needs about {needed / 1e9:,.0f} GB for weights and "

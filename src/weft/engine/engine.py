@@ -65,7 +65,7 @@ class Engine:
             max_batch_tokens=config.max_batch_tokens,
             max_batch_requests=config.max_batch_requests,
             num_groups=num_groups,
-            prefix_caching=config.prefix_caching,
+            prefix_caching=config.prefix_caching and not spec.has_state,
         )
         if self.runner.can_capture and config.graphs is not False:
             self.runner.capture(config.graph_batches or _buckets(config.max_batch_requests))

@@ -86,10 +86,15 @@ class StageRunner:
         """Bytes of key-value cache that one position takes on this rank."""
         return self.spec.cache_elements(self._layers, self._tp) * self._like.element_size()
 
+    @property
+    def state_bytes_per_request(self) -> int:
+        """Bytes that a running request takes on this rank whatever its length."""
+        return self.spec.state_bytes(self._layers, self._tp)
+
     def allocate(self, *, num_blocks: int, block_size: int, max_length: int, max_rows: int) -> None:
         """Make the caches, the rotary table and the tables of ``max_rows`` running requests."""
         num_slots = num_blocks * block_size
-        self.caches = self.stage.make_caches(num_slots, self._like)
+        self.caches = self.stage.make_caches(num_slots, max_rows, self._like)
         ropes = RotaryTables(map(self.spec.attention, self._layers), max_length, self.device)
         last_ids = torch.zeros(max_rows + 1, dtype=torch.int64, device=self.device)
         self.tables = RequestTables(last_ids=last_ids)

@@ -11,6 +11,7 @@ from weft.layers.residual_stream import (
     RowShareStream,
     SequenceParallelStream,
 )
+from weft.layers.shared_norm import NormSums
 from weft.models.decoder import Streams
 from weft.vocabulary.conventions import Conventions
 from weft.vocabulary.model_spec import ModelSpec
@@ -23,11 +24,11 @@ def open_streams(spec: ModelSpec, groups: ProcessGroups, conventions: Convention
         SequenceParallelStream(groups.sp) if is_split else ReplicatedStream(groups.tp)
     )
     if not spec.is_moe:
-        return Streams(residual=residual, mlp=residual)
+        return Streams(residual=residual, mlp=residual, norm_sums=NormSums(groups.tp))
     exchange = _exchange(spec, groups, conventions)
     shares_rows = isinstance(exchange, AllToAllExperts)
     mlp = RowShareStream(groups.tp, is_split=is_split) if shares_rows else residual
-    return Streams(residual=residual, mlp=mlp, experts=exchange)
+    return Streams(residual=residual, mlp=mlp, experts=exchange, norm_sums=NormSums(groups.tp))
 
 
 def _exchange(spec: ModelSpec, groups: ProcessGroups, conventions: Conventions) -> ExpertExchange:

@@ -14,24 +14,47 @@ from torch.nn import functional as F
 
 from weft.layers.norm import RMSNorm
 from weft.layers.rope import RotaryAngles, rotate
+from weft.vocabulary.attention_kinds import Temperature
 from weft.vocabulary.rope import Rope
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """What rows see of their past and how much: a factor (None: D^-0.5), windows, chunks, sinks.
+
+    sinks [H]: a score of each head that takes its share of the softmax and gives nothing.
+    """
+
+    scale: float | None = None
+    window: int | None = None
+    chunk: int | None = None
+    sinks: torch.Tensor | None = None
+
+    @property
+    def sees_all(self) -> bool:
+        return self.window is None and self.chunk is None and self.sinks is None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Heads:
     """The heads of one layer on one rank, and what is done to them before they meet.
 
-    scale: factor of the scores, None for D^-0.5.
+    query_norm, key_norm: before they turn; plain_norm_eps: of norms without weights after that.
     """
 
     num_heads: int
     num_kv_heads: int
     head_dim: int
-    rope: Rope
-    sliding_window: int | None
-    scale: float | None
+    rope: Rope | None
+    scores: Scores
     query_norm: RMSNorm | None
     key_norm: RMSNorm | None
+    plain_norm_eps: float | None = None
+    temperature: Temperature | None = None
+
+    @property
+    def sliding_window(self) -> int | None:
+        return self.scores.window
 
 
 class LayerCache:
@@ -55,7 +78,20 @@ class LatentCache:
         self.latents = like.new_zeros((num_slots, 1, size))
 
 
-Cache = LayerCache | LatentCache
+class RecurrentCache:
+    """Of every request row: the convolution's last inputs [R, channels, K - 1], the state in fp32.
+
+    The state is [R, V, key size, value size] for V value heads of this rank.
+    """
+
+    def __init__(
+        self, inputs: tuple[int, int, int], state: tuple[int, int, int, int], like: torch.Tensor
+    ) -> None:
+        self.inputs = like.new_zeros(inputs)
+        self.state = like.new_zeros(state, dtype=torch.float32)
+
+
+Cache = LayerCache | LatentCache | RecurrentCache
 
 
 class AttentionStep(Protocol):
@@ -69,7 +105,7 @@ class AttentionStep(Protocol):
 class PlainAttention:
     """Attention by torch's own operators, on any device and for any type.
 
-    angles: cos and sin of the rows. slots [T]: cache slot of each row's key and value.
+    angles: cos and sin of the rows. positions [T]; rows [S]: the sequences' request rows. slots [T]: cache slot of each row's key and value.
     context_slots [S, C]: cache slots of each sequence's positions 0..C-1, padded with slot 0.
     The lengths are host integers: query_lengths[i] rows of the step, context_lengths[i]
     positions including them. mask: for one row a sequence and unequal contexts, additive
@@ -77,6 +113,8 @@ class PlainAttention:
     """
 
     angles: RotaryAngles
+    positions: torch.Tensor
+    rows: torch.Tensor
     slots: torch.Tensor
     context_slots: torch.Tensor
     query_lengths: list[int]
@@ -88,23 +126,32 @@ class PlainAttention:
         queries, keys, values = qkv.unflatten(1, (-1, heads.head_dim)).split(sizes, dim=1)
         if heads.query_norm is not None and heads.key_norm is not None:
             queries, keys = heads.query_norm(queries), heads.key_norm(keys)
-        queries, keys = (rotate(x, heads.rope, self.angles) for x in (queries, keys))
+        if heads.rope is not None:
+            queries, keys = (rotate(x, heads.rope, self.angles) for x in (queries, keys))
+        if heads.plain_norm_eps is not None:
+            shape, eps = (heads.head_dim,), heads.plain_norm_eps
+            queries, keys = (F.rms_norm(x, shape, eps=eps) for x in (queries, keys))
+        if heads.temperature is not None:
+            queries = queries * self._temperatures(heads.temperature).to(queries)
         cache.write(keys, values, self.slots)
-        out = self.attend(queries, cache.keys, cache.values, heads.scale, heads.sliding_window)
-        return out.flatten(1)
+        return self.attend(queries, cache.keys, cache.values, heads.scores).flatten(1)
+
+    def _temperatures(self, rule: Temperature) -> torch.Tensor:
+        """Factors [T, 1, 1] of the rows' queries."""
+        reached = ((self.positions.float() + 1) / rule.floor).floor().log1p()
+        return (1 + rule.scale * reached)[:, None, None]
 
     def attend(
         self,
         queries: torch.Tensor,
         keys: torch.Tensor,
         values: torch.Tensor,
-        scale: float | None,
-        window: int | None,
+        scores: Scores,
     ) -> torch.Tensor:
         """Queries [T, H, D] over cached keys [P, K, D] and values [P, K, V] -> [T, H, V]."""
         if queries.is_meta:  # a dry run has no values, and may have a hundred thousand sequences
             return queries.new_empty((*queries.shape[:2], values.shape[-1]))
-        if max(self.query_lengths) == 1 and window is None:
+        if max(self.query_lengths) == 1 and scores.sees_all:
             context_keys = keys[self.context_slots].transpose(1, 2)
             context_values = values[self.context_slots].transpose(1, 2)
             return F.scaled_dot_product_attention(
@@ -112,13 +159,13 @@ class PlainAttention:
                 context_keys,
                 context_values,
                 attn_mask=self.mask,
-                scale=scale,
+                scale=scores.scale,
                 enable_gqa=True,
             )[:, :, 0]
         parts = zip(queries.split(self.query_lengths), self.context_lengths, strict=True)
         return torch.cat(
             [
-                _one_sequence(part, keys[slots], values[slots], scale, window)
+                _one_sequence(part, keys[slots], values[slots], scores)
                 for (part, length), row in zip(parts, self.context_slots, strict=True)
                 for slots in (row[:length],)
             ]
@@ -126,35 +173,51 @@ class PlainAttention:
 
 
 def _one_sequence(
-    queries: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    scale: float | None,
-    window: int | None,
+    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scores: Scores
 ) -> torch.Tensor:
     """The last rows of a sequence, [T, H, D], over all its keys and values [C, K, ..]."""
-    mask = causal_mask(len(queries), len(keys), window, queries)
+    mask = causal_mask(len(queries), len(keys), scores, queries)
+    queries, keys, values = (x.transpose(0, 1)[None] for x in (queries, keys, values))
+    if scores.sinks is not None:
+        return _with_sinks(queries[0], keys[0], values[0], scores, mask).transpose(0, 1)
     out = F.scaled_dot_product_attention(
-        queries.transpose(0, 1)[None],
-        keys.transpose(0, 1)[None],
-        values.transpose(0, 1)[None],
+        queries,
+        keys,
+        values,
         attn_mask=mask,
         is_causal=mask is None,
-        scale=scale,
+        scale=scores.scale,
         enable_gqa=True,
     )
     return out[0].transpose(0, 1)
 
 
+def _with_sinks(
+    queries: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    scores: Scores,
+    mask: torch.Tensor | None,
+) -> torch.Tensor:
+    """[H, T, D] over [K, C, ..], a sink beside the scores of each row, softmax in fp32."""
+    assert scores.sinks is not None
+    if mask is None:
+        mask = queries.new_ones(queries.shape[1], keys.shape[1], dtype=torch.bool).tril()
+    keys, values = (x.repeat_interleave(len(queries) // len(x), dim=0) for x in (keys, values))
+    seen = queries @ keys.transpose(1, 2) * (scores.scale or queries.shape[-1] ** -0.5)
+    sinks = scores.sinks.to(seen)[:, None, None].expand(-1, seen.shape[1], 1)
+    shares = torch.cat((seen.masked_fill(~mask, float("-inf")), sinks), dim=-1)
+    return shares.softmax(dim=-1, dtype=torch.float32)[..., :-1].to(values) @ values
+
+
 def causal_mask(
-    num_queries: int, length: int, sliding_window: int | None, like: torch.Tensor
+    num_queries: int, length: int, scores: Scores, like: torch.Tensor
 ) -> torch.Tensor | None:
     """Boolean mask [num_queries, length] of what may be seen; None for the plain square one."""
-    if num_queries == length and (sliding_window is None or length <= sliding_window):
+    window, chunk = scores.window or length, scores.chunk or length
+    if num_queries == length and length <= min(window, chunk):
         return None
     last = torch.arange(length - num_queries, length, device=like.device)[:, None]
     position = torch.arange(length, device=like.device)[None]
-    visible = position <= last
-    if sliding_window is not None:
-        visible &= position > last - sliding_window
-    return visible
+    visible = (position <= last) & (position > last - window)
+    return visible & (position // chunk == last // chunk)

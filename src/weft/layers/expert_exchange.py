@@ -1,7 +1,6 @@
 """How token rows reach the experts, and how their outputs come back.
 
-Beside the residual stream this is the only other place where a layer meets
-communication. Shapes: R token rows of this rank, E experts of the model, e experts of
+Beside the residual stream one of the places where a layer meets communication. Shapes: R token rows of this rank, E experts of the model, e experts of
 this rank, n expert-parallel ranks, h hidden size.
 """
 

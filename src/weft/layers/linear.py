@@ -12,6 +12,7 @@ from torch import nn
 
 from weft.layers.matrix import Matrix
 from weft.layers.shards import Piece, ShardedParameter, rows_of, sharded_parameter
+from weft.vocabulary.feed_forward_kinds import Activation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +96,7 @@ class ColumnParallelLinear(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.matrix.product(x, self.bias)
 
-    def gated(self, x: torch.Tensor, activation: str) -> torch.Tensor:
+    def gated(self, x: torch.Tensor, activation: Activation) -> torch.Tensor:
         """For a gate's and an up projection's rows: act(gate) * up, [T, O/t]."""
         return self.matrix.gated_product(x, self.bias, activation)
 

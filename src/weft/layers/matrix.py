@@ -12,8 +12,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from weft.layers import fused
-from weft.layers.activation import ACTIVATIONS
+from weft.layers.activation import gated
 from weft.layers.shards import Piece, sharded_parameter
+from weft.vocabulary.feed_forward_kinds import Activation
 
 
 class Matrix(nn.Module):
@@ -43,7 +44,7 @@ class Matrix(nn.Module):
         return linear(x, self.values, bias)
 
     def gated_product(
-        self, x: torch.Tensor, bias: torch.Tensor | None, activation: str
+        self, x: torch.Tensor, bias: torch.Tensor | None, activation: Activation
     ) -> torch.Tensor:
         """Rows x [T, I] with the gate's rows above the up projection's -> act(gate) * up, [T, O / 2]."""
         return gated_linear(x, self.values, bias, activation)
@@ -63,7 +64,7 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
 
 
 def gated_linear(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, activation: str
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, activation: Activation
 ) -> torch.Tensor:
     """[T, I] with the gate's and the up projection's rows [2 O, I] -> act(gate) * up, [T, O]."""
     if fused.takes(x) and activation == "silu" and bias is None:
@@ -71,4 +72,4 @@ def gated_linear(
 
         return gated_product(x, weight)
     gate, up = linear(x, weight, bias).chunk(2, dim=1)
-    return ACTIVATIONS[activation](gate) * up
+    return gated(activation, gate, up)

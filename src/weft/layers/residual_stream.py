@@ -1,7 +1,7 @@
 """The residual stream between blocks: whole on every rank, or split by token.
 
-These classes, and the exchange of experts (expert_exchange.py), are the only places where a
-layer meets communication. A block
+These classes, the exchange of experts (expert_exchange.py) and norms over all heads
+(shared_norm.py) are the only places where a layer meets communication. A block
 (attention or MLP) takes whole token rows and returns a partial sum; the stream
 reduces it. With plain tensor parallelism that is one all-reduce; with Megatron
 sequence parallelism a reduce-scatter, and an all-gather before the next block.

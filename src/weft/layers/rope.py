@@ -39,7 +39,7 @@ class RotaryTables:
     def __init__(
         self, kinds: Iterable[AttentionKind], max_length: int, device: torch.device
     ) -> None:
-        sizes = {kind.rope: kind.rotary_size for kind in kinds}
+        sizes = {kind.rope: kind.rotary_size for kind in kinds if kind.rope is not None}
         self._tables = {
             rope: RotaryTable(rope, size, max_length, device) for rope, size in sizes.items()
         }
@@ -89,8 +89,8 @@ def _llama3_frequencies(plain: torch.Tensor, scaling: Llama3Scaling) -> torch.Te
     """Long wavelengths are stretched by ``factor``, short ones kept, those between blended."""
     wavelengths = 2 * math.pi / plain
     turns = scaling.original_max_position / wavelengths
-    blend = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
-    blend = blend.clamp(0.0, 1.0)
+    width = scaling.high_freq_factor - scaling.low_freq_factor or 1e-9
+    blend = ((turns - scaling.low_freq_factor) / width).clamp(0.0, 1.0)
     return (1 - blend) * plain / scaling.factor + blend * plain
 
 

@@ -7,6 +7,7 @@ them without knowing anything of layers or layouts.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,7 +17,9 @@ from torch import nn
 class Piece:
     """``source[start:stop]`` along ``dim`` goes to rows (or columns) ``at`` onward of the parameter.
 
-    ``shape`` is that of the whole source tensor, for checks and for dummy weights.
+    ``shape`` is that of the whole source tensor, for checks and for dummy weights. index: the
+    source is a stack of matrices stored transposed, of which this is one (or of vectors), and
+    of its rows every ``step``-th from ``first`` on is meant.
     """
 
     source: str
@@ -25,6 +28,26 @@ class Piece:
     start: int
     stop: int
     at: int = 0
+    index: int | None = None
+    first: int = 0
+    step: int = 1
+
+    @property
+    def whole_shape(self) -> tuple[int, ...]:
+        """Of the matrix or vector that ``start`` and ``stop`` count in."""
+        if self.index is None:
+            return self.shape
+        *columns, rows = self.shape[1:]
+        return (rows // self.step, *columns)
+
+    def read_from(self, source: Any) -> torch.Tensor:
+        """The piece of a tensor, or of what a file gives slices of."""
+        cut = (slice(None),) * self.dim + (slice(self.start, self.stop),)
+        if self.index is None:
+            found: torch.Tensor = source[cut]
+            return found
+        matrix: torch.Tensor = source[self.index]
+        return (matrix.t() if matrix.dim() == 2 else matrix)[self.first :: self.step][cut]
 
 
 class ShardedParameter(nn.Parameter):

@@ -20,6 +20,7 @@ from weft.layers.expert_exchange import ExpertExchange
 from weft.layers.linear import Placement
 from weft.layers.norm import RMSNorm, following, rms_norm
 from weft.layers.residual_stream import ResidualStream
+from weft.layers.shared_norm import NormSums
 from weft.models.parts import build_attention, build_feed_forward
 from weft.vocabulary.families import names_of
 from weft.vocabulary.model_spec import ModelSpec
@@ -48,11 +49,15 @@ class Boundary:
 
 @dataclass(frozen=True, kw_only=True)
 class Streams:
-    """How rows travel: between the blocks, around the feed-forward blocks, between experts."""
+    """How rows travel: between the blocks, around the feed-forward blocks, between experts.
+
+    norm_sums: for norms over the heads of all ranks.
+    """
 
     residual: ResidualStream
     mlp: ResidualStream
     experts: ExpertExchange | None = None
+    norm_sums: NormSums | None = None
 
 
 class DecoderLayer(nn.Module):
@@ -64,7 +69,7 @@ class DecoderLayer(nn.Module):
         prefix = f"{names.model}.layers.{index}"
         self.site, self.stream = f"layers.{index}", streams.residual
         self.input_norm = self._norm(spec, f"{prefix}.{names.input_norm}", where)
-        self.attention = build_attention(spec, index, f"{prefix}.{names.attention}", where)
+        self.attention = build_attention(spec, index, prefix, streams.norm_sums, where)
         self.mlp_norm = self._norm(spec, f"{prefix}.{names.feed_forward_norm}", where)
         self.mlp = build_feed_forward(
             spec, index, f"{prefix}.{names.feed_forward}", streams.experts, where
@@ -145,9 +150,9 @@ class DecoderStage(nn.Module):
                 )
             self.head = VocabularyHead(table, spec.vocab_size, spec.logit_cap, where)
 
-    def make_caches(self, num_slots: int, like: torch.Tensor) -> list[Cache]:
-        """The cache of each layer for ``num_slots`` positions."""
-        return [layer.attention.make_cache(num_slots, like) for layer in self._layers]
+    def make_caches(self, num_slots: int, num_rows: int, like: torch.Tensor) -> list[Cache]:
+        """What each layer keeps of ``num_slots`` positions of ``num_rows`` requests."""
+        return [layer.attention.make_cache(num_slots, num_rows, like) for layer in self._layers]
 
     def forward(
         self, batch: Batch, caches: Sequence[Cache], received: Boundary | None

@@ -6,19 +6,24 @@ rank, i intermediate size of an expert on this rank.
 
 from __future__ import annotations
 
+from dataclasses import replace
+from itertools import product
+
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from weft.layers.activation import ACTIVATIONS
+from weft.layers.activation import gated
 from weft.layers.expert_exchange import ExpertExchange
 from weft.layers.linear import Placement
 from weft.layers.shards import Piece, rows_of
 from weft.models.dense import DenseFeedForward
+from weft.models.expert_tensors import ExpertTensors
 from weft.models.routing import Router
 from weft.vocabulary.families import names_of
 from weft.vocabulary.feed_forward_kinds import Experts
 from weft.vocabulary.model_spec import ModelSpec
+from weft.vocabulary.tensor_names import TensorNames
 
 
 class RoutedExperts(nn.Module):
@@ -33,32 +38,46 @@ class RoutedExperts(nn.Module):
         kind: Experts,
         hidden_size: int,
         prefix: str,
-        names: tuple[str, str, str],
+        names: TensorNames,
         experts: range,
         where: Placement,
     ) -> None:
         super().__init__()
-        gate, up, down = names
         hidden, inner = hidden_size, kind.intermediate_size
         start, stop = 0, inner
         if len(experts) == kind.num_experts:
             start, stop = rows_of(inner, where.tp_rank, where.tp_size)
         self.num_experts, self.width = len(experts), stop - start
-        self.activation = ACTIVATIONS[kind.activation]
+        self.activation, self.weighs_inputs = kind.activation, kind.routing.weighs_inputs
         self.most_per_row = min(kind.experts_per_token, len(experts))
+        source = ExpertTensors(f"{prefix}.experts", names.experts, kind, hidden)
         rows, columns = [], []
         for place, expert in enumerate(experts):
-            name = f"{prefix}.{expert}"
-            for half, matrix in enumerate((gate, up)):
+            for half in (0, 1):
                 at = (2 * place + half) * self.width
-                rows.append(_part(f"{name}.{matrix}.weight", (inner, hidden), 0, start, stop, at))
+                rows.append(replace(source.half(expert, half), start=start, stop=stop, at=at))
             at = place * self.width
-            columns.append(_part(f"{name}.{down}.weight", (hidden, inner), 1, start, stop, at))
+            columns.append(replace(source.down(expert), start=start, stop=stop, at=at))
         count = self.num_experts * self.width
         self.gate_up = where.stored((2 * count, hidden), rows)
         self.down = where.stored((hidden, count), columns)
+        self.inner_bias = self.outer_bias = None
+        if kind.bias:
+            pieces = [
+                replace(source.half_bias(expert, half), start=start, stop=stop, at=piece.at)
+                for piece, (expert, half) in zip(rows, product(experts, (0, 1)), strict=True)
+            ]
+            self.inner_bias = where.parameter((2 * count,), pieces)
+        if kind.bias and (where.tp_rank == 0 or len(experts) < kind.num_experts):
+            pieces = [
+                replace(source.down_bias(expert), at=place * hidden)
+                for place, expert in enumerate(experts)
+            ]
+            self.outer_bias = where.parameter((self.num_experts * hidden,), pieces)
 
     def forward(self, x: torch.Tensor, gates: torch.Tensor) -> torch.Tensor:
+        if x.is_meta:  # a dry run has no values, and may have hundreds of experts
+            return torch.empty_like(x)
         if x.device.type == "cpu":
             return self.each_on_its_rows(x, gates)
         if x.device.type == "cuda" and x.dtype == torch.bfloat16:
@@ -71,15 +90,15 @@ class RoutedExperts(nn.Module):
         for expert in range(self.num_experts):
             rows = gates[:, expert].nonzero()[:, 0]
             if len(rows):
-                weighted = self._expert(expert, x[rows]) * gates[rows, expert, None]
+                weighted = self._weighted(expert, x[rows], gates[rows, expert, None])
                 out.index_add_(0, rows, weighted.to(out.dtype))
         return out
 
     def each_on_all_rows(self, x: torch.Tensor, gates: torch.Tensor) -> torch.Tensor:
-        """Sizes are known before the values: for dry runs."""
+        """Sizes are known before the values: for types that no grouped product takes."""
         out = torch.zeros_like(x)
         for expert in range(self.num_experts):
-            out += (self._expert(expert, x) * gates[:, expert, None]).to(out.dtype)
+            out += self._weighted(expert, x, gates[:, expert, None]).to(out.dtype)
         return out
 
     def grouped(self, x: torch.Tensor, gates: torch.Tensor) -> torch.Tensor:
@@ -92,12 +111,29 @@ class RoutedExperts(nn.Module):
             self.gate_up.part(slice(None)).view(self.num_experts, -1, x.shape[1]).transpose(1, 2)
         )
         down = self.down.part(slice(None)).view(x.shape[1], self.num_experts, -1).permute(1, 2, 0)
-        gate, up = F.grouped_mm(x[row_of], gate_up, offs=ends).chunk(2, dim=1)
-        outputs = F.grouped_mm(self.activation(gate) * up, down, offs=ends)
         is_real = expert_of < self.num_experts
-        weights = gates[row_of, expert_of.clamp(max=self.num_experts - 1)] * is_real
+        place = expert_of.clamp(max=self.num_experts - 1)
+        weights = (gates[row_of, place] * is_real)[:, None]
+        rows = (x[row_of] * weights).to(x.dtype) if self.weighs_inputs else x[row_of]
+        gate, up = self._with_bias(
+            F.grouped_mm(rows, gate_up, offs=ends), self.inner_bias, place
+        ).chunk(2, dim=1)
+        inner = gated(self.activation, gate, up)
+        outputs = self._with_bias(F.grouped_mm(inner, down, offs=ends), self.outer_bias, place)
         outputs = outputs.masked_fill(~is_real[:, None], 0)
-        return torch.zeros_like(x).index_add_(0, row_of, (outputs * weights[:, None]).to(x.dtype))
+        if not self.weighs_inputs:
+            outputs = (outputs * weights).to(x.dtype)
+        return torch.zeros_like(x).index_add_(0, row_of, outputs)
+
+    def _with_bias(
+        self, products: torch.Tensor, bias: torch.Tensor | None, place: torch.Tensor
+    ) -> torch.Tensor:
+        """Rows [.., O] of experts ``place`` [..] with their biases [e O]."""
+        return (
+            products
+            if bias is None
+            else products + bias.unflatten(0, (-1, products.shape[1]))[place]
+        )
 
     def _by_expert(self, gates: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(expert, row) of every gate that is not zero, by expert; places left over say expert e."""
@@ -108,12 +144,21 @@ class RoutedExperts(nn.Module):
         most = len(gates) * self.most_per_row
         return expert_of[:most], order[:most] % len(gates)
 
+    def _weighted(self, expert: int, x: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        """One expert on rows [R, h] with weights [R, 1]."""
+        if self.weighs_inputs:
+            return self._expert(expert, (x * weights).to(x.dtype)) * (weights != 0)
+        return self._expert(expert, x) * weights
+
     def _expert(self, expert: int, x: torch.Tensor) -> torch.Tensor:
-        at, width = expert * self.width, self.width
-        both = self.gate_up.part(slice(2 * at, 2 * (at + width)))
-        gate, up = F.linear(x, both).chunk(2, dim=1)
+        at, width, hidden = expert * self.width, self.width, x.shape[1]
+        both = slice(2 * at, 2 * (at + width))
+        inner_bias = None if self.inner_bias is None else self.inner_bias[both]
+        gate, up = F.linear(x, self.gate_up.part(both), inner_bias).chunk(2, dim=1)
         down = self.down.part(slice(None), slice(at, at + width))
-        return F.linear(self.activation(gate) * up, down)
+        outer = self.outer_bias
+        outer_bias = None if outer is None else outer[expert * hidden : (expert + 1) * hidden]
+        return F.linear(gated(self.activation, gate, up), down, outer_bias)
 
 
 class MixtureOfExperts(nn.Module):
@@ -134,21 +179,24 @@ class MixtureOfExperts(nn.Module):
         super().__init__()
         names, hidden = names_of(spec), spec.hidden_size
         self.site, self.exchange = prefix.removeprefix("model."), exchange
-        self.router = Router(kind, hidden, f"{prefix}.gate", where)
-        self.experts = RoutedExperts(
-            kind, hidden, f"{prefix}.experts", names.experts, exchange.experts, where
-        )
-        self.shared = None
+        self.router = Router(kind, hidden, prefix, names, where)
+        self.experts = RoutedExperts(kind, hidden, prefix, names, exchange.experts, where)
+        self.shared = self.shared_gate = None
         if kind.shared is not None:
             place = where if exchange.adds_up else where.alone
             name = f"{prefix}.{names.shared_experts}"
             self.shared = DenseFeedForward(kind.shared, hidden, name, place)
+        if kind.shared_gate:
+            gate = f"{prefix}.{names.shared_gate}.weight"
+            piece = Piece(source=gate, shape=(1, hidden), dim=0, start=0, stop=1)
+            self.shared_gate = where.parameter((1, hidden), [piece])
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         rows, gates = self.exchange.dispatch(x, self.router(x), self.site)
         out = self.exchange.combine(self.experts(rows, gates), self.site)
-        return out if self.shared is None else out + self.shared(x)
-
-
-def _part(name: str, shape: tuple[int, int], dim: int, start: int, stop: int, at: int) -> Piece:
-    return Piece(source=name, shape=shape, dim=dim, start=start, stop=stop, at=at)
+        if self.shared is None:
+            return out
+        shared: torch.Tensor = self.shared(x)
+        if self.shared_gate is not None:
+            shared = shared * F.linear(x, self.shared_gate).sigmoid()
+        return out + shared

@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from weft.layers.attention import AttentionStep, LatentCache, PlainAttention
+from weft.layers.attention import AttentionStep, LatentCache, PlainAttention, Scores
 from weft.layers.linear import ColumnParallelLinear, Placement, RowParallelLinear, Section
 from weft.layers.norm import RMSNorm
 from weft.layers.rope import rotate
@@ -48,13 +48,14 @@ class LatentAttention(nn.Module):
             f"{prefix}.o_proj", values, hidden, bias=kind.bias, where=where
         )
 
-    def make_cache(self, num_slots: int, like: torch.Tensor) -> LatentCache:
+    def make_cache(self, num_slots: int, num_rows: int, like: torch.Tensor) -> LatentCache:  # noqa: ARG002
         """Room for latents and rotary keys of ``num_slots`` positions."""
         return LatentCache(num_slots, self.kind.kv_rank + self.kind.rope_dim, like)
 
     def forward(self, x: torch.Tensor, step: AttentionStep, cache: LatentCache) -> torch.Tensor:
         assert isinstance(step, PlainAttention)
         kind = self.kind
+        assert kind.rope is not None
         latent, rotary_key, *query_latent = self.down(x).split(
             [kind.kv_rank, kind.rope_dim, *([kind.q_rank] if kind.q_rank else [])], dim=1
         )
@@ -64,7 +65,8 @@ class LatentAttention(nn.Module):
         to_keys, to_values = self._up_projections()
         queries = self._queries(x, query_latent, step, to_keys)
         values = cache.latents[..., : kind.kv_rank]
-        mixed = step.attend(queries, cache.latents, values, kind.scale, kind.window)
+        scores = Scores(scale=kind.scale, window=kind.window)
+        mixed = step.attend(queries, cache.latents, values, scores)
         heads = torch.einsum("thc,hvc->thv", mixed, to_values)
         partial: torch.Tensor = self.output(heads.flatten(1))
         return partial
@@ -83,6 +85,7 @@ class LatentAttention(nn.Module):
         to_keys: torch.Tensor,
     ) -> torch.Tensor:
         """Queries [T, H, C + R] against latents and rotary keys."""
+        assert self.kind.rope is not None
         if self.query_norm is not None:
             x = self.query_norm(query_latent[0])
         sizes = [self.kind.nope_dim, self.kind.rope_dim]

@@ -14,21 +14,29 @@ from torch.nn import functional as F
 from weft.layers.linear import Placement
 from weft.layers.shards import Piece
 from weft.vocabulary.feed_forward_kinds import Experts
+from weft.vocabulary.tensor_names import TensorNames
 
 
 class Router(nn.Module):
     """Token rows [R, h] -> gates [R, E] in fp32: zero but for the k experts of a row."""
 
-    def __init__(self, kind: Experts, hidden_size: int, prefix: str, where: Placement) -> None:
+    def __init__(
+        self, kind: Experts, hidden_size: int, prefix: str, names: TensorNames, where: Placement
+    ) -> None:
         super().__init__()
+        router = f"{prefix}.{names.router}"
         self.rule, self.experts_per_token = kind.routing, kind.experts_per_token
         self.weight = where.parameter(
             (kind.num_experts, hidden_size),
-            [_whole(f"{prefix}.weight", (kind.num_experts, hidden_size))],
+            [_whole(f"{router}.weight", (kind.num_experts, hidden_size))],
         )
+        self.bias = None
+        if self.rule.bias:
+            bias = _whole(f"{router}.bias", (kind.num_experts,))
+            self.bias = where.parameter((kind.num_experts,), [bias])
         self.correction = None
         if self.rule.corrected:
-            name = f"{prefix}.e_score_correction_bias"
+            name = f"{prefix}.{names.correction}"
             self.correction = replace(where, dtype=torch.float32).parameter(
                 (kind.num_experts,), [_whole(name, (kind.num_experts,))]
             )
@@ -45,7 +53,7 @@ class Router(nn.Module):
         if self.rule.fp32:
             logits = F.linear(x.float(), self.weight.float())
         else:
-            logits = F.linear(x, self.weight)
+            logits = F.linear(x, self.weight, self.bias)
         if self.rule.scores == "sigmoid":
             return logits.float().sigmoid()
         return logits.softmax(dim=-1, dtype=torch.float32)

@@ -164,8 +164,7 @@ def _whole_model(stage: DecoderStage) -> DecoderStage:
 def _read_file(path: Path, wanted: list[tuple[ShardedParameter, Piece]]) -> None:
     with _open(path) as file:
         for parameter, piece in wanted:
-            index = (slice(None),) * piece.dim + (slice(piece.start, piece.stop),)
-            _place(parameter, piece, file.get_slice(piece.source)[index])
+            _place(parameter, piece, piece.read_from(file.get_slice(piece.source)))
             if not _is_finite(parameter.data.narrow(piece.dim, piece.at, piece.stop - piece.start)):
                 dtype = str(parameter.dtype).removeprefix("torch.")
                 raise FileFormatError(
@@ -180,12 +179,12 @@ def _is_finite(values: torch.Tensor) -> bool:
 
 
 def _dummy_tensor(piece: Piece, seed: int, parameter: torch.Tensor) -> torch.Tensor:
-    if len(piece.shape) == 1:
-        fill = 0.0 if piece.source.endswith(".bias") else 1.0
-        return parameter.new_full(piece.shape, fill)
-    digest = hashlib.blake2b(f"{seed}/{piece.source}".encode(), digest_size=7).digest()
+    shape = piece.whole_shape
+    if len(shape) == 1:
+        fill = 0.0 if piece.source.endswith("bias") else 1.0
+        return parameter.new_full(shape, fill)
+    name = piece.source if piece.index is None else f"{piece.source}/{piece.index}/{piece.first}"
+    digest = hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=7).digest()
     generator = torch.Generator(parameter.device).manual_seed(int.from_bytes(digest, "big"))
-    values = torch.randn(
-        piece.shape, generator=generator, device=parameter.device, dtype=parameter.dtype
-    )
-    return values.mul_(1.0 / math.sqrt(piece.shape[1]))
+    values = torch.randn(shape, generator=generator, device=parameter.device, dtype=parameter.dtype)
+    return values.mul_(1.0 / math.sqrt(shape[1]))

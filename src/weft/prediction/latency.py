@@ -137,6 +137,7 @@ class _Predictor:
             accelerator=self.machine.accelerator,
             profile=self.profile,
             step_rows=rows,
+            sequences=self.batch,
         )
 
     def _prefill_phase(self, host_us: float, start: Fill) -> PhaseTime:

@@ -6,10 +6,10 @@ from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
 
-from weft.vocabulary.attention_kinds import AttentionKind, GroupedQuery, Latent
+from weft.vocabulary.attention_kinds import AttentionKind, GatedDelta, GroupedQuery, Latent
 from weft.vocabulary.feed_forward_kinds import Dense, Experts, FeedForwardKind
 from weft.vocabulary.model_spec import ModelSpec
-from weft.vocabulary.weight_formats import FORMATS, WeightFormat
+from weft.vocabulary.weight_formats import FORMATS, PLAIN, WeightFormat
 
 Product = tuple[float, float, WeightFormat]
 """(outputs, inputs, format) of a matrix product of the step's rows."""
@@ -21,7 +21,7 @@ class AttentionWork:
 
     products: projections. cache_elements: read a position by every decoding sequence.
     decode_operations, prefill_operations: a row and position of context. window: positions that a
-    row may look back. state_elements: read and written a sequence whatever its length.
+    row may look back. state_bytes: read and written a sequence whatever its length.
     width: elements a row that elementwise kernels read and write; kernels: how many more those are.
     kind: which kernel's curves time it (weft.prediction.kernels).
     """
@@ -34,7 +34,7 @@ class AttentionWork:
     kernels: int = 0
     kind: str = "attention"
     window: int | None = None
-    state_elements: float = 0.0
+    state_bytes: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +83,9 @@ def layers_of(spec: ModelSpec, tp: int, ep: int) -> Layers:
 def _attention_work(kind: AttentionKind, hidden: int, tp: int) -> AttentionWork:
     if isinstance(kind, GroupedQuery):
         return _grouped(kind, hidden, tp)
-    return _latent(kind, hidden, tp)
+    if isinstance(kind, Latent):
+        return _latent(kind, hidden, tp)
+    return _delta(kind, hidden, tp)
 
 
 def _feed_forward_work(kind: FeedForwardKind, spec: ModelSpec, tp: int, ep: int) -> FeedForwardWork:
@@ -124,18 +126,18 @@ def _routed(kind: Experts, spec: ModelSpec, tp: int, ep: int) -> FeedForwardWork
 def _grouped(kind: GroupedQuery, hidden: int, tp: int) -> AttentionWork:
     """Grouped-query attention; KV heads are copied where tp exceeds them."""
     query = kind.num_heads * kind.head_dim / tp
-    kv = max(kind.num_kv_heads / tp, 1.0) * kind.head_dim
+    kv, norms = max(kind.num_kv_heads / tp, 1.0) * kind.head_dim, int(kind.qk_norm is not None)
     return AttentionWork(
         products=(
-            (query + 2 * kv, hidden, kind.input_format),
+            (kind.query_size / tp + 2 * kv, hidden, kind.input_format),
             (hidden, query, kind.output_format),
         ),
         cache_elements=2 * kv,
         decode_operations=4 * query,
         prefill_operations=4 * query,
-        width=2 * (query + kv) * (1 + kind.qk_norm) + 4 * kv,
-        kernels=int(kind.qk_norm),
-        window=kind.window,
+        width=2 * (query + kv) * (1 + norms + kind.output_gate) + 4 * kv,
+        kernels=norms + kind.output_gate,
+        window=kind.window or kind.chunk,
     )
 
 
@@ -160,4 +162,25 @@ def _latent(kind: Latent, hidden: int, tp: int) -> AttentionWork:
         kernels=4,
         kind="latent",
         window=kind.window,
+    )
+
+
+def _delta(kind: GatedDelta, hidden: int, tp: int) -> AttentionWork:
+    """Gated delta net: a state of key_dim x value_dim a value head, no cache (fp32 state)."""
+    mixed, values, gates = (
+        size / tp for size in (kind.mixed_size, kind.output_size, 2 * kind.num_value_heads)
+    )
+    return AttentionWork(
+        products=(
+            (mixed + values, hidden, kind.input_format),
+            (gates, hidden, PLAIN),
+            (hidden, values, kind.output_format),
+        ),
+        cache_elements=0.0,
+        decode_operations=0.0,
+        prefill_operations=0.0,
+        width=6 * mixed,
+        kernels=6,
+        kind="linear",
+        state_bytes=kind.state_bytes(tp, 2),
     )

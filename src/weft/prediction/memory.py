@@ -89,8 +89,9 @@ def memory_of(
     accelerator: Accelerator,
     profile: EngineProfile,
     step_rows: float,
+    sequences: float = 1,
 ) -> Memory:
-    """Memory of the fullest rank holding ``tokens`` tokens of cache of one replica.
+    """Memory of the fullest rank holding ``tokens`` tokens of ``sequences`` of one replica.
 
     ``step_rows`` are the token rows of the largest step, which size the activations.
     """
@@ -106,9 +107,10 @@ def memory_of(
         for stage, layers in enumerate(stages)
     )
     for stage, layers in enumerate(stages):
+        state = spec.state_bytes(layers, layout.tp)
         memory = Memory(
             weights_gb=weight_bytes_of_stage(shard, layout, stage) / GB,
-            cache_gb=tokens * len(layers) * cache_layer / GB,
+            cache_gb=(tokens * len(layers) * cache_layer + sequences * state) / GB,
             activations_gb=activations,
             buffers_gb=buffers,
             limit_gb=limit,

@@ -204,14 +204,14 @@ def _attention_us(work: AttentionWork, step: StepLoad, size: int, device: Engine
         context = min(step.decode_context, window or step.decode_context)
         pairs = step.decode_sequences * context
         total += decode.us(pairs * work.cache_elements * size, pairs * work.decode_operations)
-        state = 2 * step.decode_sequences * work.state_elements * 4
+        state = 2 * step.decode_sequences * work.state_bytes
         total += state * 1e-3 / device.cache_gb_s
     if step.prefill_tokens:
         context = min(step.prefill_context, window or step.prefill_context)
         prefill = device.attention_line(work, "prefill")
         operations = step.prefill_tokens * context * work.prefill_operations
         total += prefill.prompt_us(operations, 2 * context)
-        state = step.prefill_tokens * work.state_elements / _STATE_CHUNK * 8
+        state = 2 * step.prefill_tokens * work.state_bytes / _STATE_CHUNK
         total += state * 1e-3 / device.cache_gb_s
     return total
 

@@ -8,22 +8,30 @@ Symbols: h hidden size, H query heads, K key-value heads, D head_dim, t = tp.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from weft.vocabulary.rope import Rope
 from weft.vocabulary.weight_formats import PLAIN, WeightFormat
+
+QkNorm = Literal["heads", "all_heads", "unweighted"]
+"""Norms of queries and keys: of each head before it turns, of all heads together, or of each
+head after it has turned, without weights."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Attention:
     """What all kinds share: their matrices are those that read the rows, and one that writes them.
 
-    output_size: elements of a row that the last matrix reads.
+    output_size: elements of a row that the last matrix reads; window: positions that a row may
+    look back; part: which of TensorNames says where the checkpoint keeps it.
     """
 
     input_format: WeightFormat = PLAIN
     output_format: WeightFormat = PLAIN
+    rope: Rope | None = None
+    window: int | None = None
     output_name: ClassVar[str] = "o_proj"
+    part: ClassVar[str] = "attention"
 
     def parameters(self, hidden_size: int) -> int:
         """Elements of all matrices, biases and norms."""
@@ -36,9 +44,28 @@ class _Attention:
         output = hidden_size * self.output_size * self.output_format.bytes
         return inputs + output + self.other_elements(hidden_size) * element_bytes
 
+    def cache_elements(self, tp: int) -> int:  # noqa: ARG002
+        """Elements of one position's keys and values on one rank."""
+        return 0
+
     def state_bytes(self, tp: int, element_bytes: int) -> int:  # noqa: ARG002
         """Bytes that one sequence holds on one rank whatever its length."""
         return 0
+
+    @property
+    def has_kernels(self) -> bool:
+        """Whether weft's own kernels compute it."""
+        return False
+
+    @property
+    def reduces_norms(self) -> bool:
+        """Whether its norms need sums over all ranks (fp32, two a row)."""
+        return False
+
+    @property
+    def divided(self) -> tuple[tuple[str, int], ...]:
+        """What tensor parallelism divides beside the query heads."""
+        return ()
 
     @property
     def output_size(self) -> int:
@@ -52,50 +79,75 @@ class _Attention:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Temperature:
+    """Queries of position p times 1 + scale log(1 + floor((p + 1) / floor)) (Llama 4)."""
+
+    scale: float
+    floor: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class GroupedQuery(_Attention):
     """H query heads share K key-value heads of D elements; each rank holds H/t and K/t.
 
-    window: positions a token may look back; scale: factor of the scores (None: D^-0.5).
+    rope: None where nothing turns; chunk: rows see only positions of their own chunk of so
+    many; scale: factor of the scores (None: D^-0.5); sinks: a score of each head that takes its
+    share and gives nothing; output_gate: the outputs are multiplied by the sigmoid of a
+    projection.
     """
 
     num_heads: int
     num_kv_heads: int
     head_dim: int
-    rope: Rope
-    window: int | None = None
+    chunk: int | None = None
     scale: float | None = None
+    temperature: Temperature | None = None
     qkv_bias: bool = False
     output_bias: bool = False
-    qk_norm: bool = False
+    qk_norm: QkNorm | None = None
+    sinks: bool = False
+    output_gate: bool = False
 
     @property
     def rotary_size(self) -> int:
         """Elements of a head that turn."""
-        return self.rope.rotary_dim or self.head_dim
+        return (self.rope and self.rope.rotary_dim) or self.head_dim
 
     @property
     def has_kernels(self) -> bool:
         """Whether weft's own kernels compute it: whole heads turn, by halves, scores as usual."""
-        whole = self.rotary_size == self.head_dim and not self.rope.interleaved
-        return whole and self.scale is None
+        whole = self.rope is not None and not self.rope.interleaved
+        usual = (self.scale, self.chunk, self.temperature) == (None, None, None)
+        plain = usual and not self.sinks and self.qk_norm in (None, "heads")
+        return whole and plain and self.rotary_size == self.head_dim
+
+    @property
+    def reduces_norms(self) -> bool:
+        return self.qk_norm == "all_heads"
 
     @property
     def input_names(self) -> tuple[str, ...]:
         return ("q_proj", "k_proj", "v_proj")
 
     @property
+    def query_size(self) -> int:
+        """Rows of the query projection, gates included."""
+        return self.num_heads * self.head_dim * (1 + self.output_gate)
+
+    @property
     def output_size(self) -> int:
         return self.num_heads * self.head_dim
 
     def input_elements(self, hidden_size: int) -> int:
-        return hidden_size * (self.num_heads + 2 * self.num_kv_heads) * self.head_dim
+        return hidden_size * (self.query_size + 2 * self.num_kv_heads * self.head_dim)
 
     def other_elements(self, hidden_size: int) -> int:
-        biases = (self.num_heads + 2 * self.num_kv_heads) * self.head_dim * self.qkv_bias
-        return biases + hidden_size * self.output_bias + 2 * self.head_dim * self.qk_norm
+        biases = (self.query_size + 2 * self.num_kv_heads * self.head_dim) * self.qkv_bias
+        heads = {"heads": 2, "all_heads": self.num_heads + self.num_kv_heads}
+        norms = heads.get(self.qk_norm or "", 0) * self.head_dim
+        return biases + hidden_size * self.output_bias + norms + self.num_heads * self.sinks
 
     def cache_elements(self, tp: int) -> int:
-        """Elements of one position's keys and values on one rank."""
         return 2 * max(1, self.num_kv_heads // tp) * self.head_dim
 
 
@@ -114,19 +166,13 @@ class Latent(_Attention):
     nope_dim: int
     rope_dim: int
     v_dim: int
-    rope: Rope
     scale: float
     bias: bool = False
     norm_eps: float = 1e-6
-    window: int | None = None
 
     @property
     def rotary_size(self) -> int:
         return self.rope_dim
-
-    @property
-    def has_kernels(self) -> bool:
-        return False
 
     @property
     def input_names(self) -> tuple[str, ...]:
@@ -157,4 +203,59 @@ class Latent(_Attention):
         return self.kv_rank + self.rope_dim
 
 
-AttentionKind = GroupedQuery | Latent
+@dataclass(frozen=True, kw_only=True)
+class GatedDelta(_Attention):
+    """Gated delta net (Yang et al. 2024, arXiv:2412.06464): linear attention with a state.
+
+    Each of V value heads keeps a matrix [key_dim, value_dim] in fp32, which decays and is
+    corrected by every token; queries and keys of a key head serve V / K value heads. Before
+    that queries, keys and values pass a causal convolution over ``kernel_size`` tokens, whose
+    last inputs are kept too, and ``activation``. by_key_head: the checkpoint stacks its projections by key head.
+    """
+
+    num_key_heads: int
+    num_value_heads: int
+    key_dim: int
+    value_dim: int
+    kernel_size: int
+    activation: str = "silu"
+    by_key_head: bool = False
+    output_name: ClassVar[str] = "out_proj"
+    part: ClassVar[str] = "linear_attention"
+
+    @property
+    def rotary_size(self) -> int:
+        return 0
+
+    @property
+    def divided(self) -> tuple[tuple[str, int], ...]:
+        return (("key heads of linear attention", self.num_key_heads),)
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        """The large ones; those of gates and decays stay in the model's type."""
+        return ("in_proj_qkvz",) if self.by_key_head else ("in_proj_qkv", "in_proj_z")
+
+    @property
+    def mixed_size(self) -> int:
+        """Channels of the convolution: queries, keys and values of all heads."""
+        return 2 * self.num_key_heads * self.key_dim + self.output_size
+
+    @property
+    def output_size(self) -> int:
+        return self.num_value_heads * self.value_dim
+
+    def input_elements(self, hidden_size: int) -> int:
+        return hidden_size * (self.mixed_size + self.output_size)
+
+    def other_elements(self, hidden_size: int) -> int:
+        """Gates and decays, the convolution and the norm."""
+        small = 2 * self.num_value_heads * (hidden_size + 1)
+        return small + self.mixed_size * self.kernel_size + self.value_dim
+
+    def state_bytes(self, tp: int, element_bytes: int) -> int:
+        state = 4 * self.num_value_heads * self.key_dim * self.value_dim
+        return (state + self.mixed_size * (self.kernel_size - 1) * element_bytes) // tp
+
+
+AttentionKind = GroupedQuery | Latent | GatedDelta

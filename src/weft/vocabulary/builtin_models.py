@@ -79,6 +79,27 @@ _DEEPSEEK_V2: Final = {
     "eos_token_id": 100001,
 }
 
+_GLM4_MOE: Final = {
+    "model_type": "glm4_moe",
+    "rope_theta": 1e6,
+    "attention_bias": True,
+    "eos_token_id": [151329, 151336, 151338],
+}
+_GLM45: Final = (
+    _GLM4_MOE
+    | _sizes(92, 5120, 96, 8, 12288)
+    | {
+        "n_routed_experts": 160,
+        "moe_intermediate_size": 1536,
+        "head_dim": 128,
+        "first_k_dense_replace": 3,
+        "routed_scaling_factor": 2.5,
+        "use_qk_norm": True,
+    }
+)
+_QWEN_DELTA: Final = {"rope_theta": 1e7, "max_position_embeddings": 262144}
+_LLAMA4: Final = {"model_type": "llama4_text", "eos_token_id": [200001, 200007, 200008]}
+
 _CONFIGS: Final[dict[str, Config]] = {
     "llama-3.2-1b": _LLAMA32 | _sizes(16, 2048, 32, 8, 8192),
     "llama-3.2-3b": _LLAMA32 | _sizes(28, 3072, 24, 8, 8192),
@@ -150,6 +171,42 @@ _CONFIGS: Final[dict[str, Config]] = {
         "rope_scaling": _yarn(32.0),
         "max_position_embeddings": 131072,
         "eos_token_id": 163586,
+    },
+    "glm-4.5": _GLM45,
+    "glm-4.6": _GLM45 | {"max_position_embeddings": 202752},
+    "glm-4.5-air": _GLM4_MOE | {"head_dim": 128},
+    "qwen3-next-80b-a3b": _QWEN_DELTA | {"model_type": "qwen3_next", "eos_token_id": 151645},
+    "qwen3.5-27b": _QWEN_DELTA
+    | _sizes(64, 5120, 24, 4, 17408)
+    | {"model_type": "qwen3_5_text", "linear_num_value_heads": 48, "eos_token_id": 248044},
+    "qwen3.5-397b-a17b": _QWEN_DELTA
+    | _sizes(60, 4096, 32, 2, 1024)
+    | _experts(512, 10, 1024)
+    | {
+        "model_type": "qwen3_5_moe_text",
+        "shared_expert_intermediate_size": 1024,
+        "linear_num_value_heads": 64,
+        "eos_token_id": 248044,
+    },
+    "gpt-oss-20b": {
+        "model_type": "gpt_oss",
+        "num_hidden_layers": 24,
+        "num_local_experts": 32,
+        "eos_token_id": 200002,
+    },
+    "gpt-oss-120b": {"model_type": "gpt_oss", "eos_token_id": 200002},
+    "minimax-m2": {"model_type": "minimax_m2", "rotary_dim": 64},
+    "llama-4-scout": _LLAMA4
+    | {
+        "max_position_embeddings": 10485760,
+        "rope_scaling": _llama3_rope(16.0) | {"high_freq_factor": 1.0},
+    },
+    "llama-4-maverick": _LLAMA4
+    | {
+        "max_position_embeddings": 1048576,
+        "num_local_experts": 128,
+        "interleave_moe_layer_step": 2,
+        "use_qk_norm": False,
     },
     # The shape of llama-3.1-8b (layers, vocabulary) with a narrow hidden size, for
     # machines that have no weights: same collectives, small messages.

@@ -5,11 +5,13 @@ Each returns fields of ModelSpec.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Final
 
-from weft.vocabulary.attention_kinds import Latent
+from weft.vocabulary.attention_kinds import GatedDelta, GroupedQuery, Latent, Temperature
 from weft.vocabulary.config_reader import ConfigReader
-from weft.vocabulary.feed_forward_kinds import Routing
+from weft.vocabulary.feed_forward_kinds import ClampedSwiglu, Routing
 from weft.vocabulary.rope import Rope, YarnScaling
 from weft.vocabulary.rope_config import read_rope, rope_of
 
@@ -71,6 +73,11 @@ def rope(config: ConfigReader) -> Fields:
     return {"rope": read_rope(config, head_dim=_head_dim(config))}
 
 
+def partial_rope(config: ConfigReader) -> Fields:
+    """A rope that turns ``partial_rotary_factor`` of each head."""
+    return {"rope": read_rope(config, head_dim=_head_dim(config), partial=True)}
+
+
 def attention_bias(config: ConfigReader) -> Fields:
     bias = config.flag("attention_bias")
     return {"qkv_bias": bias, "output_bias": bias}
@@ -82,6 +89,14 @@ def mlp_bias(config: ConfigReader) -> Fields:
 
 def qkv_bias(config: ConfigReader) -> Fields:  # noqa: ARG001
     return {"qkv_bias": True}
+
+
+def optional_qkv_bias(config: ConfigReader) -> Fields:
+    return {"qkv_bias": config.flag("attention_bias")}
+
+
+def optional_qk_norm(config: ConfigReader) -> Fields:
+    return {"qk_norm": config.flag("use_qk_norm")}
 
 
 def qk_norm(config: ConfigReader) -> Fields:  # noqa: ARG001
@@ -101,11 +116,10 @@ def switched_window(config: ConfigReader) -> Fields:
 def windows_by_layer(config: ConfigReader) -> Fields:
     """A window in the layers of ``layer_types``, or from ``max_window_layers`` on."""
     num_layers = config.integer("num_hidden_layers")
-    types = config.items("layer_types")
     fields = switched_window(config)
     window = fields.get("sliding_window")
     if config.has("layer_types"):
-        full = full_layers(config, types, num_layers)
+        full = full_layers(config, _WINDOWS)
         if len(full) < num_layers and window is None:
             raise config.error("layer_types has sliding_attention, but no sliding_window is used")
     else:
@@ -114,13 +128,16 @@ def windows_by_layer(config: ConfigReader) -> Fields:
     return {"sliding_window": window, "full_layers": full} if window else {}
 
 
-def full_layers(config: ConfigReader, types: Any, num_layers: int) -> tuple[int, ...]:
-    """The layers that ``layer_types`` calls full_attention; the others must slide."""
+_WINDOWS: Final = {"full_attention": True, "attention": True, "sliding_attention": False}
+
+
+def full_layers(config: ConfigReader, known: Mapping[str, bool]) -> tuple[int, ...]:
+    """The layers whose ``layer_types`` are full attention in ``known``, which lists them all."""
+    types, num_layers = config.items("layer_types"), config.integer("num_hidden_layers")
     if len(types) != num_layers:
         raise config.error(
             f"layer_types has {len(types)} layers, num_hidden_layers is {num_layers}"
         )
-    known = {"full_attention": True, "attention": True, "sliding_attention": False}
     for kind in types:
         if not isinstance(kind, str) or kind not in known:
             raise config.error(f"layer type {kind!r} is not supported; weft has {', '.join(known)}")
@@ -180,7 +197,7 @@ def gemma_windows(config: ConfigReader) -> Fields:
     num_layers = config.integer("num_hidden_layers")
     window = config.optional_integer("sliding_window")
     if config.has("layer_types"):
-        full = full_layers(config, config.items("layer_types"), num_layers)
+        full = full_layers(config, _WINDOWS)
     else:
         pattern = config.integer("sliding_window_pattern")
         full = tuple(range(pattern - 1, num_layers, pattern))
@@ -223,7 +240,7 @@ def latent(config: ConfigReader) -> Fields:
         scale=(nope_dim + rope_dim) ** -0.5 * score,
         bias=config.flag("attention_bias"),
     )
-    return {"latent": kind, "rope": rope, "head_dim": rope_dim, "num_kv_heads": heads}
+    return {"attentions": (kind,), "rope": rope, "head_dim": rope_dim, "num_kv_heads": heads}
 
 
 def shared_experts(config: ConfigReader) -> Fields:
@@ -281,3 +298,147 @@ def _expert_groups(config: ConfigReader) -> tuple[int, int]:
             f"n_group {groups}, topk_group {chosen}: must divide the experts and hold the choice"
         )
     return groups, chosen
+
+
+def _grouped_query(config: ConfigReader, **features: Any) -> GroupedQuery:
+    heads = config.integer("num_attention_heads")
+    return GroupedQuery(
+        num_heads=heads,
+        num_kv_heads=config.optional_integer("num_key_value_heads") or heads,
+        head_dim=_head_dim(config),
+        **features,
+    )
+
+
+def sink_attention(config: ConfigReader) -> Fields:
+    """gpt-oss: sinks, and a window in every layer that ``layer_types`` says, or in every second."""
+    full = _full_or_every(config, _WINDOWS, 2)
+    layers = range(config.integer("num_hidden_layers"))
+    window = config.optional_integer("sliding_window")
+    if len(full) < len(layers) and window is None:
+        raise config.error("layers slide, but there is no sliding_window")
+    kind = _grouped_query(config, **rope(config), **attention_bias(config), sinks=True)
+    local = replace(kind, window=window)
+    return {"attentions": tuple(kind if layer in full else local for layer in layers)}
+
+
+def _full_or_every(config: ConfigReader, known: Mapping[str, bool], step: int) -> tuple[int, ...]:
+    """The layers of full attention by ``layer_types``, or every ``step``-th."""
+    if config.has("layer_types"):
+        return full_layers(config, known)
+    return tuple(range(step - 1, config.integer("num_hidden_layers"), step))
+
+
+def clamped_experts(config: ConfigReader) -> Fields:
+    """gpt-oss: experts and router with biases, a clamped activation."""
+    fields = _experts(config, "num_local_experts", "intermediate_size", normalize=True)
+    gate = ClampedSwiglu(alpha=config.number("swiglu_alpha"), limit=config.number("swiglu_limit"))
+    return fields | {"routing": Routing(bias=True), "expert_bias": True, "activation": gate}
+
+
+def normed_attention(config: ConfigReader) -> Fields:
+    """MiniMax-M2: norms over all heads, a part of each head turned (``rotary_dim``)."""
+    head_dim, size = _head_dim(config), config.optional_integer("rotary_dim")
+    default = {} if size is None else {"partial_rotary_factor": size / head_dim}
+    turned = read_rope(config, head_dim=head_dim, partial=True, default=default)
+    return {"attentions": (_grouped_query(config, rope=turned, qk_norm="all_heads"),)}
+
+
+def corrected_experts(config: ConfigReader) -> Fields:
+    """MiniMax-M2: sigmoid scores with a correction of each expert in the choice."""
+    fields = _experts(config, "num_local_experts", "intermediate_size", normalize=True)
+    return fields | {"routing": Routing(scores="sigmoid", corrected=True)}
+
+
+_DELTA: Final = {"full_attention": True, "linear_attention": False}
+
+
+def delta_attention(config: ConfigReader) -> Fields:
+    """Qwen3-Next and Qwen3.5: a gated delta net in all layers but those of full attention."""
+    full = _full_or_every(config, _DELTA, config.integer("full_attention_interval"))
+    given = partial_rope(config) | attention_bias(config)
+    gated = _grouped_query(config, **given, qk_norm="heads", output_gate=True)
+    keys, values = (config.integer(f"linear_num_{which}_heads") for which in ("key", "value"))
+    if values % keys:
+        raise config.error(f"linear_num_value_heads {values}: must be a multiple of {keys}")
+    delta = GatedDelta(
+        num_key_heads=keys,
+        num_value_heads=values,
+        key_dim=config.integer("linear_key_head_dim"),
+        value_dim=config.integer("linear_value_head_dim"),
+        kernel_size=config.integer("linear_conv_kernel_dim", least=2),
+        activation=config.choice("hidden_act", ACTIVATIONS),
+    )
+    layers = range(config.integer("num_hidden_layers"))
+    return {
+        "attentions": tuple(gated if layer in full else delta for layer in layers),
+        "norm_weight_offset": 1.0,
+    }
+
+
+def stacked_by_key_head(config: ConfigReader) -> Fields:
+    """Qwen3-Next's projections stand head by head."""
+    found: tuple[Any, ...] = delta_attention(config)["attentions"]
+    return {
+        "attentions": tuple(
+            replace(kind, by_key_head=True) if isinstance(kind, GatedDelta) else kind
+            for kind in found
+        )
+    }
+
+
+def gated_shared_expert(config: ConfigReader) -> Fields:
+    size = config.integer("shared_expert_intermediate_size")
+    return {"shared_expert_size": size, "shared_expert_gate": True}
+
+
+def all_experts(config: ConfigReader) -> Fields:
+    """Experts in every layer, whose weights add up to 1."""
+    return _experts(config, "num_experts", "moe_intermediate_size", normalize=True)
+
+
+def chunked_attention(config: ConfigReader) -> Fields:
+    """Llama 4: chunks by ``layer_types``; layers that turn nothing have a temperature."""
+    layers = range(config.integer("num_hidden_layers"))
+    interval = config.integer("no_rope_layer_interval")
+    turns = config.items("no_rope_layers") or [(layer + 1) % interval for layer in layers]
+    if len(turns) < len(layers):
+        raise config.error(f"no_rope_layers has {len(turns)} layers, fewer than the model")
+    full = tuple(layer for layer in layers if not turns[layer])
+    if config.has("layer_types"):
+        full = full_layers(config, {"full_attention": True, "chunked_attention": False})
+    chunk = config.optional_integer("attention_chunk_size")
+    if len(full) < len(layers) and chunk is None:
+        raise config.error("layers have chunks, but there is no attention_chunk_size")
+    temperature = None
+    if config.flag("attn_temperature_tuning"):
+        floor = config.number("floor_scale", least=1e-9)
+        temperature = Temperature(scale=config.number("attn_scale"), floor=floor)
+    still = _grouped_query(config, **attention_bias(config), temperature=temperature)
+    turned = _grouped_query(
+        config,
+        **attention_bias(config),
+        rope=read_rope(config, head_dim=_head_dim(config), interleaved=True),
+        qk_norm="unweighted" if config.flag("use_qk_norm") else None,
+    )
+    return {
+        "attentions": tuple(
+            replace(turned if turns[layer] else still, chunk=None if layer in full else chunk)
+            for layer in layers
+        )
+    }
+
+
+def weighed_experts(config: ConfigReader) -> Fields:
+    """Llama 4: experts that read weighed rows, a shared one, and dense layers between."""
+    fields = _experts(config, "num_local_experts", "intermediate_size", normalize=False)
+    layers, step = range(config.integer("num_hidden_layers")), "interleave_moe_layer_step"
+    with_experts = set(layers[config.integer(step) - 1 :: config.integer(step)])
+    if config.get("moe_layers") is not None:
+        with_experts = set(config.items("moe_layers"))
+    return fields | {
+        "routing": Routing(scores="sigmoid", normalize=False, weighs_inputs=True),
+        "shared_expert_size": config.integer("intermediate_size"),
+        "intermediate_size": config.integer("intermediate_size_mlp"),
+        "dense_layers": tuple(layer for layer in layers if layer not in with_experts),
+    }

@@ -16,7 +16,7 @@ from weft.vocabulary import config_parts as parts
 from weft.vocabulary.config_reader import ConfigReader
 from weft.vocabulary.model_spec import ModelSpec
 from weft.vocabulary.quantization import read_quantization
-from weft.vocabulary.tensor_names import TensorNames
+from weft.vocabulary.tensor_names import Stacked, TensorNames
 
 _NAMES: Final = TensorNames()
 
@@ -268,6 +268,219 @@ _DEEPSEEK_V3: Final = Family(
 
 _KIMI_K2: Final = replace(_DEEPSEEK_V3, model_type="kimi_k2")
 
+_KIMI_K25: Final = replace(
+    _DEEPSEEK_V3,
+    model_type="kimi_k25",
+    names=TensorNames(
+        model="language_model.model",
+        head="language_model.lm_head",
+        ignored=("vision_tower.", "mm_projector.", "language_model.model.layers.{num_layers}."),
+    ),
+    text_key="text_config",
+)
+
+_GLM4_MOE: Final = Family(
+    model_type="glm4_moe",
+    defaults={
+        "vocab_size": 151552,
+        "intermediate_size": 10944,
+        "num_hidden_layers": 46,
+        "num_attention_heads": 96,
+        "num_key_value_heads": 8,
+        "max_position_embeddings": 131072,
+        "rms_norm_eps": 1e-5,
+        "partial_rotary_factor": 0.5,
+        "moe_intermediate_size": 1408,
+        "num_experts_per_tok": 8,
+        "n_shared_experts": 1,
+        "n_routed_experts": 128,
+        "routed_scaling_factor": 1.0,
+        "n_group": 1,
+        "topk_group": 1,
+        "first_k_dense_replace": 1,
+        "norm_topk_prob": True,
+    },
+    parts=(
+        parts.partial_rope,
+        parts.optional_qkv_bias,
+        parts.optional_qk_norm,
+        parts.shared_experts,
+        parts.sigmoid_routing,
+    ),
+    names=_DEEPSEEK_V3.names,
+    aliases={"num_local_experts": "n_routed_experts"},
+)
+
+_QWEN3_5_TEXT: Final = Family(
+    model_type="qwen3_5_text",
+    defaults={
+        "vocab_size": 248320,
+        "intermediate_size": 12288,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 4,
+        "head_dim": 256,
+        "max_position_embeddings": 32768,
+        "partial_rotary_factor": 0.25,
+        "full_attention_interval": 4,
+        "linear_conv_kernel_dim": 4,
+        "linear_key_head_dim": 128,
+        "linear_value_head_dim": 128,
+        "linear_num_key_heads": 16,
+        "linear_num_value_heads": 32,
+    },
+    parts=(parts.delta_attention,),
+    names=TensorNames(shared_experts="shared_expert", ignored=("mtp.",)),
+)
+
+_QWEN3_5_MOE_TEXT: Final = replace(
+    _QWEN3_5_TEXT,
+    model_type="qwen3_5_moe_text",
+    defaults=_QWEN3_5_TEXT.defaults
+    | {
+        "hidden_size": 2048,
+        "intermediate_size": 512,
+        "num_hidden_layers": 40,
+        "num_key_value_heads": 2,
+        "moe_intermediate_size": 512,
+        "shared_expert_intermediate_size": 512,
+        "num_experts_per_tok": 8,
+        "num_experts": 256,
+    },
+    parts=(parts.delta_attention, parts.all_experts, parts.gated_shared_expert),
+)
+
+_QWEN3_NEXT: Final = replace(
+    _QWEN3_5_MOE_TEXT,
+    model_type="qwen3_next",
+    defaults=_QWEN3_5_MOE_TEXT.defaults
+    | {
+        "vocab_size": 151936,
+        "intermediate_size": 5632,
+        "num_hidden_layers": 48,
+        "decoder_sparse_step": 1,
+        "num_experts_per_tok": 10,
+        "num_experts": 512,
+        "norm_topk_prob": True,
+    },
+    parts=(
+        parts.delta_attention,
+        parts.stacked_by_key_head,
+        parts.qwen_experts,
+        parts.gated_shared_expert,
+    ),
+)
+
+_IN_A_MODEL_WITH_IMAGES: Final = replace(
+    _QWEN3_5_TEXT.names, model="model.language_model", ignored=("model.visual.", "mtp.")
+)
+_QWEN3_5, _QWEN3_5_MOE = (
+    replace(
+        text,
+        model_type=text.model_type.removesuffix("_text"),
+        names=_IN_A_MODEL_WITH_IMAGES,
+        text_key="text_config",
+    )
+    for text in (_QWEN3_5_TEXT, _QWEN3_5_MOE_TEXT)
+)
+
+_GPT_OSS: Final = Family(
+    model_type="gpt_oss",
+    defaults={
+        "vocab_size": 201088,
+        "hidden_size": 2880,
+        "intermediate_size": 2880,
+        "num_hidden_layers": 36,
+        "num_attention_heads": 64,
+        "num_key_value_heads": 8,
+        "head_dim": 64,
+        "max_position_embeddings": 131072,
+        "rms_norm_eps": 1e-5,
+        "sliding_window": 128,
+        "attention_bias": True,
+        "num_local_experts": 128,
+        "num_experts_per_tok": 4,
+        "swiglu_alpha": 1.702,
+        "swiglu_limit": 7.0,
+        "rope_theta": 150000.0,
+        "rope_parameters": {
+            "rope_type": "yarn",
+            "factor": 32.0,
+            "truncate": False,
+            "original_max_position_embeddings": 4096,
+        },
+    },
+    parts=(parts.sink_attention, parts.clamped_experts),
+    names=TensorNames(router="router", experts=Stacked(interleaved=True)),
+    aliases={"num_experts": "num_local_experts"},
+)
+
+_MINIMAX_M2: Final = Family(
+    model_type="minimax_m2",
+    defaults={
+        "vocab_size": 200064,
+        "hidden_size": 3072,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 62,
+        "num_attention_heads": 48,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "max_position_embeddings": 196608,
+        "eos_token_id": 200020,
+        "num_local_experts": 256,
+        "num_experts_per_tok": 8,
+        "rope_theta": 5e6,
+    },
+    parts=(parts.normed_attention, parts.corrected_experts),
+    names=replace(_MIXTRAL.names, correction="e_score_correction_bias"),
+    aliases={"num_experts": "num_local_experts"},
+)
+
+_LLAMA4_TEXT: Final = Family(
+    model_type="llama4_text",
+    defaults={
+        "vocab_size": 202048,
+        "hidden_size": 5120,
+        "intermediate_size": 8192,
+        "intermediate_size_mlp": 16384,
+        "num_hidden_layers": 48,
+        "num_attention_heads": 40,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "max_position_embeddings": 131072,
+        "rms_norm_eps": 1e-5,
+        "eos_token_id": 2,
+        "num_experts_per_tok": 1,
+        "num_local_experts": 16,
+        "interleave_moe_layer_step": 1,
+        "use_qk_norm": True,
+        "no_rope_layer_interval": 4,
+        "attention_chunk_size": 8192,
+        "attn_temperature_tuning": True,
+        "floor_scale": 8192,
+        "attn_scale": 0.1,
+        "rope_theta": 500000.0,
+    },
+    parts=(parts.chunked_attention, parts.weighed_experts),
+    names=TensorNames(
+        feed_forward="feed_forward",
+        router="router",
+        shared_experts="shared_expert",
+        experts=Stacked(),
+    ),
+)
+
+_LLAMA4: Final = replace(
+    _LLAMA4_TEXT,
+    model_type="llama4",
+    names=replace(
+        _LLAMA4_TEXT.names,
+        model="language_model.model",
+        head="language_model.lm_head",
+        ignored=("vision_model.", "multi_modal_projector."),
+    ),
+    text_key="text_config",
+)
+
 FAMILIES: Final[Mapping[str, Family]] = {
     family.model_type: family
     for family in (
@@ -282,6 +495,17 @@ FAMILIES: Final[Mapping[str, Family]] = {
         _DEEPSEEK_V2,
         _DEEPSEEK_V3,
         _KIMI_K2,
+        _KIMI_K25,
+        _GLM4_MOE,
+        _QWEN3_NEXT,
+        _QWEN3_5_TEXT,
+        _QWEN3_5,
+        _QWEN3_5_MOE_TEXT,
+        _QWEN3_5_MOE,
+        _GPT_OSS,
+        _MINIMAX_M2,
+        _LLAMA4_TEXT,
+        _LLAMA4,
     )
 }
 

@@ -238,6 +238,7 @@ def _even_split(num_layers: int, num_stages: int) -> tuple[int, ...]:
 
 def _divided_by_tp(spec: ModelSpec, ep: int = 1) -> list[tuple[str, int]]:
     parts = [("attention heads", spec.num_heads), ("hidden size", spec.hidden_size)]
+    parts += dict.fromkeys(part for kind in spec.attentions for part in kind.divided)
     if spec.num_experts == 0 or spec.dense_layers:
         parts.append(("intermediate size", spec.intermediate_size))
     if spec.num_experts and ep == 1:

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
-from typing import Final
+from typing import Final, TypeVar
 
 from weft.errors import ModelConfigError
-from weft.vocabulary.attention_kinds import AttentionKind, GroupedQuery, Latent
+from weft.vocabulary.attention_kinds import AttentionKind, GroupedQuery
 from weft.vocabulary.dtypes import MODEL_DTYPES, element_bytes
-from weft.vocabulary.feed_forward_kinds import Dense, Experts, FeedForwardKind, Routing
+from weft.vocabulary.feed_forward_kinds import (
+    Activation,
+    Dense,
+    Experts,
+    FeedForwardKind,
+    Routing,
+)
 from weft.vocabulary.rope import Rope
 from weft.vocabulary.weight_formats import LayerFormats
 
+_T = TypeVar("_T")
 _ROPE: Final = Rope(theta=500000.0)
 _ROUTING: Final = Routing()
 
@@ -24,8 +31,9 @@ class ModelSpec:
     Sizes are counts of elements. ``num_experts`` is 0 for a dense model;
     ``sliding_window`` is the number of positions a token may look back in all layers but
     ``full_layers``, or None; ``local_rope`` is the rope of those layers, where it is another.
-    ``latent`` replaces grouped-query attention. ``dense_layers`` have no experts in a model that
-    has some; ``shared_expert_size`` is the inner size of the expert that sees every token.
+    ``attentions`` replace that where it does not say enough: one for all layers or one a layer.
+    ``dense_layers`` have no experts in a model that has some; ``shared_expert_size`` is the inner
+    size of the expert that sees every token.
     norms_after_blocks: the outputs of attention and feed-forward part have norms of their own;
     norm_weight_offset: added to the norms' weights; logit_cap: c in c tanh(logits / c).
     formats: what the layers' matrices are stored in, where that is not ``dtype``: one for all
@@ -46,7 +54,7 @@ class ModelSpec:
     dtype: str = "bfloat16"
     max_position: int = 131072
     norm_eps: float = 1e-5
-    activation: str = "silu"
+    activation: Activation = "silu"
     rope: Rope = _ROPE
     qkv_bias: bool = False
     output_bias: bool = False
@@ -56,7 +64,7 @@ class ModelSpec:
     full_layers: tuple[int, ...] = ()
     local_rope: Rope | None = None
     score_scale: float | None = None
-    latent: Latent | None = None
+    attentions: tuple[AttentionKind, ...] = ()
     norms_after_blocks: bool = False
     norm_weight_offset: float = 0.0
     embedding_scale: float = 1.0
@@ -65,7 +73,9 @@ class ModelSpec:
     experts_per_token: int = 0
     expert_intermediate_size: int = 0
     routing: Routing = _ROUTING
+    expert_bias: bool = False
     shared_expert_size: int = 0
+    shared_expert_gate: bool = False
     dense_layers: tuple[int, ...] = ()
     eos_token_ids: tuple[int, ...] = ()
     formats: tuple[LayerFormats, ...] = ()
@@ -100,9 +110,11 @@ class ModelSpec:
 
     def attention(self, layer: int) -> AttentionKind:
         """The attention of layer ``layer``."""
-        if self.latent is not None:
-            formats = self._formats(layer)
-            return replace(self.latent, input_format=formats.inputs, output_format=formats.output)
+        formats = self._formats(layer)
+        kind = _of_layer(self.attentions, layer) if self.attentions else self._grouped(layer)
+        return replace(kind, input_format=formats.inputs, output_format=formats.output)
+
+    def _grouped(self, layer: int) -> GroupedQuery:
         is_local = self.sliding_window is not None and layer not in self.full_layers
         return GroupedQuery(
             num_heads=self.num_heads,
@@ -113,9 +125,7 @@ class ModelSpec:
             scale=self.score_scale,
             qkv_bias=self.qkv_bias,
             output_bias=self.output_bias,
-            qk_norm=self.qk_norm,
-            input_format=self._formats(layer).inputs,
-            output_format=self._formats(layer).output,
+            qk_norm="heads" if self.qk_norm else None,
         )
 
     def feed_forward(self, layer: int) -> FeedForwardKind:
@@ -127,8 +137,10 @@ class ModelSpec:
             experts_per_token=self.experts_per_token,
             intermediate_size=self.expert_intermediate_size,
             activation=self.activation,
+            bias=self.expert_bias,
             routing=self.routing,
             shared=self._dense(self.shared_expert_size, layer) if self.shared_expert_size else None,
+            shared_gate=self.shared_expert_gate,
             format=self._formats(layer).experts,
         )
 
@@ -143,7 +155,7 @@ class ModelSpec:
     def _formats(self, layer: int) -> LayerFormats:
         if not self.formats:
             return LayerFormats.all_in(self.dtype)
-        return self.formats[layer if len(self.formats) > 1 else 0]
+        return _of_layer(self.formats, layer)
 
     def stored_as(self, name: str) -> ModelSpec:
         """The same model with all layers' matrices in one format; WorkloadError lists the names."""
@@ -169,6 +181,15 @@ class ModelSpec:
         """Whether weft's own GPU kernels compute all layers: they know one rope and one kind."""
         kinds = {self.attention(layer) for layer in range(self.num_layers)}
         return all(kind.has_kernels for kind in kinds) and len({k.rope for k in kinds}) == 1
+
+    @property
+    def has_state(self) -> bool:
+        """Whether some layer keeps a state of each sequence instead of a cache of positions."""
+        return self.state_bytes(range(self.num_layers), 1) > 0
+
+    def norm_reductions(self, layers: Iterable[int]) -> int:
+        """Norms in ``layers`` that need sums over all tensor-parallel ranks."""
+        return sum(self.attention(layer).reduces_norms for layer in layers)
 
     @property
     def embedding_parameters(self) -> int:
@@ -201,6 +222,11 @@ class ModelSpec:
         norms = 1 + (4 if self.norms_after_blocks else 2) * self.num_layers
         tables = 1 if self.tie_embeddings else 2
         return norms * self.hidden_size + tables * self.embedding_parameters
+
+
+def _of_layer(values: tuple[_T, ...], layer: int) -> _T:
+    """One for all layers or one a layer."""
+    return values[layer if len(values) > 1 else 0]
 
 
 _POSITIVE: Final = {

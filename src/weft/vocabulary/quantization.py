@@ -89,7 +89,7 @@ def _layer(
 ) -> LayerFormats:
     kind = spec.attention(layer)
     block = f"{names.model}.layers.{layer}"
-    attention, inner = f"{block}.{names.attention_of(kind)}", f"{block}.{names.feed_forward}"
+    attention, inner = f"{block}.{getattr(names, kind.part)}", f"{block}.{names.feed_forward}"
 
     def one_of(prefix: str, matrices: Iterable[str]) -> WeightFormat:
         found = {rule.of(f"{prefix}.{matrix}"): matrix for matrix in matrices}

@@ -35,13 +35,6 @@ class Llama3Scaling(_Checked):
     high_freq_factor: float = 4.0
     original_max_position: int = 8192
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.high_freq_factor == self.low_freq_factor:
-            raise ModelConfigError(
-                f"rope high_freq_factor and low_freq_factor are both {self.low_freq_factor!r}"
-            )
-
 
 @dataclass(frozen=True, kw_only=True)
 class YarnScaling(_Checked):

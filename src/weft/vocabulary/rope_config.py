@@ -22,7 +22,12 @@ from weft.vocabulary.rope import (
 
 
 def read_rope(
-    config: ConfigReader, *, head_dim: int, partial: bool = False, interleaved: bool = False
+    config: ConfigReader,
+    *,
+    head_dim: int,
+    partial: bool = False,
+    interleaved: bool = False,
+    default: Mapping[str, Any] | None = None,
 ) -> Rope:
     """The one rope of all layers; ``partial``: the family may turn a part of each head."""
     key = "rope_scaling" if config.mapping("rope_scaling") else "rope_parameters"
@@ -30,6 +35,7 @@ def read_rope(
     for name in ("rope_theta", "partial_rotary_factor"):
         if name not in given and config.get(name) is not None:
             given[name] = config.get(name)
+    given = dict(default or {}) | given
     return rope_of(config, given, head_dim=head_dim, partial=partial, interleaved=interleaved)
 
 
@@ -49,6 +55,8 @@ def rope_of(
     share = rope.number("partial_rotary_factor")
     if share != 1 and not partial:
         raise config.error(f"partial_rotary_factor {share} is not supported for this family")
+    if share > 1:
+        raise config.error(f"partial_rotary_factor {share}: heads have {head_dim} elements")
     rotary_dim = int(head_dim * share)
     try:
         return Rope(

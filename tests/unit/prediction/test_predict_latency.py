@@ -306,7 +306,21 @@ def test_estimates_turn_around() -> None:
     assert not estimate.overlaps(estimate.scaled(9.0))
 
 
-@pytest.mark.parametrize("model", ["deepseek-v3", "kimi-k2", "qwen3-30b-a3b", "llama-3.1-8b"])
+@pytest.mark.parametrize(
+    "model",
+    [
+        "deepseek-v3",
+        "kimi-k2",
+        "qwen3-30b-a3b",
+        "llama-3.1-8b",
+        "glm-4.5",
+        "qwen3-next-80b-a3b",
+        "qwen3.5-397b-a17b",
+        "gpt-oss-20b",
+        "minimax-m2",
+        "llama-4-maverick",
+    ],
+)
 def test_the_work_of_the_layers_is_that_of_all_parameters(model: str) -> None:
     spec = load_spec(model)
     held = 0.0
