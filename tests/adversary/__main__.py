@@ -5,16 +5,18 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from adversary import cases, machine
+from adversary import cases, machine, programs
 from adversary.shapes import ALL
 
 
 def main() -> None:
-    """Run the cases one after another; the first that is wrong ends it."""
+    """Run the cases one after another until one is wrong; Ctrl-C says what was run so far."""
     parser = argparse.ArgumentParser(prog="adversary", description=__doc__)
     parser.add_argument("--cases", type=int, default=500_000)
     parser.add_argument("--seed", type=int, default=0, help="number of the first case")
@@ -24,19 +26,27 @@ def main() -> None:
     options = parser.parse_args()
     if machine.COMPILER is None:
         raise SystemExit(machine.NO_COMPILER)
-    start, done, number, lost, stale, steps = time.monotonic(), 0, options.seed, 0, 0, 0
-    while done < options.cases:
-        case = cases.any_case(number, ALL, schedules=options.schedules)
-        outcome = cases.check(case)
-        done, number = done + case.schedules, number + 1
-        lost, stale, steps = lost + outcome.lost, stale + outcome.stale_loads, steps + outcome.steps
-        if number % 100 == 0:
-            print(f"\r{done} cases", end="", file=sys.stderr, flush=True)
+    start, number, done = time.monotonic(), options.seed, Counter[str]()
+    with suppress(KeyboardInterrupt):
+        while done.total() < options.cases:
+            _run(number, options.schedules, done)
+            number += 1
+            if number % 100 == 0:
+                print(f"\r{done.total()} cases", end="", file=sys.stderr, flush=True)
+    kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(done.items()))
     print(
-        f"\n{done} cases (schedules of {number - options.seed} sets of calls) from {options.seed} on, no fault, "
-        f"{time.monotonic() - start:.0f} s ({time.process_time():.0f} s of processor); "
-        f"{lost} ranks lost, {stale} old values read, {steps} times another thread went on"
+        f"\n{done.total()} cases ({kinds}; from {options.seed} to {number}), no fault, "
+        f"{time.monotonic() - start:.0f} s ({time.process_time():.0f} s of processor)"
     )
+
+
+def _run(number: int, schedules: int, done: Counter[str]) -> None:
+    """The schedules of one set of calls of the kernels, and one case of the CPU's programs."""
+    case = cases.any_case(number, ALL, schedules=schedules)
+    cases.check(case)
+    done[f"kernels ({case.transport})"] += case.schedules
+    programs.check(programs.draw(number))
+    done["programs"] += 1
 
 
 if __name__ == "__main__":

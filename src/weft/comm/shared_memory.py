@@ -122,7 +122,7 @@ class Segment:
                 os.sched_yield()
             waited = time.monotonic() - start
             if waited > self.timeout_s or self._any_gave_up():
-                self._give_up(name)
+                self._give_up(name, wanted)
             if waited > next_check_s:
                 next_check_s += _PROCESS_CHECK_S
                 self._check_processes(name, source, wanted)
@@ -158,13 +158,13 @@ class Segment:
     def _any_gave_up(self) -> bool:
         return any(self._fields[rank * _FIELDS + _GAVE_UP] for rank in range(self.size))
 
-    def _give_up(self, name: str) -> None:
+    def _give_up(self, name: str, wanted: int) -> None:
         """Say so to all, see who says nothing and stands behind, and raise."""
         self.give_up()
         deadline = time.monotonic() + _GRACE_S
-        while time.monotonic() < deadline and len(self._silent()) > 1:
+        while time.monotonic() < deadline and len(self._silent(wanted)) > 1:
             time.sleep(_GRACE_S / 50)
-        missing = [self.names[rank] for rank in self._silent()]
+        missing = [self.names[rank] for rank in self._silent(wanted)]
         if not missing:
             raise CommunicationError(
                 f"rank {self.names[self.rank]}: all-reduce ended in step {name!r} of call "
@@ -172,8 +172,11 @@ class Segment:
             )
         raise lost_rank_error(self.names[self.rank], missing, name, self._epoch)
 
-    def _silent(self) -> list[int]:
-        return [rank for rank in range(self.size) if not self._fields[rank * _FIELDS + _GAVE_UP]]
+    def _silent(self, wanted: int) -> list[int]:
+        """Ranks behind ``wanted`` that did not give up; who has left the call is not behind."""
+        fields, ranks = self._fields, range(self.size)
+        behind = [rank for rank in ranks if fields[rank * _FIELDS + _PROGRESS] < wanted]
+        return [rank for rank in behind if not fields[rank * _FIELDS + _GAVE_UP]]
 
     def _header_field(self, rank: int) -> int:
         return rank * _FIELDS + _HEADERS + (self._epoch & 1) * _HEADER_FIELDS
