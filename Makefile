@@ -19,7 +19,7 @@ check: $(VENV)/dev
 unit: $(VENV)/dev
 	$(BIN)/python -m pytest
 
-# 500,000 cases of the GPU kernels' source; docs/all-reduce-proof.md
+# 500,000 cases of the GPU kernels' source and the CPU's programs; docs/all-reduce-proof.md
 adversary: $(VENV)/dev
 	$(BIN)/python tests/adversary
 
