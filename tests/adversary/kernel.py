@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from adversary.world import Shape, World, same
-from weft.allreduce.numerics import Values
+from allreduce_reference import Values
 from weft.kernels.selection import Topology
 
 

@@ -23,10 +23,10 @@ import torch
 
 from adversary.actors import Actor, dismiss, hire, module_of
 from adversary.machine import Patch
+from allreduce_reference import all_reduce_reference
 from weft.allreduce.algorithms import PROGRAMS
 from weft.allreduce.errors import MismatchError
 from weft.allreduce.program import Topology
-from weft.allreduce.reference import all_reduce_reference
 from weft.comm import program_runner, shared_memory, sockets
 from weft.comm.program_runner import DTYPES
 from weft.errors import CommunicationError, LostRankError

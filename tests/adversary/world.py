@@ -13,7 +13,7 @@ import numpy as np
 from adversary.machine import Patch, Region
 from adversary.proxies import Proxies
 from adversary.shmem import Heaps
-from weft.allreduce.numerics import STORAGE, Values, from_float, to_float
+from allreduce_reference import STORAGE, Values, from_float, to_float
 from weft.kernels.endpoint import ENTERED_OFFSET, EPOCH_OFFSET, HEADER_BYTES, CommRecord
 from weft.kernels.fault import FaultRecord
 

@@ -15,10 +15,12 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
 import weft
+from allreduce_reference import all_reduce_reference
 from weft.allreduce.algorithms import PROGRAMS
 from weft.allreduce.program import Topology
-from weft.allreduce.reference import all_reduce_reference
 from weft.comm.program_reducer import ProgramReducer
 from weft.comm.program_runner import DTYPES
 from weft.errors import WeftError
@@ -167,6 +169,11 @@ def public(rank, size):
         "norm": lambda: weft.all_reduce_residual_rms_norm(mine, kept[:1], weight, 1e-5),
     }
     results = {name: message(action) for name, action in bad.items()}
+    start = time.monotonic()
+    if rank == 1:  # alone: it is told at once, and the others wait for its next call
+        results["device alone"] = message(bad["device"])
+    assert weft.all_reduce(torch.ones(3))[0] == size
+    assert time.monotonic() - start < 30
     other = dist.new_group(list(range(size)))
     odd = torch.ones(3, device="meta" if rank == 1 else "cpu")
     results["one device"] = message(lambda: weft.all_reduce(odd, other))

@@ -93,7 +93,7 @@ def test_bad_calls_fail_on_every_rank_and_the_group_works_on(four_ranks):
 BAD_PUBLIC_CALLS = {
     "unknown": ("UnknownAlgorithmError", "algorithm 'fastest': unknown; choose one of auto"),
     "elsewhere": ("EnvironmentUnavailable", "algorithm hierarchical_host: not usable here"),
-    "device": ("UserError", "all_reduce: the tensor is on meta, for which"),
+    "device": ("UserError", "all_reduce: the tensor is on meta, the group's are on cpu"),
     "out": ("UserError", "out is torch.float32 [4] on cpu, not like the tensor"),
     "norm": ("UserError", "residual is torch.float32 [1, 40], expected torch.float32 [6, 40]"),
     "one device": ("UserError", "all_reduce: the ranks of the group passed tensors on cpu and"),
@@ -109,6 +109,12 @@ def test_a_bad_public_call_is_one_error_on_every_rank(case, four_ranks):
         found = result["public"][case]
         assert found[0] == name
         assert found[1].startswith(text)
+
+
+def test_a_rank_alone_with_another_device_is_told_at_once(four_ranks):
+    name, text, _ = four_ranks[1]["public"]["device alone"]
+    assert name == "UserError"
+    assert text == "all_reduce: the tensor is on meta, the group's are on cpu"
 
 
 def test_a_group_that_some_ranks_do_not_open_fails_on_all(four_ranks):

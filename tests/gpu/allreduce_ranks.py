@@ -12,7 +12,10 @@ import os
 import random
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -20,8 +23,29 @@ import torch.distributed as dist
 from weft.errors import LostRankError, UserError
 from weft.kernels import ops  # noqa: F401  registers the operators
 from weft.kernels.communicator import DeviceAllReduce
+from weft.kernels.driver import checked, driver
+from weft.kernels.endpoint import ENTERED_OFFSET, EPOCH_OFFSET
+from weft.kernels.selection import MAX_BLOCKS
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+@contextmanager
+def opened(group: dist.ProcessGroup, **options: Any) -> Iterator[DeviceAllReduce]:
+    """A communicator, closed by all ranks where the block ends well."""
+    comm = DeviceAllReduce(group, **options)
+    yield comm
+    comm.close()
+
+
+def set_epoch(comm: DeviceAllReduce, epoch: int) -> None:
+    """Pretend that ``epoch`` calls (mod 2^32) have been made; on all ranks alike."""
+    word = (epoch % 2**32).to_bytes(4, "little")
+    own = comm._end.memory.addresses[comm.rank]
+    for offset, count in ((EPOCH_OFFSET, MAX_BLOCKS), (ENTERED_OFFSET, 32)):
+        data = word * count
+        checked(driver().cuMemcpyHtoD(own + offset, data, len(data)), "writing")
+    dist.barrier(comm.group)
 
 
 def inputs(seed: int, count: int, dtype: torch.dtype, num_ranks: int) -> list[torch.Tensor]:
@@ -126,7 +150,7 @@ def case_random(
     """COUNT random calls of up to MOST elements, or as many as fit in BUDGET_S."""
     rng, end = random.Random(int(count)), time.monotonic() + float(budget_s)
     problems, done = [], 0
-    with DeviceAllReduce(
+    with opened(
         group, max_bytes=8 << 20, nodes=int(nodes), transport=transport, timeout_s=20
     ) as comm:
         for seed in range(int(count)):
@@ -149,7 +173,7 @@ def agreed(group: dist.ProcessGroup, mine: bool) -> bool:
 def case_special(group: dist.ProcessGroup) -> dict:
     """NaN, infinities, signed zeros and the words that the protocol uses itself."""
     problems = []
-    with DeviceAllReduce(group, timeout_s=20) as comm:
+    with opened(group, timeout_s=20) as comm:
         for dtype in DTYPES:
             words = torch.tensor([-1, 0x7FFFFFFF, -(2**31), 0, -65536, 65535], dtype=torch.int32)
             mine = words.repeat(1000).cuda().view(dtype)
@@ -215,9 +239,9 @@ def case_graph(
 def case_wrap(group: dist.ProcessGroup, nodes: str = "1", transport: str = "peer") -> dict:
     """Epochs around 2^32, all algorithms."""
     problems = []
-    with DeviceAllReduce(group, nodes=int(nodes), transport=transport, timeout_s=20) as comm:
+    with opened(group, nodes=int(nodes), transport=transport, timeout_s=20) as comm:
         for start in (2**32 - 3, 2**31 - 3, 0):
-            comm._set_epoch(start)
+            set_epoch(comm, start)
             rng = random.Random(start)
             for seed in range(8):
                 problem = random_case(comm, rng, seed, 40000)
@@ -305,7 +329,7 @@ FUSED_SHAPES = (
 def case_fused(group: dist.ProcessGroup) -> dict:
     """All-reduce + residual + RMSNorm against the separate operations."""
     problems = []
-    with DeviceAllReduce(group, timeout_s=20) as comm:
+    with opened(group, timeout_s=20) as comm:
         for dtype in DTYPES:
             for rows, hidden in FUSED_SHAPES:
                 parts = inputs(rows + hidden, rows * hidden, dtype, comm.num_ranks)
@@ -350,7 +374,7 @@ CPU: list[dist.ProcessGroup] = []
 
 def case_compile(group: dist.ProcessGroup) -> dict:
     """The operators under torch.compile (no graph break) and opcheck's schema test."""
-    with DeviceAllReduce(group, timeout_s=60) as comm:
+    with opened(group, timeout_s=60) as comm:
         handle = comm.handle
 
         def step(x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -419,7 +443,7 @@ def case_late(group: dist.ProcessGroup) -> dict:
         message = str(error)
     comm.close()
     dist.barrier(group)
-    with DeviceAllReduce(group, timeout_s=20) as again:
+    with opened(group, timeout_s=20) as again:
         tensor.fill_(1.0)
         again.all_reduce(tensor)
         fine = bool((tensor == again.num_ranks).all())
@@ -429,7 +453,7 @@ def case_late(group: dist.ProcessGroup) -> dict:
 def case_refused(group: dist.ProcessGroup) -> dict:
     """What cannot be is one UserError each, and the communicator lives on; the rest falls back."""
     messages = []
-    with DeviceAllReduce(group, timeout_s=20) as comm:
+    with opened(group, timeout_s=20) as comm:
         good = torch.ones(64, device="cuda")
         attempts = (
             lambda: comm.all_reduce(torch.ones(4)),

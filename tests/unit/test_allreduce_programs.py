@@ -9,12 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from allreduce_reference import STORAGE, add_in_order, all_reduce_reference, from_float, to_float
 from weft.allreduce.algorithms import PROGRAMS, build
 from weft.allreduce.errors import UnknownAlgorithmError
-from weft.allreduce.numerics import STORAGE, add_in_order, from_float, to_float
 from weft.allreduce.pairing import Pairing
 from weft.allreduce.program import Topology, slice_of
-from weft.allreduce.reference import all_reduce_reference
 from weft.errors import LayoutError
 
 TOPOLOGIES = st.tuples(st.integers(1, 9), st.integers(1, 9)).map(

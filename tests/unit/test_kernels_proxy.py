@@ -16,9 +16,22 @@ from pathlib import Path
 
 import pytest
 
-from weft.kernels.host_proxy import Lane, Layout, pack_shape, part_size, ready_run, unpack_shape
+from weft.kernels.host_proxy import (
+    MIN_CHUNK_VECTORS,
+    PART_BITS,
+    Lane,
+    Layout,
+    part_size,
+    ready_run,
+    unpack_shape,
+)
 
 LAYOUT = Layout(nodes=2, part_bytes=256 << 10)
+
+
+def pack_shape(part: int, chunk: int, epoch: int) -> int:
+    """The word by which a kernel announces a call; part, chunk: in vectors."""
+    return epoch << 32 | chunk // MIN_CHUNK_VECTORS << PART_BITS | part
 
 
 def connected() -> tuple[socket.socket, socket.socket]:

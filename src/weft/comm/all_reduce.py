@@ -182,9 +182,17 @@ def _first_call(group: Group, device: torch.device) -> Reducer:
             _reducers.pop((other, place)).close(lost=True)
         require_open(group)
         if (group, device) not in _reducers:
+            _check_not_elsewhere(group, device)
             _check_devices(gather(group, (device.type, _serves(group, device))))
             _reducers[group, device] = open_reducer(group, device)
         return _reducers[group, device]
+
+
+def _check_not_elsewhere(group: dist.ProcessGroup, device: torch.device) -> None:
+    """UserError at once, not after a wait for the others, for a device that no rank can be on."""
+    for other, place in _reducers:
+        if other is group and (place.type == device.type or not _serves(group, device)):
+            raise UserError(f"all_reduce: the tensor is on {device}, the group's are on {place}")
 
 
 def _serves(group: dist.ProcessGroup, device: torch.device) -> bool:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from weft.allreduce.selection import AUTO
-from weft.comm.transport import Transport
+from weft.comm.transport import TorchTransport
 from weft.kernels.reducer import AddNorm, add_rms_norm
 from weft.vocabulary.layout import GroupKind
 
@@ -24,7 +24,7 @@ class Communicator:
     kind: GroupKind
     ranks: tuple[int, ...]
     rank: int
-    transport: Transport
+    transport: TorchTransport
 
     @property
     def size(self) -> int:

@@ -159,7 +159,7 @@ class ProcessGroups:
         self.recorder = recorder
         plain = [communicator.transport for communicator in self.communicators]
         for communicator in self.communicators:
-            communicator.transport = RecordingTransport(
+            communicator.transport = RecordingTransport(  # type: ignore[assignment]
                 communicator.transport, recorder, communicator.kind, communicator.size
             )
         try:

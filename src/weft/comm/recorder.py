@@ -7,15 +7,14 @@ while it is off.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, cast
 
 import torch
 
-from weft.allreduce.selection import AUTO
-from weft.comm.transport import Transport
-from weft.kernels.reducer import AddNorm, add_rms_norm
 from weft.vocabulary.layout import GroupKind
 from weft.vocabulary.schedule import Operation, Phase
 
@@ -90,110 +89,37 @@ class Recorder:
 
 
 class RecordingTransport:
-    """Passes every call on to ``inner`` and writes it down."""
+    """Passes every call on to ``inner`` (a transport) and writes it down."""
 
-    def __init__(
-        self, inner: Transport, recorder: Recorder, kind: GroupKind, group_size: int
-    ) -> None:
+    def __init__(self, inner: Any, recorder: Recorder, kind: GroupKind, group_size: int) -> None:
         self.inner = inner
         self._recorder, self._kind, self._size = recorder, kind, group_size
 
-    def all_reduce(
-        self,
-        tensor: torch.Tensor,
-        out: torch.Tensor | None = None,
-        *,
-        algorithm: str = AUTO,
-        site: str = "",
-    ) -> torch.Tensor:
-        start = time.perf_counter()
-        result = self.inner.all_reduce(tensor, out, algorithm=algorithm, site=site)
-        self._add("all_reduce", tensor, result, site, start)
-        return result
+    def __getattr__(self, name: str) -> Any:
+        op, _, fused = name.partition("_residual_")
+        called = cast("Operation", op), f"residual_{fused}" if fused else None
+        return partial(self._call, *called, getattr(self.inner, name))
 
-    def all_reduce_residual_rms_norm(
-        self,
-        tensor: torch.Tensor,
-        residual: torch.Tensor,
-        weight: torch.Tensor,
-        epsilon: float,
-        out: torch.Tensor | None = None,
-        residual_out: torch.Tensor | None = None,
-        *,
-        site: str = "",
-        add_norm: AddNorm = add_rms_norm,
-    ) -> torch.Tensor:
-        start = time.perf_counter()
-        result = self.inner.all_reduce_residual_rms_norm(
-            tensor, residual, weight, epsilon, out, residual_out, site=site, add_norm=add_norm
+    def _call(
+        self, op: Operation, fused: str | None, function: Callable[..., Any],
+        tensor: torch.Tensor, *args: Any, **options: Any,
+    ) -> Any:  # fmt: skip
+        recorder, start_s = self._recorder, time.perf_counter()
+        result = function(tensor, *args, **options)
+        end_s, output = time.perf_counter(), tensor if op == "send" else result
+        call = Call(
+            op=op,
+            group=self._kind,
+            group_size=self._size,
+            input_shape=tuple(tensor.shape),
+            output_shape=None if output is None else tuple(output.shape),
+            dtype=str(tensor.dtype).removeprefix("torch."),
+            site=options["site"] if "site" in options else args[-1],
+            step=len(recorder.steps) - 1,
+            phase=recorder.phase,
+            start_s=start_s,
+            end_s=end_s,
+            fused=fused,
         )
-        self._add("all_reduce", tensor, result, site, start, "residual_rms_norm")
+        recorder.calls.append(call)
         return result
-
-    def all_gather(self, tensor: torch.Tensor, dim: int, site: str) -> torch.Tensor:
-        start = time.perf_counter()
-        result = self.inner.all_gather(tensor, dim, site)
-        self._add("all_gather", tensor, result, site, start)
-        return result
-
-    def reduce_scatter(self, tensor: torch.Tensor, site: str) -> torch.Tensor:
-        start = time.perf_counter()
-        result = self.inner.reduce_scatter(tensor, site)
-        self._add("reduce_scatter", tensor, result, site, start)
-        return result
-
-    def gather(self, tensor: torch.Tensor, dst: int, site: str) -> torch.Tensor | None:
-        start = time.perf_counter()
-        result = self.inner.gather(tensor, dst, site)
-        self._add("gather", tensor, result, site, start)
-        return result
-
-    def broadcast(self, tensor: torch.Tensor, src: int, site: str) -> torch.Tensor:
-        start = time.perf_counter()
-        result = self.inner.broadcast(tensor, src, site)
-        self._add("broadcast", tensor, result, site, start)
-        return result
-
-    def send(self, tensor: torch.Tensor, dst: int, site: str) -> None:
-        start = time.perf_counter()
-        self.inner.send(tensor, dst, site)
-        self._add("send", tensor, tensor, site, start)
-
-    def recv(self, tensor: torch.Tensor, src: int, site: str) -> torch.Tensor:
-        start = time.perf_counter()
-        result = self.inner.recv(tensor, src, site)
-        self._add("recv", tensor, result, site, start)
-        return result
-
-    def all_to_all(self, tensor: torch.Tensor, site: str) -> torch.Tensor:
-        start = time.perf_counter()
-        result = self.inner.all_to_all(tensor, site)
-        self._add("all_to_all", tensor, result, site, start)
-        return result
-
-    def _add(
-        self,
-        op: Operation,
-        tensor: torch.Tensor,
-        result: torch.Tensor | None,
-        site: str,
-        start_s: float,
-        fused: str | None = None,
-    ) -> None:
-        recorder = self._recorder
-        recorder.calls.append(
-            Call(
-                op,
-                self._kind,
-                self._size,
-                tuple(tensor.shape),
-                None if result is None else tuple(result.shape),
-                str(tensor.dtype).removeprefix("torch."),
-                site,
-                len(recorder.steps) - 1,
-                recorder.phase,
-                start_s,
-                time.perf_counter(),
-                fused,
-            )
-        )

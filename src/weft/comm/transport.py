@@ -7,70 +7,21 @@ by the group's time-out, and raises CommunicationError naming the operation.
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import torch
 import torch.distributed as dist
 
-from weft.allreduce.selection import AUTO
-from weft.kernels.reducer import AddNorm, Reducer, add_rms_norm
+from weft.kernels.reducer import Reducer
 
 # torch 2.13 renamed these; 2.11 and 2.12 have the old names only.
 _all_gather_single = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 _reduce_scatter_single = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 
 
-class Transport(Protocol):
-    """The operations of one group. ``site`` names the caller for recorders and errors."""
-
-    def all_reduce(
-        self,
-        tensor: torch.Tensor,
-        out: torch.Tensor | None = None,
-        *,
-        algorithm: str = AUTO,
-        site: str = "",
-    ) -> torch.Tensor:
-        """See Reducer.all_reduce."""
-
-    def all_reduce_residual_rms_norm(
-        self,
-        tensor: torch.Tensor,
-        residual: torch.Tensor,
-        weight: torch.Tensor,
-        epsilon: float,
-        out: torch.Tensor | None = None,
-        residual_out: torch.Tensor | None = None,
-        *,
-        site: str = "",
-        add_norm: AddNorm = add_rms_norm,
-    ) -> torch.Tensor:
-        """See Reducer.all_reduce_residual_rms_norm."""
-
-    def all_gather(self, tensor: torch.Tensor, dim: int, site: str) -> torch.Tensor:
-        """Concatenate every rank's ``tensor`` along ``dim``, in rank order."""
-
-    def reduce_scatter(self, tensor: torch.Tensor, site: str) -> torch.Tensor:
-        """Sum over the group and keep this rank's equal part of dimension 0."""
-
-    def gather(self, tensor: torch.Tensor, dst: int, site: str) -> torch.Tensor | None:
-        """Concatenate along the last dimension on group rank ``dst``; None elsewhere."""
-
-    def broadcast(self, tensor: torch.Tensor, src: int, site: str) -> torch.Tensor:
-        """Overwrite ``tensor`` with that of group rank ``src``; returns it."""
-
-    def send(self, tensor: torch.Tensor, dst: int, site: str) -> None:
-        """Send to group rank ``dst``."""
-
-    def recv(self, tensor: torch.Tensor, src: int, site: str) -> torch.Tensor:
-        """Overwrite ``tensor`` with what group rank ``src`` sends; returns it."""
-
-    def all_to_all(self, tensor: torch.Tensor, site: str) -> torch.Tensor:
-        """Equal parts of dimension 0 change places: part i goes to rank i."""
-
-
 class TorchTransport:
-    """torch.distributed (gloo, nccl or fake); the all-reduces are the reducer's."""
+    """torch.distributed (gloo, nccl or fake); the all-reduces are the reducer's.
+
+    ``site`` names the caller for recorders and errors.
+    """
 
     def __init__(self, reducer: Reducer) -> None:
         self._group, self._ranks, self._named = (
@@ -80,6 +31,7 @@ class TorchTransport:
         self.all_reduce_residual_rms_norm = reducer.all_reduce_residual_rms_norm
 
     def all_gather(self, tensor: torch.Tensor, dim: int, site: str) -> torch.Tensor:
+        """Concatenate every rank's ``tensor`` along ``dim``, in rank order."""
         size = len(self._ranks)
         stacked = tensor.new_empty((size * tensor.shape[0], *tensor.shape[1:]))
         with self._named("all_gather", site):
@@ -89,12 +41,14 @@ class TorchTransport:
         return stacked.view(size, *tensor.shape).movedim(0, dim).flatten(dim, dim + 1)
 
     def reduce_scatter(self, tensor: torch.Tensor, site: str) -> torch.Tensor:
+        """Sum over the group and keep this rank's equal part of dimension 0."""
         part = tensor.new_empty((tensor.shape[0] // len(self._ranks), *tensor.shape[1:]))
         with self._named("reduce_scatter", site):
             _reduce_scatter_single(part, tensor.contiguous(), group=self._group)
         return part
 
     def gather(self, tensor: torch.Tensor, dst: int, site: str) -> torch.Tensor | None:
+        """Concatenate along the last dimension on group rank ``dst``; None elsewhere."""
         is_dst = dist.get_rank(self._group) == dst
         parts = [torch.empty_like(tensor) for _ in self._ranks] if is_dst else None
         with self._named("gather", site):
@@ -102,20 +56,24 @@ class TorchTransport:
         return None if parts is None else torch.cat(parts, dim=-1)
 
     def broadcast(self, tensor: torch.Tensor, src: int, site: str) -> torch.Tensor:
+        """Overwrite ``tensor`` with that of group rank ``src``; returns it."""
         with self._named("broadcast", site):
             dist.broadcast(tensor, group=self._group, group_src=src)
         return tensor
 
     def send(self, tensor: torch.Tensor, dst: int, site: str) -> None:
+        """Send to group rank ``dst``."""
         with self._named("send", site):
             dist.send(tensor.contiguous(), group=self._group, group_dst=dst)
 
     def recv(self, tensor: torch.Tensor, src: int, site: str) -> torch.Tensor:
+        """Overwrite ``tensor`` with what group rank ``src`` sends; returns it."""
         with self._named("recv", site):
             dist.recv(tensor, group=self._group, group_src=src)
         return tensor
 
     def all_to_all(self, tensor: torch.Tensor, site: str) -> torch.Tensor:
+        """Equal parts of dimension 0 change places: part i goes to rank i."""
         result = torch.empty_like(tensor)
         with self._named("all_to_all", site):
             dist.all_to_all_single(result, tensor.contiguous(), group=self._group)

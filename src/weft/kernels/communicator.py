@@ -7,8 +7,7 @@ captured → ``check()`` after a synchronisation → ``close()`` (collective).
 from __future__ import annotations
 
 import ctypes
-from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -189,18 +188,6 @@ class DeviceAllReduce(Reducer):
         self._kernels.clear()
         self._plans.clear()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if error is None:
-            self.close()
-
     # ---- inside ------------------------------------------------------------------------------------
 
     def kernel(
@@ -266,10 +253,6 @@ class DeviceAllReduce(Reducer):
         """Make "auto" use ``variant`` for this size (how the tuner tries variants)."""
         num_bytes = num_elements * dtype.itemsize
         self._plans[num_elements, dtype, "auto"] = self.plan_of(variant, dtype, num_bytes)
-
-    def _set_epoch(self, epoch: int) -> None:
-        """Pretend that ``epoch`` calls (mod 2^32) have been made; on all ranks alike (tests)."""
-        self._end.set_epoch(epoch)
 
 
 class Plan:

@@ -77,13 +77,6 @@ class Endpoint:
         if isinstance(self.link, ShmemLink):
             self.link.load(module)
 
-    def set_epoch(self, epoch: int) -> None:
-        """Pretend that ``epoch`` calls (mod 2^32) have been made (tests; on all ranks alike)."""
-        word = (epoch % 2**32).to_bytes(4, "little")
-        self.memory.write(EPOCH_OFFSET, word * selection.MAX_BLOCKS)
-        self.memory.write(ENTERED_OFFSET, word * 32)
-        dist.barrier(self._group)
-
     def close(self, device: torch.device, *, lost: bool = False) -> None:
         """Release everything. Collective, unless a rank is lost: then it waits for nobody."""
         torch.cuda.synchronize(device)

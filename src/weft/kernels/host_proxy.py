@@ -126,13 +126,8 @@ class Proxy:
         self._moved = time.monotonic()
 
 
-def pack_shape(part: int, chunk: int, epoch: int) -> int:
-    """The word by which a kernel announces a call; part, chunk: in vectors."""
-    return epoch << 32 | chunk // MIN_CHUNK_VECTORS << PART_BITS | part
-
-
 def unpack_shape(word: int) -> tuple[int, int, int]:
-    """(part, chunk, epoch) of pack_shape."""
+    """(vectors of the part, of a chunk, epoch) of the word by which a kernel announces a call."""
     low = word & 0xFFFFFFFF
     return low & (1 << PART_BITS) - 1, (low >> PART_BITS) * MIN_CHUNK_VECTORS, word >> 32
 

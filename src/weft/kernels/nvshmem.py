@@ -178,12 +178,6 @@ class ShmemLink:
                 record.direct[other] = _library().nvshmem_ptr(self._heap, number) or 0
         return record
 
-    @property
-    def reach(self) -> str:
-        """How the other nodes are reached: "load and store" or "put"."""
-        others = [bool(address) for address in self.record.direct[: self._nodes]]
-        return "load and store" if sum(others) == self._nodes - 1 else "put"
-
     def load(self, module: Module) -> None:
         """Tell the NVSHMEM inside ``module`` about this process."""
         status = _library().nvshmemx_cumodule_init(ctypes.c_void_p(module.handle))

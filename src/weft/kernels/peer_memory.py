@@ -47,18 +47,6 @@ class PeerMemory:
         checked(call, "clearing peer memory")
         checked(self._driver.cuCtxSynchronize(), "clearing peer memory")
 
-    def write(self, offset: int, data: bytes) -> None:
-        """Copy ``data`` into our own memory; complete on return."""
-        assert self._own is not None
-        checked(self._driver.cuMemcpyHtoD(self._own + offset, data, len(data)), "writing")
-
-    def read(self, offset: int, num_bytes: int) -> bytes:
-        """Copy a range of our own memory to the host."""
-        assert self._own is not None
-        data = bytearray(num_bytes)
-        checked(self._driver.cuMemcpyDtoH(data, self._own + offset, num_bytes), "reading")
-        return bytes(data)
-
     def unmap(self) -> None:
         """Let go of the peers' memory. Call on all ranks before any of them calls free()."""
         for address in self._opened.values():

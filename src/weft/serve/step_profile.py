@@ -45,7 +45,7 @@ def fenced(groups: ProcessGroups, wait: Callable[[], None]) -> Iterator[None]:
     """``wait`` before and after every call of every group while the context is open."""
     plain = [one.transport for one in groups.communicators]
     for one in groups.communicators:
-        one.transport = _Fenced(one.transport, wait)
+        one.transport = _Fenced(one.transport, wait)  # type: ignore[assignment]
     try:
         yield
     finally:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from adversary.kernel import AllReduce
 from adversary.world import World
-from weft.allreduce.numerics import Values
+from allreduce_reference import Values
 
 
 class OneShot(AllReduce):

@@ -9,7 +9,7 @@ import numpy as np
 
 from adversary.kernel import Call, Kernel, Prepared
 from adversary.world import Shape, World, same
-from weft.allreduce.numerics import Values, from_float, to_float
+from allreduce_reference import Values, from_float, to_float
 from weft.kernels.residual_rms_norm import RowsRecord
 from weft.kernels.selection import Topology
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from adversary.kernel import AllReduce
 from adversary.world import World
-from weft.allreduce.numerics import Values
+from allreduce_reference import Values
 
 
 def node_sums(inputs: Sequence[Values], world: World) -> list[Values]:
