@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test check unit adversary soak-engine faults format clean
+.PHONY: demo test check unit adversary soak-engine faults hostile format clean
 
 demo: $(VENV)/run
 	$(BIN)/weft study
@@ -25,6 +25,9 @@ adversary: $(VENV)/dev
 
 faults: $(VENV)/dev
 	$(BIN)/python -m pytest -s -m "faults or not faults" tests/gloo/test_fault_matrix.py
+
+hostile: $(VENV)/dev
+	WEFT_HOSTILE_EVERY=1 $(BIN)/python -m pytest tests/unit/test_hostile_options.py
 
 # 20,000 random loads for the engine on four layouts
 soak-engine: $(VENV)/dev

@@ -3,7 +3,7 @@
 Each try is a fork of one process that has loaded weft, in a folder of its own, with bounded
 memory and processor time. What would start processes, listen or call a server ends it there.
 
-    python tests/hostile_options.py [COMMAND] [OPTION]     prints every try
+    [WEFT_HOSTILE_EVERY=3] python tests/hostile_options.py [COMMAND] [OPTION]     prints every try
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import multiprocessing.process
 import os
 import re
 import resource
+import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -23,12 +25,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from reprlib import repr as short
-from typing import Any, NoReturn
+from typing import Any
 
 from typer.main import get_command
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+from weft import api
 from weft.bench.serving import session
 from weft.calibration import calibrate_accelerator
 from weft.cli import main
@@ -40,8 +43,10 @@ from weft.prediction import serving  # noqa: F401
 from weft.serve import app, http_server  # noqa: F401
 from weft.tracing import dry_run
 
+TRACES = Path(__file__).parent / "data" / "traces"
 CPU_S, WALL_S, MEMORY_BYTES = 15, 120, 3 * 2**30
-WOULD_START = 77
+WOULD_START, CRASHED = 77, 99
+RESULTS = "results"
 LONG = "x" * 300
 
 """Values; what begins with a hyphen would be taken for an option."""
@@ -69,8 +74,8 @@ COMMANDS: dict[str, list[str]] = {
     "study slo": ["--layouts", "1"],
     "calibrate": [],
     "calibrate accelerator": [],
-    "import": ["text.txt"],
-    "report": ["text.txt"],
+    "import": ["rank0.json.gz", "rank1.json.gz"],
+    "report": ["schedule.json"],
     "serve": ["embedded"],
     "bench allreduce": [],
     "bench decode": ["embedded", "--case", "1x4", "--decode", "2", "--repeats", "1"],
@@ -101,7 +106,6 @@ class Try:
     value: str
     code: int
     error: str
-    seconds: float
 
     @property
     def problem(self) -> str | None:
@@ -113,10 +117,9 @@ class Try:
             return f"exit code {self.code}: {self.error.strip()[-300:]!r}"
         if "does not take a value" in lines[0]:
             return None
-        name = self.option.lstrip("-").rstrip("s")
-        line = lines[0].replace("--nodes", "--nnodes")
-        is_named = not self.option.startswith("--") or re.search(rf"\b{name}", line)
-        if not is_named and not re.search("file|folder|cannot write", line):
+        name = "n?node" if self.option == "--nnodes" else self.option.lstrip("-").rstrip("s")
+        is_named = not self.option.startswith("--") or re.search(rf"\b{name}", lines[0])
+        if not is_named and not re.search("file|File|folder", lines[0]):
             return f"does not name {self.option}: {lines[0]}"
         if not any(text in lines[0] for text in _spellings(self.value)):
             return f"does not name {self.value!r}: {lines[0]}"
@@ -146,19 +149,22 @@ def leaves() -> dict[str, Any]:
     return {name: command for name, command in walk(get_command(main.app), ()) if name != "bench"}
 
 
-def tries(name: str, command: Any) -> Iterator[tuple[str, str, list[str]]]:
-    """(option, value, words) for every option and argument of a command."""
+def tries(name: str, command: Any) -> Iterator[tuple[str, list[tuple[str, list[str]]]]]:
+    """(option, its values with the words to try) for every option and argument of a command."""
     for parameter in command.params:
         if parameter.name in ("help", "version"):
             continue
         option = max(parameter.opts, key=len)
         words = BESIDE.get((name, option), COMMANDS[name])
-        for value in _values(parameter):
-            if parameter.param_type_name == "argument":
-                rest = words[1:] if words and not words[0].startswith("-") else words
-                yield option, value, [*name.split(), value, *rest]
-            else:
-                yield option, value, [*name.split(), *words, f"{option}={value}"]
+        before = [*name.split(), *words]
+        if parameter.param_type_name == "argument":
+            given = words and not words[0].startswith("-")
+            yield (
+                option,
+                [(v, [*name.split(), v, *words[bool(given) :]]) for v in _values(parameter)],
+            )
+        else:
+            yield option, [(v, [*before, f"{option}={v}"]) for v in _values(parameter)]
 
 
 def _values(parameter: Any) -> list[str]:
@@ -172,50 +178,57 @@ def _values(parameter: Any) -> list[str]:
     return WHOLE if "int" in kind else TEXTS
 
 
-def run(name: str, option: str, value: str, words: list[str]) -> Try:
-    """One try in a fork."""
-    start = time.monotonic()
-    with tempfile.TemporaryDirectory() as folder:
-        Path(folder, "text.txt").write_text("no JSON\n")
-        with Path(folder, "stderr").open("w+") as error:
+def run(name: str, option: str, given: list[tuple[str, list[str]]]) -> Iterator[Try]:
+    """Each (value, words) in one fork, or in a new one after a value that has ended it."""
+    while given:
+        with tempfile.TemporaryDirectory() as folder:
+            write_files(Path(folder))
             child = os.fork()
             if not child:
-                _in_the_fork(words, folder, error.fileno())
-            code = _wait(child)
-            text = Path(folder, "stderr").read_text(errors="replace")
-    seconds = time.monotonic() - start
-    return Try(command=name, option=option, value=value, code=code, error=text, seconds=seconds)
+                try:
+                    _in_the_fork([words for _, words in given], Path(folder))
+                finally:
+                    os._exit(0)
+            _wait(child)
+            done = [json.loads(line) for line in (Path(folder) / RESULTS).read_text().splitlines()]
+        done = done or [[-9, "took too long or too much memory"]]
+        for (value, _), (code, error) in zip(given, done, strict=False):
+            yield Try(command=name, option=option, value=value, code=code, error=error)
+        given = given[len(done) :]
 
 
-def _wait(child: int) -> int:
+def _wait(child: int) -> None:
     end = time.monotonic() + WALL_S
-    while time.monotonic() < end:
-        done, status = os.waitpid(child, os.WNOHANG)
-        if done:
-            return os.waitstatus_to_exitcode(status)
+    while not os.waitpid(child, os.WNOHANG)[0]:
         time.sleep(0.002)
-    os.kill(child, 9)
-    os.waitpid(child, 0)
-    return -9
+        if time.monotonic() > end:
+            os.kill(child, signal.SIGKILL)
 
 
-def _in_the_fork(words: list[str], folder: str, error: int) -> NoReturn:
-    code = 99
-    try:
-        os.chdir(folder)
-        os.dup2(os.open("stdout", os.O_WRONLY | os.O_CREAT), 1)
-        os.dup2(error, 2)
-        _bound()
+def _in_the_fork(lines: list[list[str]], folder: Path) -> None:
+    os.chdir(folder)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    with Path(RESULTS).open("w") as results:
         _stop_before_anything_starts()
-        code = main.run(words)
+        for words in lines:
+            _bound()
+            with Path("stderr").open("w") as error:
+                os.dup2(error.fileno(), 2)
+            code = _code(words)
+            sys.stderr.flush()
+            text = Path("stderr").read_text(errors="replace")
+            results.write(json.dumps([code, text]) + "\n")
+            results.flush()
+
+
+def _code(words: list[str]) -> int:
+    try:
+        return main.run(words)
     except Started:
-        code = WOULD_START
+        return WOULD_START
     except BaseException:
         traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+        return CRASHED
 
 
 def _bound() -> None:
@@ -234,18 +247,30 @@ def _stop_before_anything_starts() -> None:
     calibrate_accelerator.fit_accelerator = llm.Engine = dry_run._stage_rows = start
 
 
-def all_tries(commands: list[str], options: list[str]) -> Iterator[Try]:
+def write_files(folder: Path) -> None:
+    """What the tries can name: text, two traces and a schedule."""
+    (folder / "text.txt").write_text("no JSON\n")
+    for rank in range(2):
+        trace = TRACES / f"vllm_cpu_tp2_rank{rank}.json.gz"
+        shutil.copy(trace, folder / f"rank{rank}.json.gz")
+    (folder / "schedule.json").write_text(json.dumps(api.predict("embedded").to_json()))
+
+
+def all_tries(commands: list[str], options: list[str], every: int) -> Iterator[Try]:
+    """every: one value in so many, another one for the next option."""
     found = leaves()
     assert set(found) == set(COMMANDS), set(found) ^ set(COMMANDS)
     for name in commands or found:
-        for option, value, words in tries(name, found[name]):
+        for number, (option, given) in enumerate(tries(name, found[name])):
             if not options or option in options:
-                yield run(name, option, value, words)
+                yield from run(name, option, given[number % every :: every])
 
 
 if __name__ == "__main__":
     faulthandler.disable()
     wanted = sys.argv[1:]
-    for one in all_tries([w for w in wanted if w[0] != "-"], [w for w in wanted if w[0] == "-"]):
+    options = [word for word in wanted if word.startswith("-")]
+    names = [word for word in wanted if word not in options]
+    for one in all_tries(names, options, int(os.environ.get("WEFT_HOSTILE_EVERY", "1"))):
         record = {**vars(one), "problem": one.problem}
         print(json.dumps(record, ensure_ascii=False), flush=True)

@@ -78,7 +78,7 @@ def test_gaps_have_the_asked_mean_and_spread(burstiness):
 
 def test_wrong_loads():
     for arguments in ((0, 1, 1), (1, 0, 1), (1, 1, 0)):
-        with pytest.raises(WorkloadError, match="at least 1"):
+        with pytest.raises(WorkloadError, match="must be 1 to"):
             synthetic(*arguments)
     one = synthetic(1, 1, 1)
     for wrong in (

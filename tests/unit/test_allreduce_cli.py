@@ -75,7 +75,7 @@ def test_fabrics_lists_all_and_shows_sources(capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("predict", "allreduce", "--nodes", "0"), "--nodes 0: must be at least 1"),
+        (("predict", "allreduce", "--nodes", "0"), "--nodes 0: must be 1 to"),
         (("predict", "allreduce", "--gpus-per-node", "0"), "--gpus-per-node 0"),
         (("predict", "allreduce", "--nodes", "1", "--gpus-per-node", "1"), "use --nodes 2"),
         (("predict", "allreduce", "--nodes", "256", "--check"), "at most 256"),
@@ -96,7 +96,7 @@ def test_fabrics_lists_all_and_shows_sources(capsys):
         (("bench", "allreduce", "--nodes", "2", "--transports", "tcp"), "for GPUs"),
         (("calibrate", "--seconds", "0"), "must be above 0"),
         (("calibrate", "--device", "tpu"), "--device tpu"),
-        (("calibrate", "-o", "/nowhere/at/all.json"), "is not there"),
+        (("calibrate", "-o", "/nowhere/at/all.json"), "there is no folder"),
     ],
 )
 def test_mistakes_are_one_line_and_nothing_on_stdout(capsys, words, message):

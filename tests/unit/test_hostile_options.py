@@ -1,12 +1,36 @@
-"""Options of every command that say where ranks run, and how many."""
+"""Every option of every command refuses what it cannot take, in one line that names both."""
 
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from weft.cli.main import run
+
+TRIES = Path(__file__).parents[1] / "hostile_options.py"
+
+
+@pytest.mark.timeout(3000)
+def test_every_option_of_every_command():
+    """``WEFT_HOSTILE_EVERY=1`` tries every value, not one in six of them."""
+    env = {"WEFT_HOSTILE_EVERY": "6"} | os.environ
+    done = subprocess.run(
+        [sys.executable, str(TRIES)], capture_output=True, text=True, check=False, env=env
+    )
+    assert done.returncode == 0, done.stderr
+    tries = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(tries) > 250
+    problems = [
+        f"weft {one['command']} {one['option']}={one['value'][:40]!r}: {one['problem']}"
+        for one in tries
+        if one["problem"]
+    ]
+    assert not problems, "\n".join(problems)
 
 
 @pytest.mark.parametrize(

@@ -244,7 +244,9 @@ class DeviceTimer:
 
 def _device(torch: Any, name: str | None) -> Any:
     """The torch device of a name; EnvironmentUnavailable where it is not there."""
-    found = name or ("cuda" if torch.cuda.is_available() else "cpu")
+    found = name
+    if found is None:
+        found = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(found)
     except RuntimeError:

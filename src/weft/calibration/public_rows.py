@@ -115,7 +115,10 @@ def read_rows(path: Path) -> list[PublicRow]:
     """Every row of the file. Raises FileFormatError for another file."""
     try:
         with path.open(encoding="utf-8", newline="") as file:
-            return [_row(row) for row in csv.DictReader(file)]
+            rows = [_row(row) for row in csv.DictReader(file)]
+            if not rows:
+                raise ValueError("no rows")
+            return rows
     except (OSError, UnicodeDecodeError) as error:
         raise FileFormatError(f"`silicon` {path}: cannot be read: {error}") from None
     except (KeyError, ValueError, TypeError) as error:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from weft.cli import options, ranks
-from weft.cli.output import OutputFormat, print_rows, write_text
+from weft.cli.output import OutputFormat, check_file, print_rows, write_text
+from weft.engine.config import EngineConfig
 from weft.errors import UserError
 from weft.vocabulary.layout import Layout
 from weft.vocabulary.model_source import load_spec, runnable_model
@@ -42,7 +43,8 @@ def bench_decode(
     overlap: Annotated[bool | None, typer.Option(help="Read ids one step late.")] = None,
     profile: Annotated[bool, typer.Option(help="Also list one step's kernels.")] = False,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Write the JSON result here.")
+        Path | None,
+        typer.Option("--output", "-o", help="Write the JSON result here.", callback=check_file),
     ] = None,
     output_format: options.Format = OutputFormat.TABLE,
 ) -> None:
@@ -57,8 +59,7 @@ def bench_decode(
         raise UserError(f"--decode {decode}: TPOT needs at least 2 tokens")
     if repeats < 1:
         raise UserError(f"--repeats {repeats}: must be at least 1")
-    if weights not in ("auto", "dummy"):
-        raise UserError(f"--weights {weights}: choose auto or dummy")
+    EngineConfig(weights=weights)  # type: ignore[arg-type]  # it checks
 
     def work() -> None:
         from weft.bench.decode import DecodeCase

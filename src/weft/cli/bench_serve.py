@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from weft.cli.options import Format
-from weft.cli.output import OutputFormat, print_rows
+from weft.cli.output import OutputFormat, check_file, print_rows
 from weft.errors import EnvironmentUnavailable, UserError
 
 if TYPE_CHECKING:
@@ -68,10 +68,16 @@ def bench_serve(
     profile: Annotated[
         bool, typer.Option(help="Profile the server meanwhile: TTFT and TPOT in collectives.")
     ] = False,
-    output: Annotated[Path | None, typer.Option(help="Write the JSON result here.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Write the JSON result here.", callback=check_file)
+    ] = None,
     records: Annotated[bool, typer.Option(help="Put every request's chunks in the JSON.")] = False,
-    vllm_output: Annotated[Path | None, typer.Option(help="Write vLLM's result file here.")] = None,
-    report: Annotated[Path | None, typer.Option(help="Write an HTML report here.")] = None,
+    vllm_output: Annotated[
+        Path | None, typer.Option(help="Write vLLM's result file here.", callback=check_file)
+    ] = None,
+    report: Annotated[
+        Path | None, typer.Option(help="Write an HTML report here.", callback=check_file)
+    ] = None,
     output_format: Format = OutputFormat.TABLE,
 ) -> None:
     """Load an OpenAI-compatible server and print TTFT, TPOT, ITL and E2E by definition.
@@ -80,7 +86,7 @@ def bench_serve(
     """
     from weft.bench.serving.figures import ServiceLimits, parse_limits
 
-    limits = parse_limits(goodput) if goodput else ServiceLimits()
+    limits = ServiceLimits() if goodput is None else parse_limits(goodput)
     if trace is not None and rate is not None:
         raise UserError("--rate and --trace exclude each other: a trace has its own times")
     specs = _specs(trace, trace_speed, num_requests, prompt_tokens, output_tokens)
@@ -202,7 +208,7 @@ def _object(text: str | None) -> dict[str, Any]:
     try:
         value = json.loads(text)
     except ValueError as error:
-        raise UserError(f"--extra-body: not JSON: {error}") from None
+        raise UserError(f"--extra-body {text}: not JSON: {error}") from None
     if not isinstance(value, dict):
         raise UserError(f"--extra-body {text}: write a JSON object")
     return value
@@ -213,13 +219,6 @@ def _load(
 ) -> Load:
     from weft.bench.serving.runner import Load
 
-    for option, value in (
-        ("--concurrency", concurrency),
-        ("--duration", duration),
-        ("--timeout", timeout),
-    ):
-        if value is not None and not value > 0:
-            raise UserError(f"{option} {value:g}: must be above 0")
     return Load(specs=specs, concurrency=concurrency, duration_s=duration, timeout_s=timeout)
 
 

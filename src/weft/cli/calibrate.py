@@ -12,7 +12,7 @@ import typer
 from weft.cli import calibrate_accelerator, ranks
 from weft.cli.default_group import app_with_default
 from weft.cli.options import Format
-from weft.cli.output import OutputFormat
+from weft.cli.output import OutputFormat, check_file
 from weft.errors import CheckFailed, EnvironmentUnavailable, UserError
 from weft.fabric.local import default_path
 from weft.kernels.selection import MAX_RANKS
@@ -21,6 +21,7 @@ from weft.vocabulary.layout import Layout
 
 NUM_RANKS = 4
 LARGEST_ERROR = 0.15
+MOST_SECONDS = 3600
 
 
 def calibrate(
@@ -29,7 +30,10 @@ def calibrate(
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", "-o", help="File to write [~/.config/weft/fabric.json, fabric-cuda.json]."
+            "--output",
+            "-o",
+            help="File to write [~/.config/weft/fabric.json, fabric-cuda.json].",
+            callback=check_file,
         ),
     ] = None,
     device: Annotated[str, typer.Option(help="cpu, or cuda: the GPUs of this machine.")] = "cpu",
@@ -47,12 +51,10 @@ def calibrate(
 
     Example: weft calibrate --check; weft calibrate --device cuda
     """
-    if seconds <= 0:
-        raise UserError(f"--seconds {seconds}: must be above 0")
+    if not 0 < seconds <= MOST_SECONDS:
+        raise UserError(f"--seconds {seconds}: must be above 0 and at most {MOST_SECONDS}")
     kind = device_type(device)
     path = default_path(kind) if output is None else output
-    if output is not None and not output.parent.is_dir():
-        raise UserError(f"--output {output}: the folder {output.parent} is not there; create it")
 
     def work() -> None:
         from weft.bench.calibration import Calibration

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from weft.cli import options
-from weft.cli.output import OutputFormat, print_rows
+from weft.cli.output import OutputFormat, check_file, print_rows
 from weft.errors import FileFormatError
 
 if TYPE_CHECKING:
@@ -23,7 +23,10 @@ def calibrate_accelerator(
         str | None, typer.Option(help="cuda, cuda:1 or cpu [the GPU if there is one].")
     ] = None,
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="File to write, for --accelerator.")
+        Path,
+        typer.Option(
+            "--output", "-o", help="File to write, for --accelerator.", callback=check_file
+        ),
     ] = Path("accelerator.json"),
     beside: Annotated[
         str | None,
@@ -40,8 +43,6 @@ def calibrate_accelerator(
     from weft.calibration.calibrate_accelerator import doubts
     from weft.prediction.accelerator import accelerator_to_json, load_accelerator
 
-    if not output.absolute().parent.is_dir():
-        raise FileFormatError(f"--output {output}: the folder is not there; create it")
     other = {} if beside is None else load_accelerator(beside).quantities()
     start = time.monotonic()
     found = measure(device, lambda part: print(f"measuring {part}", file=sys.stderr))

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from weft.cli.options import Format
-from weft.cli.output import OutputFormat, print_rows, progress
+from weft.cli.output import OutputFormat, check_file, print_rows, progress
 from weft.cli.schedule_output import shape_text
-from weft.errors import CheckFailed, UserError
+from weft.errors import CheckFailed
 from weft.vocabulary.layout import Layout
 
 if TYPE_CHECKING:
@@ -54,9 +54,13 @@ def import_(
     ] = None,
     perfetto: Annotated[
         Path | None,
-        typer.Option(help="Also write a trace for ui.perfetto.dev (.json or .json.gz)."),
+        typer.Option(
+            help="Also write a trace for ui.perfetto.dev (.json or .json.gz).", callback=check_file
+        ),
     ] = None,
-    report: Annotated[Path | None, typer.Option(help="Also write an HTML report.")] = None,
+    report: Annotated[
+        Path | None, typer.Option(help="Also write an HTML report.", callback=check_file)
+    ] = None,
     jobs: Annotated[
         int | None, typer.Option(min=1, help="Processes that read files [one a core].")
     ] = None,
@@ -71,8 +75,6 @@ def import_(
 
     spec = None if model is None else given_model(model)
     wanted = None if layout is None else Layout.parse(layout)
-    for path in (perfetto, report):
-        _check_target(path)
     best = None if fabric is None else _best_on(fabric)
     files, other = trace_files(files), trace_files(against or [])
     with progress() as bar:
@@ -97,13 +99,6 @@ def import_(
     _print(imported, before, output_format)
     if imported.conformance.conforms is False:
         raise CheckFailed(f"does not conform: {imported.conformance.reason}")
-
-
-def _check_target(path: Path | None) -> None:
-    """UserError where a file cannot be written, before anything is read."""
-    if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
-        what = "is a folder" if path.is_dir() else f"there is no folder {path.absolute().parent}"
-        raise UserError(f"cannot write {path}: {what}; name a file in a folder that is there")
 
 
 def _write_report(imported: ImportedTrace, path: Path) -> None:

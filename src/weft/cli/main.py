@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import sys
@@ -115,6 +116,10 @@ def _run(words: list[str]) -> int:
     except WeftError as error:
         command = command_of(words, get_command(app))
         return _fail(in_options(str(error), command), error.exit_code)
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        return _fail(f"{error.filename}: {error.strerror}", 2)
     except (KeyboardInterrupt, typer.Abort):
         return _fail("interrupted", 130)
     return result if isinstance(result, int) else 0
@@ -127,7 +132,8 @@ def _usage(error: typer.TyperException, words: Sequence[str]) -> int:
     text = error.format_message()
     wrong = re.match(r"Invalid value for '(-[^ ']*)[^:]*: (.*)", text, re.DOTALL)
     if wrong is not None:
-        text = f"{wrong[1]} {_value_of(wrong[1], words)}: {wrong[2]}"
+        reason = wrong[2].removeprefix("Value error, ")
+        text = f"{wrong[1]} {_value_of(wrong[1], words)}: {reason}"
     return _fail(text, 2)
 
 

@@ -26,6 +26,8 @@ _SHORTER: Final[Mapping[str, str]] = {
     "master_address": "master-addr",
     "settings": "set",
     "conventions": "engine",
+    "gpus_per_node": "ranks-per-node",
+    "accelerator": "beside",
 }
 """Options that leave out what the argument's name says more."""
 

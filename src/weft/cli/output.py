@@ -17,6 +17,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, TextIO
 
+import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -184,6 +185,15 @@ def write_text(path: Path, text: str) -> None:
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise UserError(f"cannot write {path}: {error.strerror}") from None
+
+
+def check_file(path: Path | None) -> Path | None:
+    """Callback of an option that names a file to write: refused before anything is done."""
+    if path is not None and path.is_dir():
+        raise typer.BadParameter("is a folder; name a file")
+    if path is not None and not path.absolute().parent.is_dir():
+        raise typer.BadParameter(f"there is no folder {path.absolute().parent}; create it first")
+    return path
 
 
 def check_folder(path: Path) -> None:

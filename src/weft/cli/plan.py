@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from weft.cli import options
-from weft.cli.output import OutputFormat, print_json, print_rows, progress
+from weft.cli.output import OutputFormat, check_file, print_json, print_rows, progress
 from weft.planning.objective import Objective
 
 if TYPE_CHECKING:
@@ -49,7 +49,9 @@ def plan(
         str | None, typer.Option(help="Why this layout is not the best, e.g. tp8.")
     ] = None,
     top: Annotated[int, typer.Option(min=1, help="Layouts to print.")] = 10,
-    plot: Annotated[Path | None, typer.Option(help="Write the Pareto front as HTML.")] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="Write the Pareto front as HTML.", callback=check_file)
+    ] = None,
     output_format: options.Format = OutputFormat.TABLE,
 ) -> None:
     """Rank every layout of GPUS devices for a model and a workload.

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from weft.cli.output import check_file
 from weft.errors import UserError
 
 
@@ -15,9 +16,9 @@ def report(
         list[Path],
         typer.Argument(help="JSON of weft predict, trace, import, study, bench or plan."),
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The HTML file to write.")] = Path(
-        "report.html"
-    ),
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="The HTML file to write.", callback=check_file)
+    ] = Path("report.html"),
 ) -> None:
     """Write one self-contained HTML report of the given results.
 

@@ -9,6 +9,7 @@ import typer
 from weft.cli import options
 from weft.cli.output import OutputFormat, print_rows, progress
 from weft.errors import UserError
+from weft.vocabulary.layout import MOST_RANKS
 
 _MODELS = "llama-3.1-70b,llama-3.1-405b"
 _FABRICS = "a100-slingshot11,gh200-ndr"
@@ -49,8 +50,10 @@ def _counts(text: str) -> list[int]:
         counts = [int(part) for part in text.split(",")]
     except ValueError:
         counts = []
-    if not counts or min(counts) < 1:
-        raise UserError(f"--gpus {text}: write numbers above 0 separated by commas, e.g. 4,8,16")
+    if not counts or min(counts) < 1 or max(counts) > MOST_RANKS:
+        raise UserError(
+            f"--gpus {text}: write numbers of 1 to {MOST_RANKS} separated by commas, e.g. 4,8,16"
+        )
     return counts
 
 

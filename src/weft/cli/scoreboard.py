@@ -43,6 +43,7 @@ def scoreboard(
     from weft.calibration.public_rows import find_file, peer_times, read_rows
 
     own = [] if runs is None else runs_from_file(runs)
+    peers = {} if peer is None else peer_times(peer)
     scores = board.score_runs([*h200_runs(), *weft_runs(), *published_runs(), *own])
     choices: list[Any] = []
     answers = None
@@ -54,7 +55,7 @@ def scoreboard(
             answers = board.ask_all(
                 found, lambda done, _all: bar.update(task, completed=done), every=every
             )
-        scores += board.score_answers(answers, peer_times(peer) if peer else {})
+        scores += board.score_answers(answers, peers)
         choices = board.decisions(answers, _LIMITS_MS)
     document = board.document(scores, choices, answers)
     if leave_one_out:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from weft.cli import options, ranks
+from weft.engine.config import EngineConfig
 from weft.errors import EnvironmentUnavailable, UserError
 from weft.vocabulary.layout import Layout
 from weft.vocabulary.model_source import runnable_model
@@ -92,13 +93,10 @@ def serve(
     source = runnable_model(model)
     layout.check_model(source.spec)
     ranks.check_all_reduce(all_reduce)
-    _check_weights(weights)
     _check_at_least(
-        ("--max-batch", max_batch, 1),
         ("--max-waiting", max_waiting, 0),
         ("--max-prompt", max_prompt, 1),
         ("--stream-interval", stream_interval, 1),
-        ("--max-batch-tokens", max_batch_tokens, 1),
         ("--cache-tokens", cache_tokens, 16),
         ("--drain", drain, 0),
     )
@@ -108,7 +106,6 @@ def serve(
         "conventions": engine,
         "seed": seed,
         "weights": weights,
-        "all_reduce": all_reduce,
         "max_batch_requests": max_batch,
         "prefix_caching": prefix_caching,
     }
@@ -118,6 +115,8 @@ def serve(
         config["max_batch_tokens"] = max_batch_tokens
     if cache_tokens is not None:
         config["cache_tokens"] = cache_tokens
+    EngineConfig(**config)
+    config["all_reduce"] = all_reduce
 
     def work() -> None:
         _work_as_rank(model, layout, device, timeout, max_waiting, config)
@@ -206,11 +205,6 @@ def _serve_http(
     start_ranks()
 
 
-def _check_weights(weights: str) -> None:
-    if weights not in ("auto", "dummy"):
-        raise UserError(f"--weights {weights}: choose auto or dummy")
-
-
 def _check_at_least(*options: tuple[str, float | None, int]) -> None:
     for option, value, least in options:
         if value is not None and not least <= value < math.inf:
@@ -219,7 +213,7 @@ def _check_at_least(*options: tuple[str, float | None, int]) -> None:
 
 def _check_above_zero(*options: tuple[str, float]) -> None:
     for option, value in options:
-        if not value > 0:
+        if not 0 < value < math.inf:
             raise UserError(f"{option} {value:g}: must be above 0")
 
 

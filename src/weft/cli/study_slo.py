@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from weft.cli import options, ranks
-from weft.cli.output import OutputFormat, print_rows
+from weft.cli.output import OutputFormat, check_file, print_rows
 from weft.errors import CheckFailed, UserError
 from weft.vocabulary.layout import Layout
 from weft.vocabulary.model_source import load_spec
@@ -38,7 +38,9 @@ def study_slo(
     fabric: Annotated[str | None, typer.Option(help="Links under it [the usual ones].")] = None,
     weights: Annotated[str, typer.Option(help="auto or dummy.")] = "auto",
     device: ranks.Device = "auto",
-    output: Annotated[Path | None, typer.Option(help="Write the JSON here.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Write the JSON here.", callback=check_file)
+    ] = None,
     output_format: options.Format = OutputFormat.TABLE,
 ) -> None:
     """Serve each layout, load it alike, and print TTFT, TPOT and E2E with their communication.
@@ -46,7 +48,10 @@ def study_slo(
     Example: weft study slo --layouts 1,tp2,pp2,tp2xpp2 --rate 2 --goodput ttft:500,tpot:100
     """
     from weft.bench.serving.figures import ServiceLimits, parse_limits
+    from weft.bench.serving.http_client import parse_url
     from weft.bench.serving.slo_study import SloPlan, run_study, table
+    from weft.engine.config import EngineConfig
+    from weft.prediction.machines import machine_named
 
     spec = load_spec(model)
     chosen = [Layout.parse(name.strip()) for name in layouts.split(",") if name.strip()]
@@ -61,14 +66,20 @@ def study_slo(
         num_requests=num_requests,
         concurrency=1 if concurrency is None and rate is None else concurrency,
         rate_per_s=rate,
-        limits=parse_limits(goodput) if goodput else ServiceLimits(),
+        limits=ServiceLimits() if goodput is None else parse_limits(goodput),
         vocab_size=spec.vocab_size,
         device=device,
         weights=weights,
     )
     plan.load()
+    EngineConfig(weights=weights)  # type: ignore[arg-type]  # it checks
+    for address in url or []:
+        parse_url(address)
     predict = None
+    if fabric is not None and accelerator is None:
+        raise UserError(f"--fabric {fabric}: is about predictions; name a device (--accelerator)")
     if accelerator is not None:
+        machine_named("weft", accelerator, fabric)
         load = Workload(
             prompt_tokens=prompt_tokens, decode_tokens=output_tokens, batch=plan.concurrency or 1
         )

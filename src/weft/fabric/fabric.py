@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from weft.errors import FileFormatError, LayoutError
+from weft.vocabulary.layout import MOST_RANKS
 
 INTRA: Final = "intra"
 INTER: Final = "inter"
@@ -158,5 +159,7 @@ class Fabric:
 def check_shape(nodes: int, gpus_per_node: int) -> None:
     """Raise LayoutError for a shape with no rank."""
     for option, value in (("`nodes`", nodes), ("`gpus_per_node`", gpus_per_node)):
-        if value < 1:
-            raise LayoutError(f"{option} {value}: must be at least 1")
+        if not 1 <= value <= MOST_RANKS:
+            raise LayoutError(f"{option} {value}: must be 1 to {MOST_RANKS}")
+    if nodes * gpus_per_node > MOST_RANKS:
+        raise LayoutError(f"`nodes` {nodes}: more than {MOST_RANKS} ranks in all")

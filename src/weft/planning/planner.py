@@ -50,7 +50,10 @@ class Plan:
 
     def find(self, name: str) -> Candidate | Rejection:
         """The ranked or rejected layout of that name; LayoutError where it is not in the space."""
-        wanted = _canonical(name, self.cluster.num_gpus)
+        try:
+            wanted = _canonical(name, self.cluster.num_gpus)
+        except LayoutError as error:
+            raise LayoutError(f"`explain`: {error}") from None
         for candidate in self.ranked:
             if candidate.layout.name in wanted:
                 return candidate

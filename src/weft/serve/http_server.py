@@ -39,7 +39,7 @@ def listen(host: str, port: int) -> socket.socket:
         listener.close()
         busy = error.errno == errno.EADDRINUSE
         reason = "is in use; choose another `port`" if busy else f"cannot be bound: {error}"
-        raise EnvironmentUnavailable(f"{host}:{port} {reason}") from None
+        raise EnvironmentUnavailable(f"`host` {host} `port` {port}: {reason}") from None
     listener.listen(4096)
     return listener
 

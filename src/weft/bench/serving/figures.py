@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -48,7 +49,7 @@ def parse_limits(text: str) -> ServiceLimits:
             values[f"{name}_ms"] = float(number)
         except ValueError:
             raise UserError(f"`goodput` {part}: write milliseconds, e.g. {name}:200") from None
-        if not values[f"{name}_ms"] > 0:
+        if not 0 < values[f"{name}_ms"] < math.inf:
             raise UserError(f"`goodput` {part}: the limit must be above 0 ms")
     return ServiceLimits(**values)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import math
 import time
 from array import array
 from collections import deque
@@ -18,6 +19,7 @@ from weft.bench.serving.http_client import ConnectionPool
 from weft.bench.serving.payloads import Target
 from weft.bench.serving.records import RequestRecord, RequestSpec
 from weft.bench.serving.stream import StreamSink
+from weft.errors import WorkloadError
 
 _HEARTBEAT_S = 0.01
 _BEATS_A_PROGRESS = 50
@@ -36,6 +38,15 @@ class Load:
     """Send nothing more after this long."""
     timeout_s: float = 600.0
     """An answer that takes longer is given up and counted as failed."""
+
+    def __post_init__(self) -> None:
+        for name, value in (
+            ("concurrency", self.concurrency),
+            ("duration", self.duration_s),
+            ("timeout", self.timeout_s),
+        ):
+            if value is not None and not 0 < value < math.inf:
+                raise WorkloadError(f"`{name}` {value:g}: must be above 0")
 
 
 @dataclass(frozen=True, kw_only=True)
