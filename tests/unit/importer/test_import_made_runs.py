@@ -91,18 +91,36 @@ def test_a_lost_call_on_one_rank_is_found(run: Run, data: st.DataObject) -> None
         ] or [e for e in trace["traceEvents"] if e["name"] == "record_param_comms"]
         if not candidates:
             return
-        lost = data.draw(st.sampled_from(candidates))
-        identity = lost["args"].get("External id")
-        trace["traceEvents"] = [
-            e
-            for e in trace["traceEvents"]
-            if e is not lost
-            and (identity is None or e["args"].get("External id") not in (identity, identity - 1))
-        ]
-        write_trace(trace, path)
+        _lose(trace, data.draw(st.sampled_from(candidates)), path)
         result = import_traces(paths, model=spec_of(run))
     assert result.conformance.conforms is False
     assert result.conformance.reason
+
+
+def _lose(trace: dict[str, Any], lost: dict[str, Any], path: Path) -> None:
+    """One call and its kernel are not in the trace."""
+    identity = lost["args"].get("External id")
+    trace["traceEvents"] = [
+        e
+        for e in trace["traceEvents"]
+        if e is not lost
+        and (identity is None or e["args"].get("External id") not in (identity, identity - 1))
+    ]
+    write_trace(trace, path)
+
+
+@pytest.mark.parametrize("context_tokens", [1, 2])
+def test_a_lost_receive_does_not_make_another_model(context_tokens: int, tmp_path: Path) -> None:
+    """What is gathered after it looks like logits as wide as hidden states."""
+    batch = Batch(context_requests=1, context_tokens=context_tokens, decoding=0)
+    run = Run(
+        layers=(1, 1), hidden=64, vocab=512, tp=2, pp=2, batches=(batch,), style="nccl-records"
+    )
+    paths = write_run(run, tmp_path)
+    trace = json.loads(paths[2].read_bytes())
+    lost = next(e for e in trace["traceEvents"] if e["args"].get("Collective name") == "recv")
+    _lose(trace, lost, paths[2])
+    assert import_traces(paths, model=spec_of(run)).conformance.conforms is False
 
 
 @settings(max_examples=40, deadline=None)
