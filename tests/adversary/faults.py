@@ -222,6 +222,17 @@ FAULTS = (
         shape=PAIRS,
     ),
     Fault(
+        name="who has given up writes where a proxy still reads",
+        patch=(
+            "link.cuh",
+            "if (mine && complete) push(record.outbox",
+            "if (mine) push(record.outbox",
+        ),
+        kernels=HOST,
+        shape=PAIRS,
+        clock=LEAPS,
+    ),
+    Fault(
         name="who hears of a fault leaves the others at a barrier",
         patch=(
             "hierarchical.cuh",

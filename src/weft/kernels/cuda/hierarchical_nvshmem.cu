@@ -80,7 +80,7 @@ struct ShmemLink {
   // All threads of the block; they hold neighbouring vectors from `index` of thread 0 on.
   __device__ __forceinline__ bool put_tile(const Vec& vec, u32 index, bool mine,
                                            bool complete) const {
-    if (mine) push(record.heap + outbox(index), vec);
+    if (mine && complete) push(record.heap + outbox(index), vec);
     __threadfence_system();
     if (__syncthreads_or(!complete)) return false;
     const u32 count = __syncthreads_count(mine);

@@ -151,7 +151,8 @@ struct HostLink {
         place(place_),
         part(part_),
         parity(shared.epoch & 1) {
-    if (blockIdx.x != 0 || threadIdx.x != 0) return;
+    // After a fault nothing is announced or written: proxies may still send what was before.
+    if (blockIdx.x != 0 || threadIdx.x != 0 || call.poisoned) return;
     store_volatile(static_cast<u64>(call.epoch) << 32 | blockDim.x / kMinChunkVectors << 26 | part,
                    record.shape + parity);
   }
@@ -186,7 +187,7 @@ struct HostLink {
 
   __device__ __forceinline__ bool exchange(Vec& vec, u32 tile, u32 index, bool mine,
                                            bool complete) const {
-    if (mine) push(record.outbox + parity * record.part_bytes + static_cast<u64>(index) * 16, vec);
+    if (mine && complete) push(record.outbox + parity * record.part_bytes + static_cast<u64>(index) * 16, vec);
     if (__syncthreads_or(!complete)) return false;
     if (threadIdx.x == 0) {
       __threadfence_system();
