@@ -82,7 +82,8 @@ def expected(checkpoints):
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_layout(name, checkpoints, expected, tmp_path):
+def test_layout(name, checkpoints, expected, tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
     layout = LAYOUTS[name]
     families = FEW_FAMILIES if name == "sp2xpp2" else FAMILIES
     families = families if layout.ep == 1 else EXPERT_FAMILIES
