@@ -77,6 +77,31 @@ def test_engines_that_add_up(layout):
     )
 
 
+def test_vllm_gathers_rows_of_all_replicas():
+    """Sizes of AgRsAll2AllManager: rows, weights and ids to all, outputs summed back."""
+    load, layout = Workload(prompt_tokens=6, decode_tokens=1), Layout(tp=2, dp=2, ep=4)
+    formula, dry = (make(MIXTRAL, layout, load, "vllm") for make in (closed_form, dry_run))
+    assert not [row for row in compare(formula, dry) if row.verdict != "equal"]
+    rows = {
+        (row.op, row.input_shape, row.dtype): row.count
+        for row in formula.collectives
+        if row.group == "ep"
+    }
+    assert rows == {
+        ("all_gather", (3, 4096), "bfloat16"): 4,
+        ("all_gather", (3, 2), "float32"): 4,
+        ("all_gather", (3, 2), "int32"): 4,
+        ("reduce_scatter", (12, 4096), "bfloat16"): 4,
+    }
+    deepseek = replace(BUILTIN_MODELS["deepseek-v3"], num_layers=4)
+    for make in (closed_form, dry_run):
+        with pytest.raises(LayoutError, match="scatters the rows of latent attention"):
+            make(deepseek, layout, load, "vllm")
+        make(deepseek, Layout(dp=4, ep=4), load, "vllm")
+        with pytest.raises(LayoutError, match="engine sglang adds up its experts"):
+            make(MIXTRAL, layout, load, "sglang")
+
+
 def test_sizes_of_the_exchange():
     rows = closed_form(
         MIXTRAL, Layout(tp=4, ep=4), Workload(prompt_tokens=6, decode_tokens=1)

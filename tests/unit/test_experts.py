@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from weft.layers.expert_exchange import GatheredExperts
 from weft.layers.linear import Placement
 from weft.models.experts import RoutedExperts
 from weft.models.routing import Router
@@ -61,3 +62,51 @@ def test_router(normalize):
         torch.testing.assert_close(sums, torch.ones(9))
     else:
         assert (sums < 1).all()
+
+
+class TwoRanks:
+    """A group of two ranks that are asked one after the other: what each would have sent."""
+
+    size = 2
+
+    def __init__(self, rank: int, sent: list[list[torch.Tensor]]) -> None:
+        self.rank, self._sent, self._calls = rank, sent, 0
+        self.partial = torch.empty(0)
+
+    def all_gather(self, tensor: torch.Tensor, dim: int, site: str) -> torch.Tensor:
+        found = torch.cat([ranks[self._calls] for ranks in self._sent], dim)
+        assert found.shape[0] == 2 * len(tensor)
+        self._calls += 1
+        return found
+
+    def reduce_scatter(self, tensor: torch.Tensor, site: str) -> torch.Tensor:
+        self.partial = tensor
+        return tensor
+
+
+@torch.inference_mode()
+def test_gathered_experts_give_each_rank_its_rows_sums():
+    torch.manual_seed(0)
+    where = Placement(tp_rank=0, tp_size=1, dtype=torch.float32, device=torch.device("cpu"))
+    kind = KINDS["plain"]
+    router = Router(kind, 64, "x", TensorNames(), where)
+    whole = RoutedExperts(kind, 64, "x", TensorNames(), range(8), where)
+    for parameter in (*router.parameters(), *whole.parameters()):
+        parameter.data.normal_(0, 0.2)
+    rows = [torch.randn(5, 64), torch.randn(5, 64)]
+    gates = [router(x) for x in rows]
+    tops = [gate.topk(3, dim=1) for gate in gates]
+    sent = [[x, top.values, top.indices.int()] for x, top in zip(rows, tops, strict=True)]
+    total = torch.zeros(10, 64)
+    for rank in (0, 1):
+        group = TwoRanks(rank, sent)
+        exchange = GatheredExperts(group, 8, 3)
+        every, own = exchange.dispatch(rows[rank], gates[rank], "")
+        layer = RoutedExperts(kind, 64, "x", TensorNames(), exchange.experts, where)
+        half = slice(rank * 4 * 96 * 2, (rank + 1) * 4 * 96 * 2)
+        layer.gate_up.values.data = whole.gate_up.values[half].clone()
+        layer.down.values.data = whole.down.values[:, rank * 4 * 96 : (rank + 1) * 4 * 96].clone()
+        exchange.combine(layer(every, own), "")
+        total += group.partial
+    expected = torch.cat([whole(x, gate) for x, gate in zip(rows, gates, strict=True)])
+    torch.testing.assert_close(total, expected)

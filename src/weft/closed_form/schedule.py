@@ -107,7 +107,8 @@ class _StageStep:
         layers = layout.layers_of_stages(spec.num_layers)[stage]
         self.num_layers = len(layers)
         self.num_norms = spec.norm_reductions(layers) if layout.tp > 1 else 0
-        exchanges = layout.ep > 1 and conventions.expert_exchange == "all_to_all"
+        self.exchange = conventions.exchange_of(spec, layout)
+        exchanges = self.exchange in ("all_to_all", "all_gather")
         self.num_exchanges = sum(spec.has_experts(layer) for layer in layers) if exchanges else 0
 
     def rows(self) -> Iterator[Collective]:
@@ -143,15 +144,31 @@ class _StageStep:
         return 2 * self.num_layers - self.num_exchanges
 
     def _expert_blocks(self) -> Iterator[Collective]:
-        """Rows and gates out to the experts, outputs back; room for all rows of a rank at each."""
+        """Rows and choices out to the experts, outputs back."""
         share, hidden = self._padded_rows // self.layout.tp, self.spec.hidden_size
-        there = (self.layout.ep * share, hidden)
-        gates = (self.layout.ep * share, self.spec.num_experts // self.layout.ep)
-        yield self._call("all_to_all", "ep", 2 * self.num_exchanges, there, there)
-        yield self._call("all_to_all", "ep", self.num_exchanges, gates, gates, dtype="float32")
+        every = self.layout.ep * share
+        if self.exchange == "all_to_all":
+            yield from self._to_all((every, hidden))
+        else:
+            yield from self._gathered((share, hidden), (every, hidden))
         if self.layout.sp == 1 and self.layout.tp > 1:
             whole = (self._padded_rows, hidden)
             yield self._call("all_gather", "tp", self.num_exchanges, (share, hidden), whole)
+
+    def _to_all(self, there: tuple[int, int]) -> Iterator[Collective]:
+        """Room for all rows of a rank at each."""
+        gates = (there[0], self.spec.num_experts // self.layout.ep)
+        yield self._call("all_to_all", "ep", 2 * self.num_exchanges, there, there)
+        yield self._call("all_to_all", "ep", self.num_exchanges, gates, gates, dtype="float32")
+
+    def _gathered(self, own: tuple[int, int], every: tuple[int, int]) -> Iterator[Collective]:
+        """All rows and their experts' weights and ids at each rank."""
+        chosen = self.spec.experts_per_token
+        yield self._call("all_gather", "ep", self.num_exchanges, own, every)
+        for dtype in ("float32", "int32"):
+            shapes = (own[0], chosen), (every[0], chosen)
+            yield self._call("all_gather", "ep", self.num_exchanges, *shapes, dtype=dtype)
+        yield self._call("reduce_scatter", "ep", self.num_exchanges, every, own)
 
     def _boundary(self, op: Operation) -> Iterator[Collective]:
         count, tp = self.conventions.boundary_tensors, self.layout.tp

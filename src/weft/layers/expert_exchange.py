@@ -78,3 +78,30 @@ class AllToAllExperts:
             0, (self._ep.size, -1)
         )
         return returned.sum(dim=0)
+
+
+class GatheredExperts:
+    """Every rank gathers all rows with their choices; outputs are reduce-scattered (vLLM).
+
+    A layer makes four calls: rows [n * R, h], weights and ids [n * R, k], outputs [n * R, h].
+    """
+
+    adds_up = False
+
+    def __init__(self, ep: Communicator, num_experts: int, experts_per_token: int) -> None:
+        self._ep, self._chosen = ep, experts_per_token
+        share = num_experts // ep.size
+        self.experts = range(ep.rank * share, (ep.rank + 1) * share)
+
+    def dispatch(
+        self, x: torch.Tensor, gates: torch.Tensor, site: str
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        weights, ids = gates.topk(self._chosen, dim=1)
+        rows = self._ep.all_gather(x, 0, site)
+        weights = self._ep.all_gather(weights, 0, site)
+        ids = self._ep.all_gather(ids.int(), 0, site)
+        every = gates.new_zeros((len(rows), gates.shape[1])).scatter(1, ids.long(), weights)
+        return rows, every[:, self.experts.start : self.experts.stop]
+
+    def combine(self, partial: torch.Tensor, site: str) -> torch.Tensor:
+        return self._ep.reduce_scatter(partial, site)

@@ -10,7 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from weft.errors import UserError
+from weft.errors import LayoutError, UserError
+from weft.vocabulary.attention_kinds import Latent
+from weft.vocabulary.layout import Layout
+from weft.vocabulary.model_spec import ModelSpec
 
 ALL_REDUCE_CHOICES: Final = ("auto", "weft", "library")
 """Whose all-reduce a run uses: weft's where it can be used, weft's, nccl's or gloo's own."""
@@ -34,6 +37,10 @@ class Conventions:
     expert_exchange: with expert parallelism, ``all_reduce`` (every rank runs its experts on
         all rows; the sum is that of plain tensor parallelism) or ``all_to_all`` (each rank
         sends its share of the rows to the ranks of their experts and back).
+    gathers_replicas: experts may also be spread over all ranks of all replicas; each rank's
+        share of the rows and their choices are gathered by all, outputs reduce-scattered (vLLM
+        0.33, all2all.py: AgRsAll2AllManager, in the model's own type; the int32 all-reduce of
+        the replicas' rows goes over the host by default and is no row).
     micro_batches: whether the requests are divided over as many groups as there are
         pipeline stages, one step each, so that the stages work at the same time.
     """
@@ -45,6 +52,7 @@ class Conventions:
     sampled_ids: Literal["host", "broadcast", "broadcast_int32", "broadcast_async"]
     vocab_multiple: int = 1
     expert_exchange: Literal["all_to_all", "all_reduce"] = "all_reduce"
+    gathers_replicas: bool = False
     micro_batches: bool = False
 
     def logits_shard(self, vocab_size: int, tp: int) -> int:
@@ -52,6 +60,29 @@ class Conventions:
         padded = -(-vocab_size // self.vocab_multiple) * self.vocab_multiple
         return -(-padded // tp)
 
+    def exchange_of(self, spec: ModelSpec, layout: Layout) -> Exchange:
+        """How rows reach experts. LayoutError where the engine does it in no way that weft knows."""
+        if layout.ep == 1:
+            return "none"
+        if self.expert_exchange == "all_to_all":
+            return "all_to_all"
+        if layout.ep == layout.tp:
+            return "all_reduce"
+        if not self.gathers_replicas or layout.ep != layout.tp * layout.dp:
+            everywhere = f" or {layout.tp * layout.dp}" if self.gathers_replicas else ""
+            raise LayoutError(
+                f"`ep` {layout.ep}: engine {self.name} adds up its experts over the "
+                f"tensor-parallel group; set `ep` {layout.tp}{everywhere} or `engine` weft"
+            )
+        if layout.tp > 1 and any(isinstance(kind, Latent) for kind in spec.attentions):
+            raise LayoutError(
+                f"`tp` {layout.tp}: with experts over replicas engine {self.name} scatters the rows "
+                f"of latent attention, which is not described yet; set `tp` 1 `dp` {layout.ep}"
+            )
+        return "all_gather"
+
+
+Exchange = Literal["none", "all_to_all", "all_reduce", "all_gather"]
 
 ENGINES: Final = {
     "weft": Conventions(
@@ -70,6 +101,7 @@ ENGINES: Final = {
         logits="all_gather",
         sampled_ids="broadcast_async",
         vocab_multiple=64,
+        gathers_replicas=True,
     ),
     "vllm-v0": Conventions(
         name="vllm-v0",

@@ -328,13 +328,18 @@ def test_one_rank_of_four_cannot_tell_and_its_totals_are_its_table(rank: int) ->
 
 def test_a_family_that_weft_does_not_run_is_checked_by_its_dimensions(tmp_path: Path) -> None:
     run = run_of()
-    config = {"model_type": "gpt_oss", "num_hidden_layers": 3, "hidden_size": 64, "vocab_size": 512}
+    config = {
+        "model_type": "nemotron_h",
+        "num_hidden_layers": 3,
+        "hidden_size": 64,
+        "vocab_size": 512,
+    }
     (tmp_path / "config.json").write_text(json.dumps(config))
     paths = write_run(run, tmp_path)
     result = import_traces(paths, model=given_model(str(tmp_path)))
     assert result.rows
     assert result.conformance.conforms, result.conformance.reason
-    assert any("family gpt_oss" in note for note in result.notes)
+    assert any("family nemotron_h" in note for note in result.notes)
     (tmp_path / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 4}))
     other = import_traces(paths, model=given_model(str(tmp_path)))
     assert other.conformance.verdict == "cannot tell"
