@@ -48,6 +48,7 @@ class Watch:
         self._stop, self._told = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="weft-watch", daemon=True)
         self.cause: WeftError | None = None
+        self._is_known = False
 
     def __enter__(self) -> Self:
         if self._num_nodes > 1 and self._node_rank == 0:
@@ -58,6 +59,8 @@ class Watch:
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._thread.join(timeout=_GRACE_S)
+        if self._is_known and self._node_rank == 0:
+            self._wait_for_the_others()
 
     def cause_of(self, own: WeftError, *, follows: bool) -> WeftError:
         """Why the run ends, where a rank of this launcher ended with ``own``.
@@ -74,13 +77,25 @@ class Watch:
         return own
 
     def _publish(self, error: WeftError) -> None:
-        """Tell the other launchers; machine 0, which holds the store, waits until they know."""
-        if self._store is None:
-            return
+        """Tell the other launchers."""
+        self._stop.set()  # nothing is left to watch, and what is told here need not be read here
+        self._thread.join(timeout=_GRACE_S)
+        if self._store is not None and not self._is_known:
+            with contextlib.suppress(RuntimeError):
+                self._store.set(_CAUSE, json.dumps([str(error), error.exit_code]))
+                self._know(self._store)
+
+    def _know(self, store: TCPStore) -> None:
+        """Count the launchers that know, but for machine 0's, which waits for them."""
+        self._is_known = True
+        if self._node_rank:
+            store.add(_READ, 1)
+
+    def _wait_for_the_others(self) -> None:
+        """Machine 0 holds the store: it stays until all others know, for a while."""
+        end = time.monotonic() + 2 * _GRACE_S
         with contextlib.suppress(RuntimeError):
-            self._store.set(_CAUSE, json.dumps([str(error), error.exit_code]))
-            end = time.monotonic() + 2 * _GRACE_S
-            while self._node_rank == 0 and time.monotonic() < end:
+            while self._store is not None and time.monotonic() < end:
                 if self._store.add(_READ, 0) >= self._num_nodes - 1:
                     return
                 time.sleep(0.1)
@@ -112,7 +127,7 @@ class Watch:
     def _read_cause(self) -> None:
         if self._store is not None and self._store.check([_CAUSE]):
             text, exit_code = json.loads(self._store.get(_CAUSE))
-            self._store.add(_READ, 1)
+            self._know(self._store)
             self._end(error_of(text, exit_code))
 
     def _end(self, error: WeftError) -> None:
