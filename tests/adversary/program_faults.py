@@ -29,23 +29,23 @@ FAULTS = (
     ),
     Fault(
         name="one outbox instead of two",
-        patch=(MEMORY, "        return self._epoch & 1\n", "        return 0\n"),
+        patch=(MEMORY, "        return self.epoch & 1\n", "        return 0\n"),
     ),
     Fault(
         name="one header instead of two",
-        patch=(MEMORY, "_HEADERS + (self._epoch & 1) * _HEADER_FIELDS", "_HEADERS"),
+        patch=(MEMORY, "_HEADERS + (self.epoch & 1) * _HEADER_FIELDS", "_HEADERS"),
     ),
     Fault(
         name="a wait for the step before",
         patch=(
             MEMORY,
-            "wanted = self._epoch * _STEPS + step + 1",
-            "wanted = self._epoch * _STEPS + step",
+            "wanted = self.epoch * _STEPS + step + 1",
+            "wanted = self.epoch * _STEPS + step",
         ),
     ),
     Fault(
         name="no wait before a sum",
-        patch=(RUNNER, "self._segment.wait(part.near_source, index, step.name)", "pass"),
+        patch=(RUNNER, "self._segment.wait(near, index, step.name)", "pass"),
     ),
     Fault(
         name="headers are compared before they are there",
@@ -81,7 +81,7 @@ FAULTS = (
     ),
     Fault(
         name="a failure is told to nobody",
-        patch=(MEMORY, "_GAVE_UP] = max(self._epoch, 1)", "_GAVE_UP] = 0"),
+        patch=(MEMORY, "_GAVE_UP] = max(self.epoch, 1)", "_GAVE_UP] = 0"),
         lose=True,
     ),
     Fault(

@@ -411,7 +411,7 @@ def code_of(patches: tuple[Patch, ...]) -> Code:
     class Segment(shared.Segment):  # type: ignore[misc, name-defined]
         def __init__(self, rank: Rank, size: int, place: int, names: Sequence[int]) -> None:
             self.size, self.rank, self.names, self.timeout_s = size, place, names, TIMEOUT_S
-            self.owner, self._epoch = rank, rank.world.case.first_epoch
+            self.owner, self.epoch = rank, rank.world.case.first_epoch
             self._fields = Fields(rank)
             self._bytes = torch.from_numpy(rank.memory).as_subclass(Bytes)
             self._bytes.owner = rank

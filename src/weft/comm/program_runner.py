@@ -32,21 +32,16 @@ _MAX_PLANS: Final = 512
 _Key = tuple[str, int, torch.dtype]
 
 
-@dataclass(frozen=True, slots=True)
-class _Part:
-    """One source of a combine: a view of a peer's outbox or of a received message."""
-
-    near_source: int | None
-    view: torch.Tensor | None
-
-
 @dataclass(slots=True)
 class _Sum:
-    """Elements ``start`` to ``stop`` become the sum of ``parts`` in order; None = own values."""
+    """Elements ``start`` to ``stop`` become the sum of ``parts`` in order.
+
+    A part is (a neighbour to wait for, what it or another node sent); None: own values.
+    """
 
     start: int
     stop: int
-    parts: list[_Part | None]
+    parts: list[tuple[int | None, torch.Tensor | None]]
 
 
 @dataclass(slots=True)
@@ -149,11 +144,11 @@ class ProgramRunner:
             sends = [(peer, values[start:stop]) for peer, start, stop in step.far_sends]
             self._link.exchange(sends, step.far_receives, step.name, self._segment.epoch)
         for item in step.sums:
-            for part in item.parts:
-                if part is not None and part.near_source is not None:
-                    self._segment.wait(part.near_source, index, step.name)
+            for near, _ in item.parts:
+                if near is not None:
+                    self._segment.wait(near, index, step.name)
             own = values[item.start : item.stop]
-            _add([own if part is None else part.view for part in item.parts], own)
+            _add([own if part is None else part for _, part in item.parts], own)
 
     def _plan(
         self, algorithm: str, count: int, dtype: torch.dtype
@@ -205,14 +200,14 @@ class ProgramRunner:
             item = _Sum(combine.start, combine.stop, [])
             for source in combine.sources:
                 if source == self.rank:
-                    item.parts.append(None)
+                    item.parts.append((None, None))
                 elif source in self._node:
                     view = _covering(views[source], index, combine.start, combine.stop)
-                    item.parts.append(_Part(source - self._node.start, view))
+                    item.parts.append((source - self._node.start, view))
                 else:
                     message = torch.empty(combine.stop - combine.start, dtype=dtype)
                     planned.far_receives.append((source, message))
-                    item.parts.append(_Part(None, message))
+                    item.parts.append((None, message))
             planned.sums.append(item)
         return planned
 
@@ -247,9 +242,8 @@ def _covering(
     raise AssertionError("a combine waits for a slice that nobody sends")
 
 
-def _add(parts: Sequence[torch.Tensor | None], out: torch.Tensor) -> None:
-    """``out`` becomes the sum of ``parts``, first to last, in float32 for 16-bit types."""
-    tensors = [part for part in parts if part is not None]
+def _add(tensors: Sequence[torch.Tensor], out: torch.Tensor) -> None:
+    """``out`` becomes the sum of ``tensors``, first to last, in float32 for 16-bit types."""
     if len(tensors) == 1:
         out.copy_(tensors[0])
     elif out.dtype in (torch.bfloat16, torch.float16):

@@ -76,19 +76,15 @@ class Segment:
         self._bytes = torch.frombuffer(self._map, dtype=torch.uint8)
         self._fields = memoryview(self._map)[: size * _FIELDS * 8].cast("q")
         self._fields[rank * _FIELDS + _PROCESS] = os.getpid()
-        self._epoch = 0
+        self.epoch = 0
 
     def begin(self, header: Header) -> int:
         """Start a call: write its header; returns which of the two buffers it uses."""
-        self._epoch += 1
+        self.epoch += 1
         first = self._header_field(self.rank)
         for offset, value in enumerate((header.count, header.dtype, header.algorithm)):
             self._fields[first + offset] = value
-        return self._epoch & 1
-
-    @property
-    def epoch(self) -> int:
-        return self._epoch
+        return self.epoch & 1
 
     def outbox(self, rank: int, buffer: int, start: int, stop: int) -> torch.Tensor:
         """Bytes ``start`` to ``stop`` of a rank's outbox in one buffer, as uint8."""
@@ -97,7 +93,7 @@ class Segment:
 
     def publish(self, step: int) -> None:
         """Everything that this rank sends in ``step`` is in its outbox."""
-        self._fields[self.rank * _FIELDS + _PROGRESS] = self._epoch * _STEPS + step + 1
+        self._fields[self.rank * _FIELDS + _PROGRESS] = self.epoch * _STEPS + step + 1
 
     def header(self, rank: int) -> Header:
         """A rank's header of the current call; valid once it has published step 0."""
@@ -110,7 +106,7 @@ class Segment:
         LostRankError after the time-out, or as soon as a process of the group is gone.
         """
         fields, place = self._fields, source * _FIELDS + _PROGRESS
-        wanted = self._epoch * _STEPS + step + 1
+        wanted = self.epoch * _STEPS + step + 1
         if fields[place] >= wanted:
             return
         start = time.monotonic()
@@ -131,7 +127,7 @@ class Segment:
 
     def give_up(self) -> None:
         """Tell the other ranks that this one has failed, so that they fail too."""
-        self._fields[self.rank * _FIELDS + _GAVE_UP] = max(self._epoch, 1)
+        self._fields[self.rank * _FIELDS + _GAVE_UP] = max(self.epoch, 1)
 
     def close(self) -> None:
         """Let go of the memory (freed when the last rank does)."""
@@ -144,7 +140,7 @@ class Segment:
         if gone and self._fields[source * _FIELDS + _PROGRESS] < wanted:
             self.give_up()
             missing = [self.names[rank] for rank in gone]
-            raise lost_rank_error(self.names[self.rank], missing, name, self._epoch)
+            raise lost_rank_error(self.names[self.rank], missing, name, self.epoch)
 
     def _is_running(self, rank: int) -> bool:
         """Whether the rank's process exists and is no zombie."""
@@ -168,9 +164,9 @@ class Segment:
         if not missing:
             raise CommunicationError(
                 f"rank {self.names[self.rank]}: all-reduce ended in step {name!r} of call "
-                f"{self._epoch}: another rank of the group failed"
+                f"{self.epoch}: another rank of the group failed"
             )
-        raise lost_rank_error(self.names[self.rank], missing, name, self._epoch)
+        raise lost_rank_error(self.names[self.rank], missing, name, self.epoch)
 
     def _silent(self, wanted: int) -> list[int]:
         """Ranks behind ``wanted`` that did not give up; who has left the call is not behind."""
@@ -179,7 +175,7 @@ class Segment:
         return [rank for rank in behind if not fields[rank * _FIELDS + _GAVE_UP]]
 
     def _header_field(self, rank: int) -> int:
-        return rank * _FIELDS + _HEADERS + (self._epoch & 1) * _HEADER_FIELDS
+        return rank * _FIELDS + _HEADERS + (self.epoch & 1) * _HEADER_FIELDS
 
 
 def create_file(size: int) -> str:

@@ -26,12 +26,6 @@ class SocketLink:
         self._group, self._rank, self._names = group, rank, tuple(names)
         self._timeout = timedelta(seconds=timeout_s)
 
-    def exchange(
-        self, sends: Sequence[Message], receives: Sequence[Message], step: str, epoch: int
-    ) -> None:
-        """Send and receive all of these; LostRankError names the first peer that fails."""
-        self._exchange(sends, receives, step, epoch, _DATA_TAG)
-
     def agree(self, low: torch.Tensor, high: torch.Tensor, rail: Sequence[int], epoch: int) -> None:
         """Lower ``low`` and raise ``high`` (int64) to the extremes over the ranks of ``rail``.
 
@@ -43,7 +37,7 @@ class SocketLink:
             mine = torch.cat((low, high))
             theirs = torch.empty_like(mine)
             after, before = rail[(place + distance) % size], rail[(place - distance) % size]
-            self._exchange(
+            self.exchange(
                 [(after, mine)], [(before, theirs)], "agreement between nodes", epoch, _AGREE_TAG
             )
             other_low, other_high = theirs.chunk(2)
@@ -51,14 +45,15 @@ class SocketLink:
             torch.maximum(high, other_high, out=high)
             distance *= 2
 
-    def _exchange(
+    def exchange(
         self,
         sends: Sequence[Message],
         receives: Sequence[Message],
         step: str,
         epoch: int,
-        tag: int,
+        tag: int = _DATA_TAG,
     ) -> None:
+        """Send and receive all of these; LostRankError names the first peer that fails."""
         group, failing = self._group, -1
         works = []
         try:

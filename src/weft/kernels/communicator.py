@@ -7,6 +7,7 @@ captured → ``check()`` after a synchronisation → ``close()`` (collective).
 from __future__ import annotations
 
 import ctypes
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -255,16 +256,14 @@ class DeviceAllReduce(Reducer):
         self._plans[num_elements, dtype, "auto"] = self.plan_of(variant, dtype, num_bytes)
 
 
+@dataclass(frozen=True, slots=True)
 class Plan:
     """A kernel with its launch shape and the most elements that one launch sums."""
 
-    __slots__ = ("blocks", "kernel", "piece", "threads")
-
-    def __init__(self, kernel: Kernel, blocks: int, threads: int, piece: int) -> None:
-        self.kernel = kernel
-        self.blocks = blocks
-        self.threads = threads
-        self.piece = piece
+    kernel: Kernel
+    blocks: int
+    threads: int
+    piece: int
 
 
 def _world() -> dist.ProcessGroup:

@@ -44,16 +44,12 @@ def add_rms_norm(
     return F.rms_norm(residual.add_(hidden), weight.shape, weight, epsilon)
 
 
-def _nobody() -> tuple[int, ...]:
-    return ()
-
-
 @dataclass(frozen=True, kw_only=True)
 class Peers:
     """The global ranks of a group and who of them is gone, for the errors of its calls."""
 
     ranks: tuple[int, ...]
-    missing: Callable[[], tuple[int, ...]] = _nobody
+    missing: Callable[[], tuple[int, ...]] = tuple
 
     @contextmanager
     def named(self, op: str, site: str) -> Iterator[None]:

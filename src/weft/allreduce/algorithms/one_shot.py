@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from weft.allreduce.program import Program, Step, Topology, after, combine, send
+from weft.allreduce.algorithms.direct import exchange_step
+from weft.allreduce.program import Program, Topology
 
 
 def program(topology: Topology, count: int, rank: int) -> Program:
-    everyone = range(topology.ranks)
-    whole = (0, count)
-    sends = [item for peer in after(rank, everyone) for item in send(peer, whole)]
-    return (Step("one-shot push", tuple(sends), combine(whole, tuple(everyone))),)
+    return (exchange_step("one-shot push", range(topology.ranks), rank, (0, count)),)
