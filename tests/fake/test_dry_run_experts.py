@@ -110,6 +110,13 @@ def test_sizes_of_the_exchange():
     assert shapes == {(8, 4096): 2 * 4, (8, 2): 4}  # 6 rows: 2 a rank, room for them at 4 ranks
 
 
+def test_experts_that_are_spread_and_sliced_add_up_alike():
+    """TensorRT-LLM's moe_tp x moe_ep: the sum over the group is that of either."""
+    load = Workload(prompt_tokens=6, decode_tokens=2)
+    both = [closed_form(MIXTRAL, Layout(tp=8, ep=ep), load, "trtllm") for ep in (1, 4)]
+    assert both[0].collectives == both[1].collectives
+
+
 def test_what_cannot_be_is_refused():
     with pytest.raises(LayoutError, match="`ep` 2"):
         dry_run(MIXTRAL, Layout(tp=4, ep=2), Workload(), "vllm")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from weft.comm.groups import ProcessGroups
+from weft.errors import LayoutError
 from weft.layers.expert_exchange import (
     AllToAllExperts,
     ExpertExchange,
@@ -41,5 +42,11 @@ def _exchange(spec: ModelSpec, groups: ProcessGroups, conventions: Conventions) 
         return AllToAllExperts(groups.ep, experts)
     if exchange == "all_gather":
         return GatheredExperts(groups.ep, experts, spec.experts_per_token)
-    share = experts // groups.layout.ep
+    layout = groups.layout
+    if layout.ep not in (1, layout.tp):
+        raise LayoutError(
+            f"`ep` {layout.ep}: with engine {conventions.name} weft's ranks hold whole experts or a "
+            f"slice of all; set `ep` {layout.tp} or 1, or `conventions` weft"
+        )
+    share = experts // layout.ep
     return LocalExperts(range(groups.ep.rank * share, (groups.ep.rank + 1) * share))

@@ -66,7 +66,7 @@ class Conventions:
             return "none"
         if self.expert_exchange == "all_to_all":
             return "all_to_all"
-        if layout.ep == layout.tp:
+        if layout.tp % layout.ep == 0:
             return "all_reduce"
         if not self.gathers_replicas or layout.ep != layout.tp * layout.dp:
             everywhere = f" or {layout.tp * layout.dp}" if self.gathers_replicas else ""

@@ -10,9 +10,12 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Final
 
+from weft.vocabulary import attention_parts as attention
 from weft.vocabulary import config_parts as parts
+from weft.vocabulary import expert_parts as experts
 from weft.vocabulary.config_reader import ConfigReader
 from weft.vocabulary.model_spec import ModelSpec
 from weft.vocabulary.quantization import read_quantization
@@ -94,7 +97,7 @@ _LLAMA: Final = Family(
         "max_position_embeddings": 2048,
         "eos_token_id": 2,
     },
-    parts=(parts.rope, parts.attention_bias, parts.mlp_bias),
+    parts=(attention.rope, attention.attention_bias, parts.mlp_bias),
 )
 
 _MISTRAL: Final = Family(
@@ -107,7 +110,7 @@ _MISTRAL: Final = Family(
         "eos_token_id": 2,
         "sliding_window": 4096,
     },
-    parts=(parts.rope, parts.window),
+    parts=(attention.rope, attention.window),
 )
 
 _MIXTRAL: Final = Family(
@@ -120,7 +123,7 @@ _MIXTRAL: Final = Family(
         "num_local_experts": 8,
         "num_experts_per_tok": 2,
     },
-    parts=(parts.rope, parts.window, parts.mixtral_experts),
+    parts=(attention.rope, attention.window, experts.mixtral_experts),
     names=TensorNames(feed_forward="block_sparse_moe", experts=("w1", "w3", "w2")),
     aliases={"num_experts": "num_local_experts"},
 )
@@ -135,13 +138,13 @@ _QWEN2: Final = Family(
         "sliding_window": 4096,
         "max_window_layers": 28,
     },
-    parts=(parts.rope, parts.qkv_bias, parts.windows_by_layer),
+    parts=(attention.rope, attention.qkv_bias, attention.windows_by_layer),
 )
 
 _QWEN3: Final = Family(
     model_type="qwen3",
     defaults=_QWEN2.defaults | {"head_dim": 128},
-    parts=(parts.rope, parts.attention_bias, parts.qk_norm, parts.windows_by_layer),
+    parts=(attention.rope, attention.attention_bias, attention.qk_norm, attention.windows_by_layer),
 )
 
 _QWEN3_MOE: Final = Family(
@@ -160,11 +163,11 @@ _QWEN3_MOE: Final = Family(
         "num_experts": 128,
     },
     parts=(
-        parts.rope,
-        parts.attention_bias,
-        parts.qk_norm,
-        parts.switched_window,
-        parts.qwen_experts,
+        attention.rope,
+        attention.attention_bias,
+        attention.qk_norm,
+        attention.switched_window,
+        experts.qwen_experts,
     ),
     aliases={"num_local_experts": "num_experts"},
 )
@@ -189,7 +192,12 @@ _GEMMA3: Final = Family(
         "rope_theta": 1e6,
         "rope_local_base_freq": 10000.0,
     },
-    parts=(parts.gemma_ropes, parts.attention_bias, parts.gemma_windows, parts.gemma_norms),
+    parts=(
+        attention.gemma_ropes,
+        attention.attention_bias,
+        attention.gemma_windows,
+        attention.gemma_norms,
+    ),
     names=TensorNames(
         feed_forward_norm="pre_feedforward_layernorm",
         after_attention="post_attention_layernorm",
@@ -230,7 +238,7 @@ _DEEPSEEK_V2: Final = Family(
         "moe_intermediate_size": 1407,
         "rope_interleave": True,
     },
-    parts=(parts.latent, parts.mlp_bias, parts.shared_experts, parts.softmax_routing),
+    parts=(attention.latent, parts.mlp_bias, experts.shared_experts, experts.softmax_routing),
     aliases={"num_experts": "n_routed_experts"},
 )
 
@@ -261,7 +269,7 @@ _DEEPSEEK_V3: Final = Family(
         "moe_intermediate_size": 2048,
         "rope_interleave": True,
     },
-    parts=(parts.latent, parts.shared_experts, parts.sigmoid_routing),
+    parts=(attention.latent, experts.shared_experts, experts.sigmoid_routing),
     names=TensorNames(ignored=("model.layers.{num_layers}.",)),
     aliases={"num_local_experts": "n_routed_experts"},
 )
@@ -301,11 +309,11 @@ _GLM4_MOE: Final = Family(
         "norm_topk_prob": True,
     },
     parts=(
-        parts.partial_rope,
-        parts.optional_qkv_bias,
-        parts.optional_qk_norm,
-        parts.shared_experts,
-        parts.sigmoid_routing,
+        attention.partial_rope,
+        attention.optional_qkv_bias,
+        attention.optional_qk_norm,
+        experts.shared_experts,
+        experts.sigmoid_routing,
     ),
     names=_DEEPSEEK_V3.names,
     aliases={"num_local_experts": "n_routed_experts"},
@@ -328,7 +336,7 @@ _QWEN3_5_TEXT: Final = Family(
         "linear_num_key_heads": 16,
         "linear_num_value_heads": 32,
     },
-    parts=(parts.delta_attention,),
+    parts=(attention.delta_attention,),
     names=TensorNames(shared_experts="shared_expert", ignored=("mtp.",)),
 )
 
@@ -346,7 +354,7 @@ _QWEN3_5_MOE_TEXT: Final = replace(
         "num_experts_per_tok": 8,
         "num_experts": 256,
     },
-    parts=(parts.delta_attention, parts.all_experts, parts.gated_shared_expert),
+    parts=(attention.delta_attention, experts.all_experts, experts.gated_shared_expert),
 )
 
 _QWEN3_NEXT: Final = replace(
@@ -363,10 +371,9 @@ _QWEN3_NEXT: Final = replace(
         "norm_topk_prob": True,
     },
     parts=(
-        parts.delta_attention,
-        parts.stacked_by_key_head,
-        parts.qwen_experts,
-        parts.gated_shared_expert,
+        partial(attention.delta_attention, by_key_head=True),
+        experts.qwen_experts,
+        experts.gated_shared_expert,
     ),
 )
 
@@ -409,7 +416,7 @@ _GPT_OSS: Final = Family(
             "original_max_position_embeddings": 4096,
         },
     },
-    parts=(parts.sink_attention, parts.clamped_experts),
+    parts=(attention.sink_attention, experts.clamped_experts),
     names=TensorNames(router="router", experts=Stacked(interleaved=True)),
     aliases={"num_experts": "num_local_experts"},
 )
@@ -430,7 +437,7 @@ _MINIMAX_M2: Final = Family(
         "num_experts_per_tok": 8,
         "rope_theta": 5e6,
     },
-    parts=(parts.normed_attention, parts.corrected_experts),
+    parts=(attention.normed_attention, experts.corrected_experts),
     names=replace(_MIXTRAL.names, correction="e_score_correction_bias"),
     aliases={"num_experts": "num_local_experts"},
 )
@@ -460,7 +467,7 @@ _LLAMA4_TEXT: Final = Family(
         "attn_scale": 0.1,
         "rope_theta": 500000.0,
     },
-    parts=(parts.chunked_attention, parts.weighed_experts),
+    parts=(attention.chunked_attention, experts.weighed_experts),
     names=TensorNames(
         feed_forward="feed_forward",
         router="router",
