@@ -240,7 +240,7 @@ FAULTS = (
             "    if (call.poisoned) break;\n",
         ),
         kernels=SHMEM,
-        shape=PAIRS,
+        shape=Shape(ranks=8, nodes=2),
         clock=LEAPS,
     ),
     Fault(

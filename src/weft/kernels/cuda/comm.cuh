@@ -193,14 +193,15 @@ struct Call {
 
 // ---- sums ---------------------------------------------------------------------------------------
 
-// Sum in rank order; our own vector takes its place among those received.
-__device__ __forceinline__ Vec reduce_in_rank_order(const Vec& own, const Vec (&received)[kWorld],
+// Sum in rank (or node) order; our own vector takes its place among those received.
+template <int kParts>
+__device__ __forceinline__ Vec reduce_in_rank_order(const Vec& own, const Vec (&received)[kParts],
                                                     u32 rank) {
   float sum[kElements];
 #pragma unroll
   for (int i = 0; i < kElements; ++i) sum[i] = 0.0f;
 #pragma unroll
-  for (int s = 0; s < kWorld; ++s) {
+  for (int s = 0; s < kParts; ++s) {
     Vec vec = received[s];
 #pragma unroll
     for (int i = 0; i < 4; ++i) vec.w[i] = s == rank ? own.w[i] : vec.w[i];

@@ -11,21 +11,6 @@
 constexpr int kLocal = kWorld / kNodes;
 static_assert(kLocal * kNodes == kWorld, "every node has the same number of ranks");
 
-__device__ __forceinline__ Vec reduce_local(const Vec& own, const Vec (&received)[kLocal],
-                                            u32 place) {
-  float sum[kElements];
-#pragma unroll
-  for (int i = 0; i < kElements; ++i) sum[i] = 0.0f;
-#pragma unroll
-  for (int s = 0; s < kLocal; ++s) {
-    Vec vec = received[s];
-#pragma unroll
-    for (int i = 0; i < 4; ++i) vec.w[i] = s == place ? own.w[i] : vec.w[i];
-    accumulate(sum, vec);
-  }
-  return pack(sum);
-}
-
 // Mailbox: [sender in the node][part], [owner in the node][part], then what Link needs.
 template <typename Link>
 __device__ __forceinline__ void hierarchical(const Comm& comm, const typename Link::Record& record,
@@ -71,7 +56,7 @@ __device__ __forceinline__ void hierarchical(const Comm& comm, const typename Li
     }
     Vec received[kLocal];
     complete = complete && call.wait(slot, received, scattered, kStepScatter, node * kLocal);
-    Vec sum = sendable(reduce_local(own, received, place));
+    Vec sum = sendable(reduce_in_rank_order(own, received, place));
     if (complete) call.clear(slot, scattered);
     complete = link.exchange(sum, tile, index, mine, complete);
     if (mine && complete) {

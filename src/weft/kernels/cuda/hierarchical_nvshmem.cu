@@ -134,7 +134,7 @@ struct ShmemLink {
     }
     Vec received[kNodes];
     if (!wait(received, index, pending)) return false;
-    vec = sum_in_node_order(vec, received, node);
+    vec = sendable(reduce_in_rank_order(vec, received, node));
 #pragma unroll
     for (int n = 0; n < kNodes; ++n) {
       if (pending >> n & 1) put_back(record.heap + inbox(n, index));

@@ -22,22 +22,6 @@ __device__ __forceinline__ Vec add(const Vec& a, const Vec& b) {
   return sendable(pack(sum));
 }
 
-// The sum over the nodes; our own part takes its place among those received.
-__device__ __forceinline__ Vec sum_in_node_order(const Vec& own, const Vec (&received)[kNodes],
-                                                 u32 node) {
-  float sum[kElements];
-#pragma unroll
-  for (int i = 0; i < kElements; ++i) sum[i] = 0.0f;
-#pragma unroll
-  for (int n = 0; n < kNodes; ++n) {
-    Vec vec = received[n];
-#pragma unroll
-    for (int i = 0; i < 4; ++i) vec.w[i] = n == node ? own.w[i] : vec.w[i];
-    accumulate(sum, vec);
-  }
-  return sendable(pack(sum));
-}
-
 // ---- direct exchange over peer memory: one hop, kNodes - 1 messages --------------------------
 // Slots from `base`: [node][part].
 struct DirectPeerLink {
@@ -63,7 +47,7 @@ struct DirectPeerLink {
     }
     Vec received[kNodes];
     if (!call.wait(slot, received, pending, kStepBetweenNodes, place, kPlaces)) return false;
-    vec = sum_in_node_order(vec, received, node);
+    vec = sendable(reduce_in_rank_order(vec, received, node));
     call.clear(slot, pending);
     return true;
   }
