@@ -121,3 +121,25 @@ def test_foreign_files_stay_untouched(tmp_path: Path):
     out, err = done.communicate(timeout=60)
     assert (done.returncode, out) == (2, "")
     assert "missing" in err
+
+
+ENGINES_IN_A_ROW = """
+import sys, weft
+for last in range(3):
+    with weft.LLM(sys.argv[1], weft.Layout(dp=2), timeout_s=10) as llm:
+        done = llm.generate([[5, last], [6, last]], weft.SamplingParams(max_tokens=2))
+    print([one.prompt_token_ids for one in done], flush=True)
+"""
+
+
+def test_a_job_runs_one_engine_after_another(tmp_path: Path):
+    """The launcher's store still has the addresses and messages of the first one."""
+    script = tmp_path / "job.py"
+    script.write_text(ENGINES_IN_A_ROW)
+    model = make_checkpoint(tmp_path / "model", "llama")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    job = start([*torchrun, "--standalone", str(script), str(model)])
+    out, err = job.communicate(timeout=120)
+    assert job.returncode == 0, err
+    expected = [str([(5, last), (6, last)]) for last in range(3)]
+    assert sorted(out.splitlines()) == sorted(expected * 2)

@@ -47,6 +47,13 @@ def clean(llm):
         ("temperature", math.inf),
         ("temperature", -0.1),
         ("temperature", None),
+        ("temperature", 1e39),
+        ("temperature", 10**400),
+        ("repetition_penalty", 1e-39),
+        ("repetition_penalty", 1e39),
+        ("presence_penalty", 10**400),
+        ("logit_bias", ((math.inf, 1.0),)),
+        ("top_k", 2**63),
         ("top_k", -1),
         ("top_k", 2.0),
         ("top_p", math.nan),
@@ -114,7 +121,15 @@ def test_a_bad_batch_is_refused_whole(clean, prompts):
     assert not clean.engine.has_work
 
 
-@pytest.mark.parametrize("sampling", [[GOOD], [GOOD, {"max_tokens": 3}], {"max_tokens": 3}])
+@pytest.mark.parametrize("prompts", [None, 5, iter([[5]])], ids=str)
+def test_prompts_that_are_no_list_are_named(clean, prompts):
+    with pytest.raises(WorkloadError, match=r"^`prompts` .*must be a list"):
+        clean.generate(prompts, GOOD)
+
+
+@pytest.mark.parametrize(
+    "sampling", [[GOOD], [GOOD, {"max_tokens": 3}], {"max_tokens": 3}, [GOOD, None], 5]
+)
 def test_wrong_sampling_is_refused(clean, sampling):
     with pytest.raises(WorkloadError):
         clean.generate([[5], [6]], sampling)

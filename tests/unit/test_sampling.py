@@ -136,6 +136,39 @@ def test_nothing_stops_before_min_tokens(llm):
         assert min_tokens or done.token_ids == free[:1]
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"temperature": 1e-40},
+        {"temperature": 1e-44, "top_p": 0.9},
+        {"temperature": 1e-38, "top_k": 3, "min_p": 0.1},
+        {"temperature": 1e-300},
+        {"top_p": 1e-50},
+        {"top_p": 5e-324, "top_k": 3},
+        {"top_p": 1e-9, "min_p": 1.0},
+    ],
+)
+def test_parameters_that_are_nothing_in_fp32_take_the_likeliest(llm, options):
+    greedy = SamplingParams(max_tokens=6, ignore_eos=True)
+    drawn = SamplingParams(**{"temperature": 1.0} | options, max_tokens=6, seed=1, ignore_eos=True)
+    assert llm.generate([PROMPT], drawn) == llm.generate([PROMPT], greedy)
+
+
+@pytest.mark.parametrize("options", [{"repetition_penalty": 1e-3}, {"repetition_penalty": 1e3}])
+@pytest.mark.parametrize("temperature", [0.0, 1e-5, 1e6])
+def test_the_ends_of_the_ranges_give_tokens(llm, options, temperature):
+    extreme = SamplingParams(**options, frequency_penalty=2.0, top_p=0.5, temperature=temperature)
+    assert len(llm.generate([PROMPT], extreme)[0].token_ids)
+
+
+def test_a_bias_in_whole_numbers_is_one_in_floats(llm):
+    whole, float_ = (
+        llm.generate([PROMPT], SamplingParams(max_tokens=6, logit_bias=bias, ignore_eos=True))
+        for bias in (((9, 4), (3, -2)), ((9, 4.0), (3, -2.0)))
+    )
+    assert whole == float_
+
+
 def test_a_plain_request_does_not_notice_filtered_neighbours(llm):
     plain = SamplingParams(max_tokens=12, temperature=1.0, seed=3, ignore_eos=True)
     alone = llm.generate([PROMPT], plain)[0].token_ids
@@ -169,8 +202,9 @@ def test_what_cannot_be_meant_is_refused(options):
 
 
 def test_a_bias_of_an_unknown_token_is_refused(llm):
-    with pytest.raises(WorkloadError, match="`logit_bias` 199"):
-        llm.generate([PROMPT], SamplingParams(logit_bias=((199, 1.0),)))
+    for token in (199, 123456789):
+        with pytest.raises(WorkloadError, match=f"`logit_bias` {token}:"):
+            llm.generate([PROMPT], SamplingParams(logit_bias=((token, 1.0),)))
 
 
 def made_up(num_rows, vocab_size, spread, seed=0):

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
 from datetime import timedelta
+from itertools import count
 from typing import Any, Final, Self
 
 import torch
 import torch.distributed as dist
-from torch.distributed.distributed_c10d import Store, _get_default_store
+from torch.distributed.distributed_c10d import PrefixStore, Store, _get_default_store
+from torch.distributed.rendezvous import rendezvous
 
 from weft.allreduce.selection import AUTO, LIBRARY
 from weft.comm.all_reduce import open_reducer
@@ -27,6 +30,7 @@ from weft.vocabulary.layout import GroupKind, Layout
 
 DEFAULT_TIMEOUT_S: Final = 120.0
 _KEPT_HOST_MESSAGES: Final = 1024
+_STORES: Final[dict[tuple[Any, ...], tuple[Store, Iterator[int]]]] = {}
 
 
 class ProcessGroups:
@@ -257,6 +261,7 @@ def open_groups(
     try:
         dist.init_process_group(
             backend,
+            store=_store_of_this_run(rank, layout.world_size, timedelta(seconds=timeout_s)),
             rank=rank,
             world_size=layout.world_size,
             timeout=timedelta(seconds=timeout_s),
@@ -267,6 +272,18 @@ def open_groups(
         raise CommunicationError(f"rank {rank} cannot join the run: {reason}") from error
     store = _get_default_store()
     return ProcessGroups(layout, rank, device, store, timeout_s, all_reduce)
+
+
+def _store_of_this_run(rank: int, world_size: int, timeout: timedelta) -> Store:
+    """The launcher's store, with keys of its own for each run that these ranks make."""
+    where = (os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT"), rank, world_size)
+    if where not in _STORES:
+        store, _, _ = next(rendezvous("env://", rank, world_size, timeout=timeout))
+        _STORES[where] = store, count()
+    launchers, runs = _STORES[where]
+    own = PrefixStore(f"run{next(runs)}", launchers)
+    own.set_timeout(timeout)
+    return own
 
 
 def open_fake_groups(layout: Layout, *, rank: int) -> ProcessGroups:

@@ -46,7 +46,7 @@ def _add_biases(logits: torch.Tensor, chunks: Sequence[Chunk]) -> None:
                 values.append(value)
     if places:
         where = torch.tensor(places, device=logits.device).T
-        added = torch.tensor(values, device=logits.device)
+        added = torch.tensor(values, device=logits.device, dtype=logits.dtype)
         logits.index_put_(tuple(where), added, accumulate=True)
 
 
@@ -75,7 +75,7 @@ def cut(
         too_low = ordered < ordered.gather(1, last[:, None])
         probabilities = ordered.masked_fill(too_low, -math.inf).softmax(dim=1)
         before = probabilities.cumsum(dim=1) - probabilities
-        too_low |= (before >= top_p) & (top_p < 1)
+        too_low |= (before >= top_p) & (top_p < 1) & (before > 0)
         dropped.scatter_(1, order, too_low)
     dropped |= scaled < scaled.amax(dim=1, keepdim=True) + min_p.log()
     return logits.masked_fill(dropped, -math.inf)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from reprlib import repr as short
 from threading import Lock
@@ -99,7 +99,7 @@ class LLM:
         sampling: SamplingParams | Sequence[SamplingParams] | None,
     ) -> list[Request]:
         """One request a prompt; a batch that has a bad one is refused whole."""
-        if isinstance(prompts, str):
+        if isinstance(prompts, str) or not isinstance(prompts, Sized):
             raise WorkloadError(f"`prompts` {short(prompts)}: must be a list of prompts")
         each = _sampling_of_each(sampling, len(prompts))
         first = self._next_number
@@ -208,9 +208,12 @@ def _sampling_of_each(
 ) -> list[SamplingParams]:
     if sampling is None or isinstance(sampling, SamplingParams):
         return [sampling or SamplingParams()] * count
-    wrong = next((one for one in sampling if not isinstance(one, SamplingParams)), None)
-    if wrong is not None:
-        raise WorkloadError(f"`sampling` {short(wrong)}: must be SamplingParams")
+    if not isinstance(sampling, Sequence) or any(
+        not isinstance(one, SamplingParams) for one in sampling
+    ):
+        raise WorkloadError(
+            f"`sampling` {short(sampling)}: must be SamplingParams, or a list of them"
+        )
     if len(sampling) != count:
         raise WorkloadError(f"{len(sampling)} sampling parameters for {count} prompts")
     return list(sampling)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
@@ -14,10 +13,14 @@ MOST_LOGPROBS: Final = 20
 MOST_BIAS: Final = 100
 NO_TOKEN: Final = -1
 """The id of a row whose logits are no numbers, by the model's fault or by that of a step."""
-_LEAST: Final = {"max_tokens": 1, "temperature": 0, "top_k": 0, "min_tokens": 0}
+_GREEDY_BELOW: Final = 1e-5
+_LEAST: Final = {"max_tokens": 1, "min_tokens": 0}
 _BETWEEN: Final = {
+    "temperature": (0, 10**6),
+    "top_k": (0, 1 << 31),
     "top_p": (0, 1),
     "min_p": (0, 1),
+    "repetition_penalty": (0.001, 1000),
     "presence_penalty": (-2, 2),
     "frequency_penalty": (-2, 2),
     "logprobs": (0, MOST_LOGPROBS),
@@ -30,7 +33,7 @@ NOT_FINITE: Final = "the model's logits are not numbers (NaN); look at its weigh
 class SamplingParams:
     """How tokens are chosen and when to stop.
 
-    temperature 0 is greedy. With a ``seed`` a request's tokens depend on nothing but its prompt,
+    temperature 0 (below 1e-5) is greedy. With a ``seed`` a request's tokens depend on nothing but its prompt,
     the weights and these parameters; without one the engine's seed and the request's number decide.
     top_k likeliest tokens are kept (0: all), of those the fewest that together have the probability
     top_p, of those the ones with at least min_p times the probability of the likeliest.
@@ -65,18 +68,14 @@ class SamplingParams:
             value = getattr(self, name)
             if value is not None and not least <= value <= most:
                 raise WorkloadError(f"`{name}` {value}: must be {least} to {most}")
-        for name in ("temperature", "repetition_penalty"):
-            if math.isinf(getattr(self, name)):
-                raise WorkloadError(f"`{name}` {getattr(self, name)}: must be finite")
-        for name in ("top_p", "repetition_penalty"):
-            if getattr(self, name) <= 0:
-                raise WorkloadError(f"`{name}` {getattr(self, name)}: must be above 0")
+        if self.top_p <= 0:
+            raise WorkloadError(f"`top_p` {self.top_p}: must be above 0")
         if self.min_tokens > self.max_tokens:
             raise WorkloadError(
                 f"`min_tokens` {self.min_tokens}: more than `max_tokens` {self.max_tokens}"
             )
         for entry in self.logit_bias:
-            if len(entry) != 2 or entry[0] != int(entry[0]) or not abs(entry[1]) <= MOST_BIAS:
+            if len(entry) != 2 or entry[0] % 1 != 0 or not abs(entry[1]) <= MOST_BIAS:
                 raise WorkloadError(
                     f"`logit_bias` {entry}: must be a token id and a value of "
                     f"-{MOST_BIAS} to {MOST_BIAS}"
@@ -87,12 +86,12 @@ class SamplingParams:
         wrong = next((token for token, _ in self.logit_bias if not 0 <= token < vocab_size), None)
         if wrong is not None:
             raise WorkloadError(
-                f"`logit_bias` {wrong:g}: outside the vocabulary (0 to {vocab_size - 1})"
+                f"`logit_bias` {wrong:.0f}: outside the vocabulary (0 to {vocab_size - 1})"
             )
 
     @property
     def is_greedy(self) -> bool:
-        return self.temperature == 0
+        return self.temperature < _GREEDY_BELOW
 
     @property
     def penalizes(self) -> bool:

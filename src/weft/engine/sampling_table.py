@@ -66,7 +66,7 @@ def _numbers(requests: Sequence[Entering]) -> npt.NDArray[Any]:
     return np.array(
         [
             (
-                one.temperature,
+                0.0 if one.is_greedy else one.temperature,
                 one.top_p,
                 one.min_p,
                 one.repetition_penalty,

@@ -73,7 +73,7 @@ def _fits(value: Any, hint: Any) -> bool:
         return kind is bool
     if not isinstance(value, kind):
         return False
-    return hint is not float or not math.isnan(float(value))  # type: ignore[arg-type]
+    return hint is not float or abs(value) <= math.inf  # type: ignore[arg-type]
 
 
 def _described(hint: Any) -> str:
