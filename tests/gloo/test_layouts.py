@@ -87,7 +87,7 @@ def test_layout(name, checkpoints, expected, tmp_path, monkeypatch):
     layout = LAYOUTS[name]
     families = FEW_FAMILIES if name == "sp2xpp2" else FAMILIES
     families = families if layout.ep == 1 else EXPERT_FAMILIES
-    if name in ("tp2", "tp4", "pp2", "tp2xpp2", "ep2"):
+    if name in ("tp4", "tp2xpp2", "ep2"):
         families += NEW_FAMILIES
     if layout.stage_layers is not None:
         num_layers = sum(layout.stage_layers)
