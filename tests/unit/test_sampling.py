@@ -191,6 +191,8 @@ def test_a_plain_request_does_not_notice_filtered_neighbours(llm):
         {"repetition_penalty": float("inf")},
         {"min_tokens": 5, "max_tokens": 4},
         {"logit_bias": ((1.5, 2.0),)},
+        {"logit_bias": ((float("inf"), 2.0),)},
+        {"logit_bias": ((1, float("-inf")),)},
         {"logit_bias": ((1, 101.0),)},
         {"logit_bias": ((1,),)},
         {"logit_bias": {1: 2.0}},
