@@ -61,6 +61,8 @@ def model_of(name: str) -> ModelSpec:
     if "h200" in name:
         return load_spec("llama-3.1-8b")
     run = name.split("/")[1]
+    if (own := FOLDERS[0] / "models" / run).is_dir():
+        return load_spec(str(own))
     return TINY if run in ("vllm_cpu_tp2", "vllm_cpu_pp2") or "tiny32" in run else SMALL
 
 
