@@ -9,7 +9,7 @@ import torch
 
 from weft.comm.communicator import Communicator
 from weft.comm.recorder import Recorder, RecordingTransport
-from weft.serve.engine_client import StepTimes
+from weft.serve.engine_client import EngineStats, StepTimes
 from weft.serve.metrics import Metrics
 from weft.serve.step_profile import fenced, share_of, steps_of
 
@@ -66,8 +66,7 @@ def test_the_share_is_of_all_steps():
 
 
 def test_a_share_that_nobody_measured_has_no_sample():
-    stats = SimpleNamespace(running=0, waiting=0, steps=0, cache_use=0, communication_share=None)
-    metrics = Metrics(SimpleNamespace(stats=stats, trouble=None))
+    metrics = Metrics(SimpleNamespace(stats=EngineStats(), trouble=None))
     text = metrics.text().decode()
     assert "# TYPE weft_engine_communication_share gauge\n" in text
     assert "nan" not in text.lower()
