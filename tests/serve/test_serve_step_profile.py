@@ -66,10 +66,11 @@ def test_the_share_is_of_all_steps():
 
 
 def test_a_share_that_nobody_measured_has_no_sample():
-    metrics = Metrics(SimpleNamespace(stats=EngineStats(), trouble=None))
+    engine = SimpleNamespace(stats=EngineStats(), trouble=None)
+    metrics = Metrics(engine)
     text = metrics.text().decode()
     assert "# TYPE weft_engine_communication_share gauge\n" in text
     assert "nan" not in text.lower()
     assert "\nweft_engine_communication_share " not in text
-    stats.communication_share = 0.25
+    engine.stats = EngineStats(communication_share=0.25)
     assert "\nweft_engine_communication_share 0.25\n" in metrics.text().decode()
