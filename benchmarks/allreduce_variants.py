@@ -20,14 +20,14 @@ from functools import partial
 from pathlib import Path
 
 from weft.bench.sizes import parse_sizes, size_text
-from weft.kernels.selection import FLAT, Topology, Variant
+from weft.kernels.selection import FLAT, GroupShape, Variant
 from weft.launch.elastic import Launch, run_ranks
 
 THREADS = (64, 128, 256, 512, 1024)
 BLOCKS = (64, 132, 264, 400)
 
 
-def shapes(topology: Topology, size: int) -> Iterator[Variant]:
+def shapes(topology: GroupShape, size: int) -> Iterator[Variant]:
     """Every shape worth trying for a message of ``size`` bytes."""
     for algorithm, threads, most in itertools.product(topology.algorithms, THREADS, BLOCKS):
         if algorithm == "one_shot" and topology.num_ranks > 2 and size > 512 << 10:
@@ -67,7 +67,7 @@ def measure(arguments: argparse.Namespace) -> None:
         return Job(fresh=work.copy_, call=call)
 
     rank = int(os.environ["RANK"])
-    topology = Topology(
+    topology = GroupShape(
         num_ranks=arguments.ranks, nodes=arguments.nodes, transport=arguments.transport
     )
     if arguments.transport == "tcp":

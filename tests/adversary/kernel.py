@@ -13,7 +13,7 @@ import numpy as np
 
 from adversary.world import Shape, World, same
 from allreduce_reference import Values
-from weft.kernels.selection import Topology
+from weft.kernels.selection import GroupShape
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +75,7 @@ class Kernel(ABC):
 
     def mailbox_bytes(self, call: Call, shape: Shape) -> int:
         """What the call takes of a mailbox."""
-        topology = Topology(num_ranks=shape.ranks, nodes=shape.nodes)
+        topology = GroupShape(num_ranks=shape.ranks, nodes=shape.nodes)
         return topology.needs(self.name, call.count * shape.item)
 
 

@@ -18,7 +18,7 @@ from weft.kernels.host_link import HostLinkRecord
 PIPE_BYTES = 300
 
 
-class Layout(host_proxy.Layout):
+class SmallMemory(host_proxy.LinkMemory):
     """Flags of a few chunks, so that a case's memory is small."""
 
     out_flags = 192
@@ -103,7 +103,9 @@ class Pipe:
 class Process:
     """One proxy."""
 
-    def __init__(self, module: ModuleType, layout: Layout, memory: memoryview, rng: random.Random):
+    def __init__(
+        self, module: ModuleType, layout: SmallMemory, memory: memoryview, rng: random.Random
+    ):
         self._rng = rng
         self.preempt = rng.choice((0.05, 0.5, 1.0))
         self.actor: Actor
@@ -149,7 +151,7 @@ class Proxies:
         self._module.time = SimpleNamespace(monotonic=self._monotonic)
         self._module.MAX_SEND_BYTES = self._rng.choice((16, 64, 4096))
         self._module.STAGING_BYTES = self._rng.choice((20, 52, 512))
-        self.layout = Layout(nodes=shape.nodes, part_bytes=world.part_bytes)
+        self.layout = SmallMemory(nodes=shape.nodes, part_bytes=world.part_bytes)
         self.memory = [world.arena.take(self.layout.num_bytes) for _ in range(shape.ranks)]
         for first in self.memory:
             world.arena.view(first + self.layout.entered, shape.nodes)[:] = world.first_epoch

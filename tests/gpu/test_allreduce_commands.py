@@ -12,7 +12,7 @@ import pytest
 
 from weft.fabric import load
 from weft.fabric.fingerprint import fingerprint
-from weft.kernels.selection import Topology
+from weft.kernels.selection import GroupShape
 
 torch = pytest.importorskip("torch")
 pytestmark = [
@@ -59,7 +59,7 @@ def test_virtual_nodes_are_measured(transport: str, tmp_path: Path) -> None:
     found = bench(tmp_path, "--nodes", "2", "--transports", transport, "--sizes", "8K,32K,256K,5M")
     if found["machine"]["unavailable"]:
         pytest.skip(found["machine"]["unavailable"])
-    topology = Topology(num_ranks=2, nodes=2, transport=transport)
+    topology = GroupShape(num_ranks=2, nodes=2, transport=transport)
     assert {*topology.algorithms, "auto"} <= {row["algorithm"] for row in found["rows"]}
     assert sum(row["wrong"] for row in found["rows"]) == 0
 

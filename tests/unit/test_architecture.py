@@ -133,3 +133,13 @@ def test_errors_of_the_library_do_not_speak_of_options() -> None:
             text = "".join(part for part in texts if isinstance(part, str))
             is_option = re.search(r"(?<![\w-])--[a-z]", text)
             assert not is_option or any(c in text for c in commands), f"{path}: {text}"
+
+
+def test_a_name_has_one_meaning() -> None:
+    """No two public classes of the house have the same name."""
+    places: dict[str, list[str]] = {}
+    for path in SOURCE.rglob("*.py"):
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                places.setdefault(node.name, []).append(str(path.relative_to(SOURCE)))
+    assert {name: files for name, files in places.items() if len(files) > 1} == {}

@@ -17,7 +17,7 @@ from weft.fabric.fabric import Fabric, MeasuredTable
 from weft.fabric.files import save
 from weft.fabric.fingerprint import fingerprint
 from weft.fabric.local import default_path, device_fabric
-from weft.kernels.selection import Topology, capacity, choose
+from weft.kernels.selection import GroupShape, capacity, choose
 
 SIZES = tuple(1 << power for power in range(10, 27))
 
@@ -48,7 +48,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def picker(measured: Fabric | None, topology: Topology) -> Callable[[int], str]:
+def picker(measured: Fabric | None, topology: GroupShape) -> Callable[[int], str]:
     """How a communicator of the topology picks for bfloat16."""
     return select(
         measured,
@@ -61,12 +61,12 @@ def picker(measured: Fabric | None, topology: Topology) -> Callable[[int], str]:
 
 
 def test_the_library_alone_is_no_measured_choice() -> None:
-    topology = Topology(num_ranks=4)
+    topology = GroupShape(num_ranks=4)
     assert picker(fabric(BACKEND), topology)(8 << 10) == "one_shot"
 
 
 def test_the_fastest_measured_algorithm_is_chosen() -> None:
-    topology = Topology(num_ranks=4)
+    topology = GroupShape(num_ranks=4)
     pick = picker(fabric(ONE_SHOT, TWO_SHOT, BACKEND), topology)
     room = capacity(topology, 64 << 20)
     chosen = {size: choose(topology, size, "auto", room, pick) for size in SIZES}
@@ -79,7 +79,7 @@ def test_the_fastest_measured_algorithm_is_chosen() -> None:
 
 
 def test_a_choice_that_does_not_fit_the_mailbox_goes_to_the_backend() -> None:
-    topology = Topology(num_ranks=4)
+    topology = GroupShape(num_ranks=4)
     pick = picker(fabric(ONE_SHOT), topology)
     small = capacity(topology, 1 << 10)
     assert choose(topology, 64 << 20, "auto", small, pick) is None
@@ -87,9 +87,9 @@ def test_a_choice_that_does_not_fit_the_mailbox_goes_to_the_backend() -> None:
 
 @pytest.mark.parametrize(
     "topology",
-    [Topology(num_ranks=2), Topology(num_ranks=4, nodes=2, transport="tcp")],
+    [GroupShape(num_ranks=2), GroupShape(num_ranks=4, nodes=2, transport="tcp")],
 )
-def test_groups_that_were_not_measured_use_the_built_in_table(topology: Topology) -> None:
+def test_groups_that_were_not_measured_use_the_built_in_table(topology: GroupShape) -> None:
     room = capacity(topology, 64 << 20)
     for measured in (fabric(ONE_SHOT, BACKEND), None):
         pick = picker(measured, topology)

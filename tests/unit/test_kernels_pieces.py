@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from weft.kernels.communicator import DeviceAllReduce
-from weft.kernels.selection import Topology, Variant
+from weft.kernels.selection import GroupShape, Variant
 
 BFLOAT16_BYTES = 2
 
@@ -27,7 +27,7 @@ class Launches:
         self.made.append((source, target, count, blocks * threads))
 
 
-def communicator(topology: Topology, kernel: Launches) -> DeviceAllReduce:
+def communicator(topology: GroupShape, kernel: Launches) -> DeviceAllReduce:
     """One without a GPU and without peers."""
     made: Any = object.__new__(DeviceAllReduce)
     made.topology, made._plans = topology, {}
@@ -42,7 +42,7 @@ def communicator(topology: Topology, kernel: Launches) -> DeviceAllReduce:
 def test_pieces_cover_a_message_once(
     count: int, threads: int, max_blocks: int, transport: str
 ) -> None:
-    topology = Topology(num_ranks=4, nodes=2, transport=transport)
+    topology = GroupShape(num_ranks=4, nodes=2, transport=transport)
     name = topology.algorithms[-1]
     kernel = Launches()
     comm = communicator(topology, kernel)

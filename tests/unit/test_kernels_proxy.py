@@ -20,13 +20,13 @@ from weft.kernels.host_proxy import (
     MIN_CHUNK_VECTORS,
     PART_BITS,
     Lane,
-    Layout,
+    LinkMemory,
     part_size,
     ready_run,
     unpack_shape,
 )
 
-LAYOUT = Layout(nodes=2, part_bytes=256 << 10)
+LAYOUT = LinkMemory(nodes=2, part_bytes=256 << 10)
 
 
 def pack_shape(part: int, chunk: int, epoch: int) -> int:

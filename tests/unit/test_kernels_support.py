@@ -22,7 +22,7 @@ from weft.kernels import (
     residual_rms_norm,
     support,
 )
-from weft.kernels.selection import Topology
+from weft.kernels.selection import GroupShape
 from weft.kernels.support import Place, verdict
 
 
@@ -66,7 +66,7 @@ def test_all_ranks_take_the_same_decision(
 def test_lanes_leave_a_core_for_every_process(
     hosts: str, cores: int, nodes: int, lanes: int
 ) -> None:
-    topology = Topology(num_ranks=len(hosts), nodes=nodes, transport="tcp")
+    topology = GroupShape(num_ranks=len(hosts), nodes=nodes, transport="tcp")
     assert host_link.lanes_for(list(hosts), [cores] * len(hosts), topology) == lanes
 
 

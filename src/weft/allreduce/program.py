@@ -39,7 +39,7 @@ class Combine:
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class Round:
     """Send first, then combine; the next step begins when every combine is done."""
 
     name: str
@@ -54,7 +54,7 @@ class Step:
                     yield source, combine
 
 
-Program = tuple[Step, ...]
+Program = tuple[Round, ...]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,7 +27,7 @@ from weft.comm.groups import ProcessGroups, open_groups
 from weft.errors import UserError
 from weft.fabric.fingerprint import fingerprint
 from weft.kernels.reducer import Reducer
-from weft.kernels.selection import BETWEEN_NODES, Topology
+from weft.kernels.selection import BETWEEN_NODES, GroupShape
 from weft.launch.environment import current_rank, pick_device
 from weft.vocabulary.layout import Layout
 
@@ -56,7 +56,7 @@ class BenchPlan:
         return Layout(tp=self.nodes * self.ranks_per_node)
 
     @property
-    def topologies(self) -> tuple[Topology, ...]:
+    def topologies(self) -> tuple[GroupShape, ...]:
         """The group, once a transport."""
         return topologies(self.nodes, self.ranks_per_node, self.transports)
 
@@ -206,9 +206,9 @@ def known_transports(text: str, nodes: int) -> tuple[str, ...]:
 
 def topologies(
     nodes: int, ranks_per_node: int, transports: tuple[str, ...]
-) -> tuple[Topology, ...]:
+) -> tuple[GroupShape, ...]:
     """The same group over every transport."""
     return tuple(
-        Topology(num_ranks=nodes * ranks_per_node, nodes=nodes, transport=transport)
+        GroupShape(num_ranks=nodes * ranks_per_node, nodes=nodes, transport=transport)
         for transport in transports
     )

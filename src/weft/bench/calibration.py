@@ -26,7 +26,7 @@ from weft.comm.groups import ProcessGroups, open_groups
 from weft.errors import EnvironmentUnavailable
 from weft.fabric.fabric import Fabric, MeasuredTable
 from weft.fabric.fingerprint import describe, fingerprint
-from weft.kernels.selection import FLAT, MAX_RANKS, Topology
+from weft.kernels.selection import FLAT, MAX_RANKS, GroupShape
 from weft.launch.environment import current_rank, pick_device
 from weft.vocabulary.layout import Layout
 
@@ -173,7 +173,7 @@ def _measure_on_gpus(
     field = open_field(
         groups.process_group(communicator.ranks),
         (BACKEND, *FLAT),
-        (Topology(num_ranks=group.ranks),),
+        (GroupShape(num_ranks=group.ranks),),
         max_bytes=max(sizes),
         timeout_s=30.0,
         use_fabric=False,

@@ -10,7 +10,7 @@ import torch
 
 from weft.allreduce.algorithms import PROGRAMS, build
 from weft.allreduce.errors import MismatchError
-from weft.allreduce.program import Program, Step, Topology
+from weft.allreduce.program import Program, Round, Topology
 from weft.comm.shared_memory import OUTBOX_BYTES, Header, Segment
 from weft.comm.sockets import Message, SocketLink
 from weft.errors import CommunicationError
@@ -186,7 +186,7 @@ class ProgramRunner:
     def _plan_step(
         self,
         index: int,
-        step: Step,
+        step: Round,
         dtype: torch.dtype,
         views: dict[int, dict[tuple[int, int, int], torch.Tensor]],
     ) -> _PlannedStep:
@@ -212,7 +212,7 @@ class ProgramRunner:
         return planned
 
 
-def _near_slices(step: Step, node: range) -> list[tuple[int, int]]:
+def _near_slices(step: Round, node: range) -> list[tuple[int, int]]:
     """What a rank publishes in a step: neighbouring slices as one, no slice twice.
 
     A reduce-scatter step sends every peer another part of the message; the parts lie side

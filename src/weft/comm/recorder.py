@@ -45,7 +45,7 @@ class Call:
 
 
 @dataclass(slots=True)
-class Step:
+class RecordedStep:
     """One engine step of this rank."""
 
     index: int
@@ -63,14 +63,14 @@ class Recorder:
     """
 
     calls: list[Call] = field(default_factory=list)
-    steps: list[Step] = field(default_factory=list)
+    steps: list[RecordedStep] = field(default_factory=list)
     phase: Phase = "other"
     eager: bool = False
 
     @contextmanager
     def step(self, phase: Phase, num_tokens: int) -> Iterator[None]:
         """Calls inside belong to one step of ``phase``."""
-        step = Step(len(self.steps), phase, num_tokens, time.perf_counter())
+        step = RecordedStep(len(self.steps), phase, num_tokens, time.perf_counter())
         self.steps.append(step)
         self.phase = phase
         try:

@@ -22,7 +22,7 @@ from weft.kernels.endpoint import CommRecord, Endpoint
 from weft.kernels.modules import ELEMENTS
 from weft.kernels.ordering import StreamOrder
 from weft.kernels.reducer import AddNorm, Peers, Reducer, add_rms_norm, agreed_selections, check_out
-from weft.kernels.selection import Topology, Variant
+from weft.kernels.selection import GroupShape, Variant
 from weft.kernels.support import supported
 
 DEFAULT_MAX_BYTES = 64 << 20
@@ -69,12 +69,12 @@ class DeviceAllReduce(Reducer):
         self.device = device or torch.device("cuda", torch.cuda.current_device())
         self._overlap = overlap
         self._kernels: dict[tuple[str, torch.dtype, int], Kernel] = {}
-        self._plans: dict[tuple[int, torch.dtype, str], Plan | None] = {}
+        self._plans: dict[tuple[int, torch.dtype, str], KernelLaunch | None] = {}
         self._order = StreamOrder(self.device)
         reason = supported(self.group, self.device, nodes=nodes, transport=transport)
         if reason is not None:
             raise EnvironmentUnavailable(f"weft's GPU all-reduce: {reason}")
-        self.topology = Topology(num_ranks=self.num_ranks, nodes=nodes, transport=transport)
+        self.topology = GroupShape(num_ranks=self.num_ranks, nodes=nodes, transport=transport)
         torch.zeros(1, device=self.device)  # the primary context exists and is current
         self._selections = agreed_selections(
             self.group,
@@ -220,7 +220,7 @@ class DeviceAllReduce(Reducer):
             self.check()
         return self._order.enter()
 
-    def _plan(self, tensor: torch.Tensor, algorithm: str) -> Plan | None:
+    def _plan(self, tensor: torch.Tensor, algorithm: str) -> KernelLaunch | None:
         self.require_open()
         name, plan = self.check_name(algorithm), None
         variant = self._choose(tensor.nbytes, tensor.dtype, name)
@@ -240,7 +240,7 @@ class DeviceAllReduce(Reducer):
             )
         return None
 
-    def plan_of(self, variant: Variant, dtype: torch.dtype, num_bytes: int) -> Plan:
+    def plan_of(self, variant: Variant, dtype: torch.dtype, num_bytes: int) -> KernelLaunch:
         """A ready launch of ``variant`` for a message of ``num_bytes``."""
         name = variant.algorithm
         arguments: list[Any] = self._end.arguments(name)
@@ -248,7 +248,7 @@ class DeviceAllReduce(Reducer):
         kernel = self.kernel(modules.source_of(name), name, dtype, arguments)
         piece = min(num_bytes, self.topology.launch_bytes(variant))
         blocks = variant.blocks(piece, self.topology.sharing(name))
-        return Plan(kernel, blocks, variant.threads, piece // dtype.itemsize)
+        return KernelLaunch(kernel, blocks, variant.threads, piece // dtype.itemsize)
 
     def use_variant(self, variant: Variant, dtype: torch.dtype, num_elements: int) -> None:
         """Make "auto" use ``variant`` for this size (how the tuner tries variants)."""
@@ -257,7 +257,7 @@ class DeviceAllReduce(Reducer):
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class KernelLaunch:
     """A kernel with its launch shape and the most elements that one launch sums."""
 
     kernel: Kernel

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from weft.allreduce.selection import AUTO, BACKEND
 from weft.errors import EnvironmentUnavailable, UserError, WeftError
 from weft.kernels.communicator import DeviceAllReduce
-from weft.kernels.selection import FLAT, Topology
+from weft.kernels.selection import FLAT, GroupShape
 from weft.kernels.vote import gather
 
 SYMMETRIC: Final = "nccl_symmetric"
@@ -66,7 +66,7 @@ class Field:
             communicator.close()
 
 
-def names_of(topologies: Sequence[Topology]) -> tuple[str, ...]:
+def names_of(topologies: Sequence[GroupShape]) -> tuple[str, ...]:
     """Everything that can be measured on such a group, the library's own first."""
     peer = any(topology.transport == "peer" for topology in topologies)
     weft = dict.fromkeys(name for topology in topologies for name in topology.algorithms)
@@ -76,7 +76,7 @@ def names_of(topologies: Sequence[Topology]) -> tuple[str, ...]:
 def open_field(
     group: dist.ProcessGroup,
     names: Sequence[str],
-    topologies: Sequence[Topology],
+    topologies: Sequence[GroupShape],
     *,
     max_bytes: int,
     timeout_s: float,

@@ -14,7 +14,7 @@ from weft.kernels.fault import Fault
 from weft.kernels.host_link import HostLink
 from weft.kernels.nvshmem import ShmemLink
 from weft.kernels.peer_memory import PeerMemory
-from weft.kernels.selection import Topology
+from weft.kernels.selection import GroupShape
 
 # Layout of ``struct Header`` in comm.cuh.
 HEADER_BYTES = 4096
@@ -39,7 +39,7 @@ class Endpoint:
     """Memory that peers write, set up and released by all ranks of a group together."""
 
     def __init__(
-        self, group: dist.ProcessGroup, topology: Topology, max_bytes: int, timeout_s: float
+        self, group: dist.ProcessGroup, topology: GroupShape, max_bytes: int, timeout_s: float
     ) -> None:
         """Collective; nobody may call a kernel before a barrier after it."""
         self._group, self._topology = group, topology

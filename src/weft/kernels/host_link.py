@@ -25,8 +25,8 @@ from collections.abc import Sequence
 import torch.distributed as dist
 
 from weft.kernels.driver import checked, driver
-from weft.kernels.host_proxy import Layout
-from weft.kernels.selection import Topology, num_vectors
+from weft.kernels.host_proxy import LinkMemory
+from weft.kernels.selection import GroupShape, num_vectors
 from weft.kernels.support import host_identity
 from weft.kernels.vote import gather
 
@@ -54,13 +54,13 @@ class HostLinkRecord(ctypes.Structure):
 class HostLink:
     """Pinned memory of one rank, proxies that send and proxies that receive."""
 
-    def __init__(self, group: dist.ProcessGroup, topology: Topology, max_bytes: int) -> None:
+    def __init__(self, group: dist.ProcessGroup, topology: GroupShape, max_bytes: int) -> None:
         """Collective: connects the ranks of the same place on all nodes."""
         rank = dist.get_rank(group)
         node, place = divmod(rank, topology.ranks_per_node)
         most = min(max_bytes, topology.piece_bytes)
         part_bytes = -(-num_vectors(most) // topology.ranks_per_node) * 16
-        self.layout = Layout(nodes=topology.nodes, part_bytes=-(-part_bytes // 4096) * 4096)
+        self.layout = LinkMemory(nodes=topology.nodes, part_bytes=-(-part_bytes // 4096) * 4096)
         self._processes: list[subprocess.Popen[bytes]] = []
         self._file = os.memfd_create("weft-host-link")
         os.ftruncate(self._file, self.layout.num_bytes)
@@ -88,7 +88,9 @@ class HostLink:
             max_chunks=layout.max_chunks,
         )
 
-    def _connect(self, group: dist.ProcessGroup, topology: Topology, node: int, place: int) -> None:
+    def _connect(
+        self, group: dist.ProcessGroup, topology: GroupShape, node: int, place: int
+    ) -> None:
         """Listen, tell everybody where, and hand the connected sockets to the proxies."""
         listener = socket.create_server(("", 0), backlog=64)
         listener.settimeout(CONNECT_S)
@@ -162,7 +164,7 @@ class HostLink:
             os.close(self._file)
 
 
-def lanes_for(hosts: Sequence[str], cores: Sequence[int], topology: Topology) -> int:
+def lanes_for(hosts: Sequence[str], cores: Sequence[int], topology: GroupShape) -> int:
     """Lanes between two ranks: as many as leave a core for each proxy and rank, 1 to MAX_LANES.
 
     hosts, cores: of every rank; the answer is the same on all of them.

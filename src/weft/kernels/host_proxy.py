@@ -37,7 +37,7 @@ FOREVER = float("inf")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Layout:
+class LinkMemory:
     """Offsets inside the shared memory of one rank."""
 
     nodes: int
@@ -88,7 +88,7 @@ class Proxy:
 
     def __init__(
         self,
-        layout: Layout,
+        layout: LinkMemory,
         memory: memoryview,
         parent: int,
         pause: Callable[[float], object] = time.sleep,
@@ -218,7 +218,7 @@ def send_all(link: socket.socket, header: bytes, data: memoryview) -> None:
 def receive_calls(proxy: Proxy, node: int, link: socket.socket) -> None:
     """Put what ``node`` sends where the kernel looks for it."""
     staging, held = memoryview(bytearray(STAGING_BYTES)), 0
-    inbox = Inbox(proxy, node)
+    inbox = NodeInbox(proxy, node)
     while got := receive(proxy, link, staging[held:]):
         held, start = held + got, 0
         while held - start >= HEADER.size:
@@ -232,7 +232,7 @@ def receive_calls(proxy: Proxy, node: int, link: socket.socket) -> None:
         staging[:held] = bytes(staging[start : start + held])
 
 
-class Inbox:
+class NodeInbox:
     """What one other node sends."""
 
     def __init__(self, proxy: Proxy, node: int) -> None:
@@ -309,7 +309,7 @@ def main() -> None:
     """Run one proxy until its communicator is closed or its process has gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
     task = json.loads(sys.argv[1])
-    layout = Layout(nodes=task["nodes"], part_bytes=task["part_bytes"])
+    layout = LinkMemory(nodes=task["nodes"], part_bytes=task["part_bytes"])
     memory = memoryview(mmap.mmap(task["memory"], layout.num_bytes))
     links = {int(node): prepare(socket.socket(fileno=f)) for node, f in task["sockets"].items()}
     try:

@@ -17,7 +17,7 @@ import torch.distributed as dist
 
 from weft.errors import EnvironmentUnavailable
 from weft.kernels.driver import Module, checked, driver
-from weft.kernels.selection import Topology, num_vectors
+from weft.kernels.selection import GroupShape, num_vectors
 from weft.kernels.vote import agree
 
 PACKAGE: Final = "nvidia.nvshmem"
@@ -136,7 +136,7 @@ class DeviceLibrary:
 class ShmemLink:
     """A rank's symmetric memory for the traffic between nodes, and how to reach the others'."""
 
-    def __init__(self, group: dist.ProcessGroup, topology: Topology, max_bytes: int) -> None:
+    def __init__(self, group: dist.ProcessGroup, topology: GroupShape, max_bytes: int) -> None:
         """Collective; starts NVSHMEM for the ranks of ``group`` where nobody has yet.
 
         Raises EnvironmentUnavailable on all ranks if one of them fails.
@@ -153,7 +153,7 @@ class ShmemLink:
         return WORDS_BYTES + 2 * (1 + self._nodes) * self.part_bytes
 
     def _allocate(
-        self, group: dist.ProcessGroup, topology: Topology, numbers: list[int]
+        self, group: dist.ProcessGroup, topology: GroupShape, numbers: list[int]
     ) -> ShmemRecord:
         self._nodes = topology.nodes
         heap = _library().nvshmem_malloc(self.num_bytes)
@@ -168,7 +168,7 @@ class ShmemLink:
         checked(module.cuCtxSynchronize(), "clearing symmetric memory")
         return self._record(dist.get_rank(group), topology, numbers)
 
-    def _record(self, rank: int, topology: Topology, numbers: list[int]) -> ShmemRecord:
+    def _record(self, rank: int, topology: GroupShape, numbers: list[int]) -> ShmemRecord:
         node, place = divmod(rank, topology.ranks_per_node)
         record = ShmemRecord(heap=self._heap, part_bytes=self.part_bytes)
         for other in range(topology.nodes):

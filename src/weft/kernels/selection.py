@@ -61,7 +61,7 @@ class Rule:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Topology:
+class GroupShape:
     """How the ranks of a communicator are spread: ``nodes`` equal nodes, linked by a transport."""
 
     num_ranks: int
@@ -141,7 +141,7 @@ class Topology:
 
 
 def choose(
-    topology: Topology,
+    topology: GroupShape,
     num_bytes: int,
     algorithm: str,
     capacity_bytes: int,
@@ -171,7 +171,7 @@ def choose(
     return next((rule.variant for rule in same if num_bytes <= rule.max_bytes), default)
 
 
-def capacity(topology: Topology, max_bytes: int) -> int:
+def capacity(topology: GroupShape, max_bytes: int) -> int:
     """Mailbox bytes so that messages of up to ``max_bytes`` fit what "auto" chooses for them.
 
     Every algorithm but one-shot, whose need grows with the ranks, can then be asked for by name.

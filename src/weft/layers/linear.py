@@ -56,7 +56,7 @@ class Placement:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Section:
+class MatrixPart:
     """One checkpoint matrix [O, I] inside a column-parallel layer.
 
     ``part`` of ``num_parts`` equal row blocks is held; KV heads that are fewer than
@@ -77,7 +77,7 @@ class ColumnParallelLinear(nn.Module):
     """[T, I] -> [T, sum of O/t]: this rank's rows of one or several stacked matrices."""
 
     def __init__(
-        self, in_features: int, sections: list[Section], *, bias: bool, where: Placement
+        self, in_features: int, sections: list[MatrixPart], *, bias: bool, where: Placement
     ) -> None:
         super().__init__()
         self.split_sizes = [stop - start for start, stop in (s.rows for s in sections)]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from weft.layers.linear import ColumnParallelLinear, Placement, RowParallelLinear, Section
+from weft.layers.linear import ColumnParallelLinear, MatrixPart, Placement, RowParallelLinear
 from weft.vocabulary.feed_forward_kinds import Dense
 
 
@@ -19,7 +19,7 @@ class DenseFeedForward(nn.Module):
         super().__init__()
         self.activation = kind.activation
         sections = [
-            Section(
+            MatrixPart(
                 name=f"{prefix}.{which}_proj",
                 out_features=kind.intermediate_size,
                 part=where.tp_rank,

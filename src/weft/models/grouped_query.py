@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from weft.layers.attention import AttentionStep, Heads, LayerCache, Scores
-from weft.layers.linear import ColumnParallelLinear, Placement, RowParallelLinear, Section
+from weft.layers.linear import ColumnParallelLinear, MatrixPart, Placement, RowParallelLinear
 from weft.layers.norm import RMSNorm, rms_norm
 from weft.layers.shards import Piece, rows_of
 from weft.layers.shared_norm import NormSums, SharedNorm
@@ -96,8 +96,8 @@ class GroupedQueryAttention(nn.Module):
         return torch.cat((queries, qkv[:, 2 * heads * size :]), dim=1), gates
 
 
-def _section(name: str, out_features: int, part: int, num_parts: int) -> Section:
-    return Section(name=name, out_features=out_features, part=part, num_parts=num_parts)
+def _section(name: str, out_features: int, part: int, num_parts: int) -> MatrixPart:
+    return MatrixPart(name=name, out_features=out_features, part=part, num_parts=num_parts)
 
 
 def _head_norm(name: str, kind: GroupedQuery, spec: ModelSpec, where: Placement) -> RMSNorm:

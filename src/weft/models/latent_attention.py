@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from weft.layers.attention import AttentionStep, LatentCache, PlainAttention, Scores
-from weft.layers.linear import ColumnParallelLinear, Placement, RowParallelLinear, Section
+from weft.layers.linear import ColumnParallelLinear, MatrixPart, Placement, RowParallelLinear
 from weft.layers.norm import RMSNorm
 from weft.layers.rope import rotate
 from weft.vocabulary.attention_kinds import Latent
@@ -94,14 +94,14 @@ class LatentAttention(nn.Module):
         return torch.cat((absorbed, rotate(rotary, self.kind.rope, step.angles)), dim=2)
 
 
-def _whole(name: str, out_features: int) -> Section:
-    return Section(name=name, out_features=out_features, part=0, num_parts=1)
+def _whole(name: str, out_features: int) -> MatrixPart:
+    return MatrixPart(name=name, out_features=out_features, part=0, num_parts=1)
 
 
 def _by_heads(
     name: str, in_features: int, out_features: int, where: Placement
 ) -> ColumnParallelLinear:
-    section = Section(
+    section = MatrixPart(
         name=name, out_features=out_features, part=where.tp_rank, num_parts=where.tp_size
     )
     return ColumnParallelLinear(in_features, [section], bias=False, where=where)

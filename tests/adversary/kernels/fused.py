@@ -11,7 +11,7 @@ from adversary.kernel import Call, Kernel, Prepared
 from adversary.world import Shape, World, same
 from allreduce_reference import Values, from_float, to_float
 from weft.kernels.residual_rms_norm import RowsRecord
-from weft.kernels.selection import Topology
+from weft.kernels.selection import GroupShape
 
 EPSILON = 1e-5
 TOLERANCE = {"float32": 1e-5, "float16": 2e-3, "bfloat16": 1.6e-2}
@@ -119,7 +119,7 @@ class Fused(Kernel):
         return Rows(call, world, reduce=self.reduce)
 
     def mailbox_bytes(self, call: Call, shape: Shape) -> int:
-        return Topology(num_ranks=shape.ranks).needs("one_shot", call.count * shape.item)
+        return GroupShape(num_ranks=shape.ranks).needs("one_shot", call.count * shape.item)
 
 
 class Plain(Fused):

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from weft.allreduce.program import Step, after, combine, send, slice_of
+from weft.allreduce.program import Round, after, combine, send, slice_of
 
 
-def reduce_scatter_step(name: str, members: range, rank: int, bounds: tuple[int, int]) -> Step:
+def reduce_scatter_step(name: str, members: range, rank: int, bounds: tuple[int, int]) -> Round:
     """Each member gets its own slice of ``bounds`` from all and adds in member order."""
     size = len(members)
     sends = [
@@ -14,10 +14,10 @@ def reduce_scatter_step(name: str, members: range, rank: int, bounds: tuple[int,
         for item in send(peer, slice_of(members.index(peer), size, *bounds))
     ]
     own = slice_of(members.index(rank), size, *bounds)
-    return Step(name, tuple(sends), combine(own, tuple(members)))
+    return Round(name, tuple(sends), combine(own, tuple(members)))
 
 
-def all_gather_step(name: str, members: range, rank: int, bounds: tuple[int, int]) -> Step:
+def all_gather_step(name: str, members: range, rank: int, bounds: tuple[int, int]) -> Round:
     """Each member sends its own slice of ``bounds`` to all."""
     size = len(members)
     own = slice_of(members.index(rank), size, *bounds)
@@ -28,10 +28,10 @@ def all_gather_step(name: str, members: range, rank: int, bounds: tuple[int, int
         if peer != rank
         for item in combine(slice_of(place, size, *bounds), (peer,))
     ]
-    return Step(name, tuple(sends), tuple(copies))
+    return Round(name, tuple(sends), tuple(copies))
 
 
-def exchange_step(name: str, members: range, rank: int, bounds: tuple[int, int]) -> Step:
+def exchange_step(name: str, members: range, rank: int, bounds: tuple[int, int]) -> Round:
     """Each member sends all of ``bounds`` to all and adds in member order."""
     sends = [item for peer in after(rank, members) for item in send(peer, bounds)]
-    return Step(name, tuple(sends), combine(bounds, tuple(members)))
+    return Round(name, tuple(sends), combine(bounds, tuple(members)))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from weft.allreduce.algorithms.recursive_doubling import fold
 from weft.allreduce.pairing import Pairing
-from weft.allreduce.program import Program, Step, Topology, combine, send
+from weft.allreduce.program import Program, Round, Topology, combine, send
 
 Bounds = tuple[int, int]
 
@@ -24,33 +24,33 @@ def program(topology: Topology, count: int, rank: int) -> Program:
     return tuple(fold("halving-doubling", members, pairing, rank, whole, middle))
 
 
-def _halve(pairing: Pairing, rank: int, index: int, whole: Bounds) -> list[Step]:
+def _halve(pairing: Pairing, rank: int, index: int, whole: Bounds) -> list[Round]:
     steps = []
     bounds = whole
     for distance in pairing.distances:
         peer = pairing.rank_of(index ^ distance)
         kept, given = _halves(bounds, index, distance)
         pair = tuple(sorted((rank, peer)))
-        steps.append(Step(_name("halving", distance), send(peer, given), combine(kept, pair)))
+        steps.append(Round(_name("halving", distance), send(peer, given), combine(kept, pair)))
         bounds = kept
     return steps
 
 
-def _double(pairing: Pairing, index: int, whole: Bounds) -> list[Step]:
+def _double(pairing: Pairing, index: int, whole: Bounds) -> list[Round]:
     """The halving steps backwards: give what is kept, get what was given."""
     steps = []
     bounds = whole
     for distance in pairing.distances:
         peer = pairing.rank_of(index ^ distance)
         kept, given = _halves(bounds, index, distance)
-        steps.append(Step(_name("doubling", distance), send(peer, kept), combine(given, (peer,))))
+        steps.append(Round(_name("doubling", distance), send(peer, kept), combine(given, (peer,))))
         bounds = kept
     return steps[::-1]
 
 
-def _idle_steps(pairing: Pairing) -> list[Step]:
-    halving = [Step(_name("halving", distance)) for distance in pairing.distances]
-    doubling = [Step(_name("doubling", distance)) for distance in reversed(pairing.distances)]
+def _idle_steps(pairing: Pairing) -> list[Round]:
+    halving = [Round(_name("halving", distance)) for distance in pairing.distances]
+    doubling = [Round(_name("doubling", distance)) for distance in reversed(pairing.distances)]
     return halving + doubling
 
 

@@ -7,14 +7,14 @@ of two, some ranks fold in before the exchanges and get the result after them.
 from __future__ import annotations
 
 from weft.allreduce.pairing import Pairing
-from weft.allreduce.program import Program, Step, Topology, combine, send
+from weft.allreduce.program import Program, Round, Topology, combine, send
 
 
 def program(topology: Topology, count: int, rank: int) -> Program:
     return tuple(doubling_steps("recursive doubling", range(topology.ranks), rank, (0, count)))
 
 
-def doubling_steps(name: str, members: range, rank: int, bounds: tuple[int, int]) -> list[Step]:
+def doubling_steps(name: str, members: range, rank: int, bounds: tuple[int, int]) -> list[Round]:
     """Recursive doubling of ``bounds`` among ``members``."""
     pairing = Pairing(len(members), 1)
     place = members.index(rank)
@@ -31,20 +31,20 @@ def fold(
     pairing: Pairing,
     place: int,
     bounds: tuple[int, int],
-    middle: list[Step],
-) -> list[Step]:
+    middle: list[Round],
+) -> list[Round]:
     """Put the fold-in before ``middle`` and the hand-back after it, where they are needed."""
     if not pairing.num_folded:
         return middle
     fold_name, back_name = f"{name} fold-in", f"{name} hand-back"
     if place >= 2 * pairing.num_folded:
-        return [Step(fold_name), *middle, Step(back_name)]
+        return [Round(fold_name), *middle, Round(back_name)]
     rank, partner = members[place], members[place ^ 1]
     if place % 2:
-        before = Step(fold_name, send(partner, bounds))
-        return [before, *middle, Step(back_name, (), combine(bounds, (partner,)))]
-    before = Step(fold_name, (), combine(bounds, (rank, partner)))
-    return [before, *middle, Step(back_name, send(partner, bounds))]
+        before = Round(fold_name, send(partner, bounds))
+        return [before, *middle, Round(back_name, (), combine(bounds, (partner,)))]
+    before = Round(fold_name, (), combine(bounds, (rank, partner)))
+    return [before, *middle, Round(back_name, send(partner, bounds))]
 
 
 def _exchange(
@@ -54,10 +54,10 @@ def _exchange(
     place: int,
     distance: int,
     bounds: tuple[int, int],
-) -> Step:
+) -> Round:
     index = pairing.index_of(place)
     if index is None:
-        return Step(name)
+        return Round(name)
     peer = members[pairing.rank_of(index ^ distance)]
     pair = tuple(sorted((members[place], peer)))
-    return Step(name, send(peer, bounds), combine(bounds, pair))
+    return Round(name, send(peer, bounds), combine(bounds, pair))

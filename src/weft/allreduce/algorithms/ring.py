@@ -5,7 +5,7 @@ Sum order: chunk c is added rank by rank around the ring, from rank c on.
 
 from __future__ import annotations
 
-from weft.allreduce.program import Program, Step, Topology, combine, send, slice_of
+from weft.allreduce.program import Program, Round, Topology, combine, send, slice_of
 
 
 def program(topology: Topology, count: int, rank: int) -> Program:
@@ -16,7 +16,7 @@ def program(topology: Topology, count: int, rank: int) -> Program:
         return slice_of(index % size, size, 0, count)
 
     reduce_steps = [
-        Step(
+        Round(
             "ring reduce-scatter",
             send(after, chunk(rank - step)),
             combine(chunk(rank - step - 1), (before, rank)),
@@ -24,7 +24,7 @@ def program(topology: Topology, count: int, rank: int) -> Program:
         for step in range(size - 1)
     ]
     gather_steps = [
-        Step(
+        Round(
             "ring all-gather",
             send(after, chunk(rank + 1 - step)),
             combine(chunk(rank - step), (before,)),
