@@ -196,7 +196,7 @@ def test_what_the_ranks_refuse_is_one_line_and_their_exit_code(model):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--weights", "none"], "--weights none"),
+        (["--weights", "none"], "--weights 'none'"),
         (["--max-batch", "0"], "--max-batch 0"),
         (["--max-waiting", "-1"], "--max-waiting -1"),
         (["--max-prompt", "0"], "--max-prompt 0"),
