@@ -17,8 +17,8 @@ TRIES = Path(__file__).parents[1] / "hostile_options.py"
 
 @pytest.mark.timeout(3000)
 def test_every_option_of_every_command():
-    """``WEFT_HOSTILE_EVERY=1`` tries every value, not one in six of them."""
-    env = {"WEFT_HOSTILE_EVERY": "6"} | os.environ
+    """``WEFT_HOSTILE_EVERY=1`` tries every value, not one in twelve of them."""
+    env = {"WEFT_HOSTILE_EVERY": "12"} | os.environ
     done = subprocess.run(
         [sys.executable, str(TRIES)], capture_output=True, text=True, check=False, env=env
     )
