@@ -88,7 +88,7 @@ def test_bench_decode_over_two_launchers(model, tmp_path):
         (["--case", "8"], "--case 8"),
         (["--decode", "1"], "--decode 1"),
         (["--repeats", "0"], "--repeats 0"),
-        (["--weights", "none"], "--weights none"),
+        (["--weights", "none"], "--weights 'none'"),
         (["--tp", "3"], "--tp 3"),
     ],
 )

@@ -47,7 +47,7 @@ def test_chosen_algorithms_always_come_beside_the_librarys_own() -> None:
 
 @pytest.mark.parametrize(
     ("text", "nodes", "message"),
-    [("pigeon", 2, "'pigeon' is unknown"), ("peer,nvshmem", 1, "nvshmem links nodes; use --nodes")],
+    [("pigeon", 2, "'pigeon' is unknown"), ("peer,nvshmem", 1, "nvshmem links nodes; use `nodes`")],
 )
 def test_transports_that_cannot_be(text: str, nodes: int, message: str) -> None:
     with pytest.raises(UserError, match=message):

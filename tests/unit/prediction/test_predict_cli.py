@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 
 from weft.calibration.calibrate_accelerator import Sizes
 from weft.cli import calibrate_accelerator, main, plan, predict
 from weft.cli.default_group import app_with_default
-from weft.errors import FileFormatError
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -256,7 +256,7 @@ def test_calibrate_writes_a_file_that_predict_reads(
     code, _, err = weft("predict", "llama-3.2-1b", "--accelerator", str(file))
     assert code == 2
     assert "--fabric NAME" in err
-    with pytest.raises(FileFormatError, match="create it"):
+    with pytest.raises(typer.BadParameter, match="create it"):
         app(["accelerator", "-o", str(tmp_path / "no" / "x")], standalone_mode=False)
 
 

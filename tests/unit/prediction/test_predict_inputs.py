@@ -211,7 +211,7 @@ def test_calibration_of_this_cpu_makes_a_usable_file(monkeypatch: pytest.MonkeyP
 
 
 def test_a_missing_device_says_what_to_do() -> None:
-    with pytest.raises(EnvironmentUnavailable, match="use --device cpu"):
+    with pytest.raises(EnvironmentUnavailable, match="use `device` cpu"):
         DeviceTimer("cuda:7")
     for name in ("banana", "meta", "cuda:x"):
         with pytest.raises(UserError, match="write cpu, cuda or cuda:1"):
