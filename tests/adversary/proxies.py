@@ -13,7 +13,7 @@ from typing import Any
 from adversary.actors import Actor, dismiss, hire, module_of
 from adversary.machine import Patch
 from weft.kernels import host_proxy
-from weft.kernels.host_link import HostLinkRecord
+from weft.kernels.host_link import HostLinkRecord, record_at
 
 PIPE_BYTES = 300
 
@@ -161,17 +161,7 @@ class Proxies:
         self._start(lanes=self._rng.choice((1, 2)) if shape.ranks * shape.nodes <= 12 else 1)
 
     def record(self, rank: int) -> HostLinkRecord:
-        base, layout = self._base + self.memory[rank], self.layout
-        return HostLinkRecord(
-            outbox=base + layout.outbox,
-            inbox=base + layout.inbox,
-            out_flag=base + layout.out_flags,
-            in_flag=base + layout.in_flags,
-            shape=base + layout.shape,
-            entered=base + layout.entered,
-            part_bytes=layout.part_bytes,
-            max_chunks=layout.max_chunks,
-        )
+        return record_at(self._base + self.memory[rank], self.layout)
 
     def step(self, which: int) -> int:
         """What the machine calls: one step of one process; 1 where it moved something."""

@@ -33,8 +33,9 @@ NOT_FINITE: Final = "the model's logits are not numbers (NaN); look at its weigh
 class SamplingParams:
     """How tokens are chosen and when to stop.
 
-    temperature 0 (below 1e-5) is greedy. With a ``seed`` a request's tokens depend on nothing but its prompt,
-    the weights and these parameters; without one the engine's seed and the request's number decide.
+    temperature 0 (below 1e-5) is greedy. With a ``seed`` a request's tokens depend on nothing but
+    its prompt, the weights and these parameters; without one the engine's seed and the request's
+    number decide.
     top_k likeliest tokens are kept (0: all), of those the fewest that together have the probability
     top_p, of those the ones with at least min_p times the probability of the likeliest.
     Before that logits change: those of tokens in prompt or output are divided by
@@ -129,7 +130,8 @@ class Request:
     here yet. While it runs it has a ``row`` of the engine's per-request tables, where its
     last sampled id lies (``has_last_id``) once it was sampled under that row; ``admission``
     counts in which order requests began to run. ``keys`` of its full blocks (see prefix.py), of
-    which the first ``num_remembered`` can be found by others. ``error``: why it ended, or on this rank will.
+    which the first ``num_remembered`` can be found by others. ``error``: why it ended, or on this
+    rank will.
     """
 
     number: int

@@ -82,7 +82,8 @@ class Step:
     token, or -1 where token_ids has it; query_lengths, context_lengths [S]: rows of the
     step and positions including them; blocks: each sequence's cache blocks; rows [S]:
     request rows; logit_rows [N + M]: those sampled, then those of ``prompt_rows``;
-    new_blocks [.., 3]: (request row, place, block) that the device's table lacks; entering: requests that have just got their row.
+    new_blocks [.., 3]: (request row, place, block) that the device's table lacks;
+    entering: requests that have just got their row.
     """
 
     chunks: Sequence[Chunk]

@@ -35,6 +35,20 @@ MAX_LANES = 4  # pairs of proxies, and TCP connections, between two ranks
 GREETING = struct.Struct("<16sII")  # token, node, lane
 
 
+def record_at(base: int, memory: LinkMemory) -> HostLinkRecord:
+    """What a kernel needs of mailboxes that lie at the address ``base``."""
+    return HostLinkRecord(
+        outbox=base + memory.outbox,
+        inbox=base + memory.inbox,
+        out_flag=base + memory.out_flags,
+        in_flag=base + memory.in_flags,
+        shape=base + memory.shape,
+        entered=base + memory.entered,
+        part_bytes=memory.part_bytes,
+        max_chunks=memory.max_chunks,
+    )
+
+
 class HostLinkRecord(ctypes.Structure):
     """``struct HostLinkRecord`` of link.cuh."""
 
@@ -76,17 +90,7 @@ class HostLink:
         checked(self._driver.cuMemHostRegister(self._host, size, flags), "pinning the mailboxes")
         pointer = self._driver.cuMemHostGetDevicePointer(self._host, 0)
         base = int(checked(pointer, "mapping the mailboxes"))
-        layout = self.layout
-        return HostLinkRecord(
-            outbox=base + layout.outbox,
-            inbox=base + layout.inbox,
-            out_flag=base + layout.out_flags,
-            in_flag=base + layout.in_flags,
-            shape=base + layout.shape,
-            entered=base + layout.entered,
-            part_bytes=layout.part_bytes,
-            max_chunks=layout.max_chunks,
-        )
+        return record_at(base, self.layout)
 
     def _connect(
         self, group: dist.ProcessGroup, topology: GroupShape, node: int, place: int

@@ -37,7 +37,8 @@ class EngineStats:
     """The engine now.
 
     ``prefix_hit`` of the ``prefix_asked`` tokens that requests had when they began to run were
-    found in the cache. ``communication_share`` is of step time, of the last steps that were timed (None before).
+    found in the cache. ``communication_share`` is of step time, of the last steps that were timed
+    (None before).
     """
 
     running: int = 0
