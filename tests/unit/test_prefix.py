@@ -241,3 +241,16 @@ def test_nobody_begins_with_the_chunk_of_a_step_that_failed(models, monkeypatch)
         engine.step()
     (expected,) = without.generate([prompt[:30]], sampling)
     assert tuple(second.output) == expected.token_ids
+
+
+@pytest.mark.parametrize("length", [16, 32, 33])
+def test_the_last_token_of_a_prompt_is_computed_again(models, length):
+    """Also where the whole prompt fills blocks of 4 that are remembered."""
+    with_it, without = models
+    sampling = SamplingParams(max_tokens=5, ignore_eos=True)
+    prompt = [(7 * length + 3 * i) % 190 for i in range(length)]
+    expected = without.generate([prompt], sampling)
+    for _ in range(2):
+        before = with_it.engine.scheduler.prefix.num_hit
+        assert with_it.generate([prompt], sampling) == expected
+    assert with_it.engine.scheduler.prefix.num_hit - before == (length - 1) // 4 * 4

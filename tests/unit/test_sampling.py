@@ -253,8 +253,10 @@ def test_parts_of_the_vocabulary_race_alone(parts):
     assert torch.equal(pairs[..., 1].gather(0, winner)[0].long(), whole)
 
 
-def test_clocks_are_exponential_and_independent():
-    key = row_keys(torch.arange(400), torch.arange(400) % 7)
+@pytest.mark.parametrize("differs", ["seed", "index"])
+def test_clocks_are_exponential_and_independent(differs):
+    numbers = {"seed": torch.full((400,), 5), "index": torch.full((400,), 7)}
+    key = row_keys(**numbers | {differs: torch.arange(400)})
     times = clocks(key, torch.arange(BLOCK * 20, dtype=torch.int32)[None])
     ordered = times.flatten().double().sort().values
     steps = torch.arange(1, len(ordered) + 1) / len(ordered)
