@@ -15,6 +15,7 @@ import re
 from bisect import bisect_left, bisect_right, insort
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
+from itertools import zip_longest
 from math import prod
 from typing import Any, Final
 
@@ -195,28 +196,17 @@ def _start(layer: Layer) -> float:
 
 def _call(layer: Layer, operation: str, source: Source, kernels: Sequence[Layer]) -> TracedCall:
     """A call with the times of its kernels, or of the layer itself where it has none."""
-    traffic = layer.traffic or (kernels[0].traffic if kernels else None)
-    if not kernels:
-        return TracedCall(
-            operation=operation,
-            source=source,
-            name=layer.name,
-            start_us=layer.start_us,
-            duration_us=layer.duration_us,
-            host_us=layer.start_us,
-            variant=traffic.variant if traffic else None,
-            fused=traffic.fused if traffic else None,
-        )
-    start = min(kernel.start_us for kernel in kernels)
-    end = max(kernel.end_us for kernel in kernels)
+    spans = kernels or [layer]
+    start, traffic = min(map(_start, spans)), layer.traffic or spans[0].traffic
+    end = max(span.end_us for span in spans)
     return TracedCall(
         operation=operation,
         source=source,
-        name=kernels[0].name,
+        name=spans[0].name,
         start_us=start,
-        duration_us=end - start,
+        duration_us=spans[0].duration_us if len(spans) == 1 else end - start,
         host_us=layer.start_us,
-        on_device=True,
+        on_device=bool(kernels),
         variant=traffic.variant if traffic else None,
         fused=traffic.fused if traffic else None,
     )
@@ -254,36 +244,31 @@ def _ranks(args: Args) -> tuple[int, ...] | None:
 
 def _set_dims(call: TracedCall, args: Args) -> None:
     """Shapes from the recorded inputs: the first tensor, or every one of the first list."""
-    tensors = _first_list(args) or _tensors(args)[:1]
+    tensors = next(iter(_arguments(args)), None) or _tensors(args)[:1]
     if len(tensors) > 1:
         call.tensors = tuple(tensors)
     if tensors:
         call.input_shape, call.dtype = tensors[0]
 
 
-def _first_list(args: Args) -> list[Size]:
-    """The tensors of the first argument where it is a list: all of them travel."""
-    first = args.dims[0] if isinstance(args.dims, list) and args.dims else None
-    if not isinstance(first, list) or _is_shape(first):
-        return []
-    types = args.types if isinstance(args.types, list) else [None]
-    dtype = dtype_name(types[0]) if types else None
-    return [(tuple(part), dtype) for part in first if _is_shape(part) and part]
-
-
 def _tensors(args: Args) -> list[Size]:
     """Shape and dtype of every tensor among the inputs, lists of tensors unfolded."""
-    if not isinstance(args.dims, list):
-        return []
+    return [tensor for tensors in _arguments(args) for tensor in tensors]
+
+
+def _arguments(args: Args) -> list[list[Size]]:
+    """The tensors of each input: one, those of a list, or none."""
+    dims = args.dims if isinstance(args.dims, list) else []
     types = args.types if isinstance(args.types, list) else []
-    found: list[Size] = []
-    for position, dims in enumerate(args.dims):
-        kind = types[position] if position < len(types) else None
-        if _is_shape(dims) and dims:
-            found.append((tuple(dims), dtype_name(kind)))
-        elif isinstance(dims, list):
-            found += [(tuple(part), dtype_name(kind)) for part in dims if _is_shape(part) and part]
-    return found
+    return [
+        [
+            (tuple(shape), dtype_name(kind))
+            for shape in ([entry] if _is_shape(entry) else entry)
+            if _is_shape(shape) and shape
+        ]
+        for entry, kind in zip_longest(dims, types[: len(dims)])
+        if isinstance(entry, list)
+    ]
 
 
 def _is_shape(value: Any) -> bool:

@@ -25,6 +25,8 @@ from weft.importer.pairing import Meeting
 MOST_DRIFT: Final = 500e-6
 """The fastest that a clock is slewed against another (NTP: 500 µs a second)."""
 _SEARCH_STEPS: Final = 60
+_CLOCK_ERROR_US: Final = 5.0
+_CLOCK_ERROR_SHARE: Final = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,3 +208,37 @@ def _chained(known: ClockOffset, rank: int, step: _Difference) -> ClockOffset:
         origin_us=step.origin,
         contradiction_us=known.contradiction_us + max(0.0, step.low - step.high),
     )
+
+
+def split_waiting(found: Sequence[Meeting], clocks: Mapping[int, ClockOffset]) -> None:
+    """Set ``wait_us`` and ``transfer_us`` of every call whose whole group is there.
+
+    In an all-reduce, all-gather, reduce-scatter or all-to-all nobody is done before the last
+    rank came, and the last one waits for nobody: the shortest duration over the ranks is the
+    transfer, the rest of each rank's duration is waiting. That needs no common clock. For send,
+    receive and broadcast the start of the other side is needed. Nothing is set where the ranks' clocks contradict each other, nor where a split
+    needs a common clock and the clocks are not known well enough for it.
+    """
+    for meeting in found:
+        if not meeting.is_complete or not all(clocks[r].is_consistent for r in meeting.calls):
+            continue
+        if meeting.is_symmetric:
+            last = min(meeting.calls, key=lambda rank: meeting.calls[rank].duration_us)
+            transfer = meeting.calls[last].duration_us
+            for call in meeting.calls.values():
+                call.waited_for = last
+                call.transfer_us, call.wait_us = transfer, call.duration_us - transfer
+        elif meeting.root is not None:
+            _split_by_clock(meeting, clocks, meeting.root)
+
+
+def _split_by_clock(meeting: Meeting, clocks: Mapping[int, ClockOffset], root: int) -> None:
+    """Whoever came before the root waited for it, and the root for whoever receives from it."""
+    starts = {r: call.start_us - clocks[r].at(call.start_us) for r, call in meeting.calls.items()}
+    error = sum(clocks[rank].width_us for rank in meeting.calls) / 2
+    for rank, call in meeting.calls.items():
+        if error > max(_CLOCK_ERROR_US, _CLOCK_ERROR_SHARE * call.duration_us):
+            continue
+        begun = max(starts.values()) if rank == root else max(starts[root], starts[rank])
+        call.wait_us = min(max(begun - starts[rank], 0.0), call.duration_us)
+        call.transfer_us = call.duration_us - call.wait_us

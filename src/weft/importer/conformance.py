@@ -16,8 +16,6 @@ from weft.importer.rank_trace import RankTrace
 from weft.importer.rows import OtherCalls, Tally
 from weft.vocabulary.comparison import RowComparison, compare
 from weft.vocabulary.conventions import Conventions
-from weft.vocabulary.layout import Layout
-from weft.vocabulary.model_spec import ModelSpec
 from weft.vocabulary.schedule import Collective, Schedule, merge_rows
 
 ModelSource = Literal["given", "dimensions", "matched", "trace"]
@@ -53,7 +51,7 @@ class Conformance:
             "counts": dict(Counter(row.verdict for row in self.rows)),
             "differences": list(self.differences),
             "deviations": [deviation.to_json() for deviation in self.deviations],
-            "rows": [_comparison_json(row) for row in self.rows],
+            "rows": [row.to_json() for row in self.rows],
         }
 
 
@@ -75,6 +73,14 @@ class Evidence:
     missing: Sequence[int]
 
     @property
+    def absent(self) -> list[str]:
+        """The ranks and steps that are not in the traces, each as one sentence."""
+        if not self.missing:
+            return list(self.lacking)
+        listed = ", ".join(map(str, self.missing[:8])) + (", ..." * (len(self.missing) > 8))
+        return [f"rank {listed} of {self.run.world_size} not given", *self.lacking]
+
+    @property
     def stages(self) -> dict[int, RankTrace]:
         """A rank's trace of each stage: the one with the most steps."""
         found: dict[int, RankTrace] = {}
@@ -91,13 +97,13 @@ def judge(evidence: Evidence) -> Conformance:
         return Conformance(conforms=None, verdict="not checked", reason=obstacle)
     actual, conventions = evidence.schedule, evidence.conventions
     assert conventions is not None
-    expected = expected_rows(actual.model, actual.layout, conventions, evidence.stages)
-    expected = loosened(expected, actual.collectives)
+    of_step = _StepSchedules(evidence, conventions)
+    expected = of_step.of_run()
     settings = _settings(expected, evidence, conventions)
     rows = tuple(compare(replace(actual, collectives=settings.rows), actual))
     differences = tuple(evidence.facts.differences(actual.model, conventions.vocab_multiple))
     faults = list(_faults(rows, differences, evidence))
-    deviations = tuple(_deviations(settings, evidence, conventions))
+    deviations = tuple(_deviations(settings, evidence, of_step))
     if deviations and not faults:
         faults.append(f"{len(deviations)} calls are in another step than theirs")
     if deviations:
@@ -114,11 +120,33 @@ def judge(evidence: Evidence) -> Conformance:
     )
 
 
+class _StepSchedules:
+    """The closed form of single steps, as far as the trace tells rows apart."""
+
+    def __init__(self, evidence: Evidence, conventions: Conventions) -> None:
+        self.evidence, self.conventions = evidence, conventions
+        self.of = lru_cache(maxsize=None)(self._of)
+
+    def _of(self, stage: int, step: StepRows) -> tuple[Collective, ...]:
+        schedule = self.evidence.schedule
+        rows = rows_of_steps(schedule.model, schedule.layout, [step], self.conventions, [stage])
+        return loosened(rows, schedule.collectives)
+
+    def of_run(self) -> tuple[Collective, ...]:
+        """The steps that the labels of each stage name."""
+        return merge_rows(
+            row
+            for stage, trace in self.evidence.stages.items()
+            for step in _each_step(trace)
+            for row in self.of(stage, step)
+        )
+
+
 def _deviations(
-    settings: _Settings, evidence: Evidence, conventions: Conventions
+    settings: _Settings, evidence: Evidence, schedules: _StepSchedules
 ) -> list[Deviation]:
     """Every call that differs, step by step and rank by rank, earliest first."""
-    schedule, run = evidence.schedule, evidence.run
+    run = evidence.run
     calls = {
         rank: {
             step: [(settings.usual.get(r.key, r), begin, end) for r, begin, end in placed]
@@ -127,21 +155,15 @@ def _deviations(
         for rank, steps in evidence.tally.calls.items()
     }
     beyond = _beyond(settings, evidence)
-
-    def rows_of(stage: int, step: StepRows) -> dict[tuple[Any, ...], Collective]:
-        rows = rows_of_steps(schedule.model, run.layout, [step], conventions, [stage])
-        return {row.key: row for row in loosened(rows, schedule.collectives)}
-
-    remembered = lru_cache(maxsize=None)(rows_of)
     wanted = {
         rank: [
-            remembered(run.layout.stage_of(rank), step)
+            {row.key: row for row in schedules.of(run.layout.stage_of(rank), step)}
             | beyond.get((run.layout.stage_of(rank), number), {})
             for number, step in enumerate(_each_step(trace))
         ]
         for rank, trace in evidence.traces.items()
     }
-    locator = Locator(run, evidence.traces, calls, schedule.model.num_layers)
+    locator = Locator(run, evidence.traces, calls, evidence.schedule.model.num_layers)
     found = [*locator.deviations(wanted), *map(_unexplained, evidence.tally.unexplained)]
     return sorted(found, key=lambda d: (d.step is None, d.step or 0, d.time_us))
 
@@ -214,7 +236,7 @@ def _faults(
 def _conclusion(
     rows: Sequence[RowComparison], faults: Sequence[str], evidence: Evidence
 ) -> tuple[bool | None, str, str]:
-    num_rows, absent = len(rows), _absent(evidence)
+    num_rows, absent = len(rows), evidence.absent
     unknown = _unknown_dimension(evidence) if _only_sizes_differ(rows) else []
     is_given = evidence.model_source in ("given", "dimensions")
     if faults and evidence.model_source == "dimensions":
@@ -239,14 +261,6 @@ def _conclusion(
         "consistent with itself",
         (f"all {num_rows} rows agree with each other{like}; name the model to check it"),
     )
-
-
-def _absent(evidence: Evidence) -> list[str]:
-    reasons = list(evidence.lacking)
-    if evidence.missing:
-        listed = ", ".join(map(str, evidence.missing[:8])) + (", ..." * (len(evidence.missing) > 8))
-        reasons.insert(0, f"rank {listed} of {evidence.run.world_size} not given")
-    return reasons
 
 
 def _only_sizes_differ(rows: Sequence[RowComparison]) -> bool:
@@ -317,19 +331,6 @@ def _is_logits(row: Collective, expected: Sequence[Collective]) -> bool:
     )
 
 
-def expected_rows(
-    spec: ModelSpec,
-    layout: Layout,
-    conventions: Conventions,
-    stages: Mapping[int, RankTrace],
-) -> tuple[Collective, ...]:
-    """The closed form of the steps that the labels of each stage name."""
-    rows: list[Collective] = []
-    for stage, trace in stages.items():
-        rows += rows_of_steps(spec, layout, _steps(trace), conventions, [stage])
-    return merge_rows(rows)
-
-
 def _each_step(trace: RankTrace) -> Iterator[StepRows]:
     """The busy steps; ids go out of a chunk's step only if they were seen to."""
     with_ids = {call.step for call in trace.calls if call.operation == "broadcast"}
@@ -341,11 +342,6 @@ def _each_step(trace: RankTrace) -> Iterator[StepRows]:
             count=1,
             returns_ids=step.label.phase != "prefill" or number in with_ids,
         )
-
-
-def _steps(trace: RankTrace) -> list[StepRows]:
-    """The busy steps, equal ones together."""
-    return [replace(step, count=count) for step, count in Counter(_each_step(trace)).items()]
 
 
 def loosened(
@@ -392,14 +388,3 @@ def explain(row: RowComparison) -> str:
 
 def _shape(row: Collective) -> str:
     return "of unknown size" if row.input_shape is None else f"{list(row.input_shape)}"
-
-
-def _comparison_json(row: RowComparison) -> dict[str, Any]:
-    return {
-        "verdict": row.verdict,
-        "row": row.row.to_json(),
-        "counts": {
-            "expected": row.expected.count if row.expected else None,
-            "actual": row.actual.count if row.actual else None,
-        },
-    }

@@ -61,17 +61,30 @@ class ModelFacts:
 
     def stand_in(self) -> ModelSpec:
         """A nameless model with these dimensions, and 1 where the trace shows none."""
-        return ModelSpec(
-            name="unknown",
-            num_layers=self.num_layers or self.num_stages,
-            hidden_size=self.hidden_size or 1,
-            num_heads=1,
-            num_kv_heads=1,
-            head_dim=2,
-            intermediate_size=1,
-            vocab_size=self.vocab_size or 1,
-            dtype=self.dtype or "bfloat16",
+        return dimensions_only(
+            "unknown",
+            self.num_layers or self.num_stages,
+            self.hidden_size or 1,
+            self.vocab_size or 1,
+            self.dtype or "bfloat16",
         )
+
+
+def dimensions_only(
+    name: str, num_layers: int, hidden_size: int, vocab_size: int, dtype: str
+) -> ModelSpec:
+    """A dense decoder of which nothing else is known."""
+    return ModelSpec(
+        name=name,
+        num_layers=num_layers,
+        hidden_size=hidden_size,
+        num_heads=1,
+        num_kv_heads=1,
+        head_dim=2,
+        intermediate_size=1,
+        vocab_size=vocab_size,
+        dtype=dtype,
+    )
 
 
 def read_facts(traces: Mapping[int, RankTrace], run: RunLayout) -> ModelFacts:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from weft.errors import FileFormatError
-from weft.importer.clocks import estimate_offsets
+from weft.importer.clocks import estimate_offsets, split_waiting
 from weft.importer.conformance import Conformance, Evidence, ModelSource, judge
 from weft.importer.engines import conventions_of, engine_of
 from weft.importer.facts import ModelFacts, read_facts
@@ -16,7 +16,7 @@ from weft.importer.imported import ImportedTrace
 from weft.importer.inputs import GivenModel
 from weft.importer.layout_inference import RunLayout, given_layout, infer_layout
 from weft.importer.load import load_ranks
-from weft.importer.pairing import meetings, share_sizes, split_waiting
+from weft.importer.pairing import meetings, share_sizes
 from weft.importer.rank_trace import RankTrace
 from weft.importer.rows import Adder, OtherCalls, Tally
 from weft.importer.run_check import by_rank, check_clocks, check_models, check_steps
@@ -77,21 +77,20 @@ def import_traces(
         workload=workload or Workload(prompt_tokens=1, decode_tokens=1, batch=1),
         collectives=tuple(measured.row for measured in tally.rows),
     )
-    verdict = judge(
-        Evidence(
-            schedule=schedule,
-            run=run,
-            conventions=conventions,
-            model_source=model_source,
-            facts=facts,
-            tally=tally,
-            traces=traces,
-            lacking=lacking,
-            missing=missing,
-        )
+    evidence = Evidence(
+        schedule=schedule,
+        run=run,
+        conventions=conventions,
+        model_source=model_source,
+        facts=facts,
+        tally=tally,
+        traces=traces,
+        lacking=lacking,
+        missing=missing,
     )
+    verdict = judge(evidence)
     notes += [*more, *split_notes, *model_notes, *verdict.notes]
-    notes += [*_partial_notes(traces, missing, lacking), *_time_notes(tally)]
+    notes += [*_partial_notes(evidence), *_time_notes(tally)]
     if workload is None and any(trace.busy_steps for trace in ranks):
         notes.append("served traffic: steps of unlike batches, no single prompt and decode length")
     return ImportedTrace(
@@ -155,13 +154,9 @@ def _model(given: GivenModel | None, facts: ModelFacts) -> tuple[ModelSpec, Mode
     return facts.stand_in(), "trace", [note]
 
 
-def _partial_notes(
-    traces: Mapping[int, RankTrace], missing: Sequence[int], lacking: Sequence[str]
-) -> list[str]:
-    notes = [f"partial: {sentence}" for sentence in lacking]
-    if missing:
-        listed = ", ".join(map(str, missing[:8])) + (", ..." if len(missing) > 8 else "")
-        notes.append(f"partial: rank {listed} of {len(missing) + len(traces)} not given")
+def _partial_notes(evidence: Evidence) -> list[str]:
+    traces = evidence.traces
+    notes = [f"partial: {sentence}" for sentence in evidence.absent]
     if any(trace.num_graph_launches for trace in traces.values()):
         notes.append(
             "CUDA graphs: an engine may pad a captured step; sizes from the model are the label's"
@@ -202,7 +197,7 @@ def _workload(traces: Mapping[int, RankTrace]) -> Workload | None:
 def _ignored(traces: Mapping[int, RankTrace], layout: Layout) -> list[OtherCalls]:
     return [
         OtherCalls(
-            operation=name,
+            op=name,
             name="record_param_comms",
             stage=layout.stage_of(rank),
             phase="other",
@@ -220,7 +215,7 @@ def _surplus(verdict: Conformance) -> list[OtherCalls]:
         return []
     return [
         OtherCalls(
-            operation=row.actual.op,
+            op=row.actual.op,
             name=f"{row.actual.op} {list(row.actual.input_shape or ())}",
             stage=row.actual.stage,
             phase=row.actual.phase,

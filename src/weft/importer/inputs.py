@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from weft.errors import FileFormatError, ModelConfigError
+from weft.importer.facts import dimensions_only
+from weft.vocabulary.dtypes import MODEL_DTYPES
 from weft.vocabulary.model_source import load_spec
 from weft.vocabulary.model_spec import ModelSpec
 
@@ -56,24 +58,13 @@ def given_model(name: str) -> GivenModel:
         config = _config(Path(name).expanduser())
         if config is None:
             raise
-    layers, hidden, vocabulary = (config[key] for key in _DIMENSIONS)
-    spec = ModelSpec(
-        name=name,
-        num_layers=layers,
-        hidden_size=hidden,
-        num_heads=1,
-        num_kv_heads=1,
-        head_dim=2,
-        intermediate_size=1,
-        vocab_size=vocabulary,
-        dtype=_dtype(config),
-    )
+    spec = dimensions_only(name, *(config[key] for key in _DIMENSIONS), _dtype(config))
     return GivenModel(spec=spec, family=str(config.get("model_type", "unknown")))
 
 
 def _dtype(config: dict[str, Any]) -> str:
-    value = str(config.get("dtype") or config.get("torch_dtype") or "bfloat16")
-    return value if value in ("bfloat16", "float16", "float32") else "bfloat16"
+    value = str(config.get("dtype") or config.get("torch_dtype"))
+    return value if value in MODEL_DTYPES else "bfloat16"
 
 
 def _config(directory: Path) -> dict[str, Any] | None:

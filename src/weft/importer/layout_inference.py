@@ -29,7 +29,7 @@ class RunLayout:
 
     def group_of(self, call: TracedCall, rank: int) -> tuple[GroupKind, int | None]:
         """The kind of group that a call used and its size, None where nothing tells it."""
-        size = len(call.ranks) if call.ranks else call.group_size
+        size = call.num_ranks
         if not self.is_known:
             return "world", size or self.world_size
         kinds: list[GroupKind] = ["pp", "tp"] if call.operation in _ACROSS else ["tp", "pp"]
@@ -103,17 +103,12 @@ def _tp_by_operations(calls: Iterable[TracedCall], world: int, sends: bool) -> i
     sizes = [
         size
         for call in calls
-        if call.operation in _WITHIN_STAGE and (size := _group_size(call)) is not None
+        if call.operation in _WITHIN_STAGE and (size := call.num_ranks or 0) > 1
     ]
     if sizes:
         return max(set(sizes), key=sizes.count)
     within = any(call.operation in _WITHIN_STAGE for call in calls)
     return 1 if sends and not within else max(world, 1)
-
-
-def _group_size(call: TracedCall) -> int | None:
-    size = len(call.ranks) if call.ranks else call.group_size
-    return size if size and size > 1 else None
 
 
 @lru_cache(maxsize=4096)

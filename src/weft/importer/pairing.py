@@ -1,18 +1,11 @@
-"""Pair the calls of several ranks, and tell waiting for a peer from moving bytes.
-
-Calls pair by group, step and sequence. In an all-reduce, all-gather, reduce-scatter
-or all-to-all nobody is done before the last rank came, and the last one waits for
-nobody: the shortest duration over the ranks is the transfer, the rest of each rank's
-duration is waiting. That needs no common clock. For send, receive and broadcast the
-start of the other side is needed, on a clock corrected by clocks.py.
-"""
+"""Pair the calls of several ranks, by group, step and sequence."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from weft.importer.layout_inference import RunLayout, group_ranks
 from weft.importer.rank_trace import RankTrace, TracedCall
@@ -20,8 +13,6 @@ from weft.importer.rank_trace import RankTrace, TracedCall
 SYMMETRIC: Final = frozenset(
     {"all_reduce", "all_gather", "reduce_scatter", "all_to_all", "barrier"}
 )
-_CLOCK_ERROR_US: Final = 5.0
-_CLOCK_ERROR_SHARE: Final = 0.1
 _POINT_TO_POINT: Final = frozenset({"send", "recv"})
 
 
@@ -44,18 +35,6 @@ class Meeting:
                 return rank
         is_broadcast = next(iter(self.calls.values())).operation == "broadcast"
         return max(self.calls) if is_broadcast and self.is_complete else None
-
-
-class Clock(Protocol):
-    """What pairing needs of a rank's clock (clocks.py has it)."""
-
-    @property
-    def is_consistent(self) -> bool: ...
-
-    @property
-    def width_us(self) -> float: ...
-
-    def at(self, time_us: float) -> float: ...
 
 
 def meetings(traces: Mapping[int, RankTrace], run: RunLayout) -> list[Meeting]:
@@ -150,34 +129,3 @@ def share_sizes(found: Sequence[Meeting]) -> None:
 
 def _is_sized(call: TracedCall) -> bool:
     return bool(call.tensors or call.input_shape or call.input_elements)
-
-
-def split_waiting(found: Sequence[Meeting], clocks: Mapping[int, Clock]) -> None:
-    """Set ``wait_us`` and ``transfer_us`` of every call whose whole group is there.
-
-    Nothing is set where the ranks' clocks contradict each other, nor where a split
-    needs a common clock and the clocks are not known well enough for it.
-    """
-    for meeting in found:
-        if not meeting.is_complete or not all(clocks[r].is_consistent for r in meeting.calls):
-            continue
-        if meeting.is_symmetric:
-            last = min(meeting.calls, key=lambda rank: meeting.calls[rank].duration_us)
-            transfer = meeting.calls[last].duration_us
-            for call in meeting.calls.values():
-                call.waited_for = last
-                call.transfer_us, call.wait_us = transfer, call.duration_us - transfer
-        elif meeting.root is not None:
-            _split_by_clock(meeting, clocks, meeting.root)
-
-
-def _split_by_clock(meeting: Meeting, clocks: Mapping[int, Clock], root: int) -> None:
-    """Whoever came before the root waited for it, and the root for whoever receives from it."""
-    starts = {r: call.start_us - clocks[r].at(call.start_us) for r, call in meeting.calls.items()}
-    error = sum(clocks[rank].width_us for rank in meeting.calls) / 2
-    for rank, call in meeting.calls.items():
-        if error > max(_CLOCK_ERROR_US, _CLOCK_ERROR_SHARE * call.duration_us):
-            continue
-        begun = max(starts.values()) if rank == root else max(starts[root], starts[rank])
-        call.wait_us = min(max(begun - starts[rank], 0.0), call.duration_us)
-        call.transfer_us = call.duration_us - call.wait_us

@@ -71,6 +71,11 @@ class TracedCall:
         return self.start_us + self.duration_us
 
     @property
+    def num_ranks(self) -> int | None:
+        """Size of the group, where the trace tells it."""
+        return len(self.ranks) if self.ranks else self.group_size
+
+    @property
     def issued_us(self) -> float:
         return self.start_us if self.host_us is None else self.host_us
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from math import prod
 from statistics import median
 from typing import Any, Final
@@ -59,7 +59,7 @@ class OtherCalls:
     ``ranks`` made them, the first at ``first_us`` on the clock of the rank's own trace.
     """
 
-    operation: str
+    op: str
     name: str
     stage: int
     phase: Phase
@@ -69,16 +69,7 @@ class OtherCalls:
     first_us: float | None = None
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "op": self.operation,
-            "name": self.name,
-            "stage": self.stage,
-            "phase": self.phase,
-            "count": self.count,
-            "reason": self.reason,
-            "ranks": list(self.ranks),
-            "first_us": self.first_us,
-        }
+        return asdict(self) | {"ranks": list(self.ranks)}
 
 
 @dataclass(kw_only=True)
@@ -127,7 +118,7 @@ class Adder:
         for key, counts in self._others.items():
             operation, name, stage, phase, is_control, reason = key
             other = OtherCalls(
-                operation=operation,
+                op=operation,
                 name=name,
                 stage=stage,
                 phase=phase,

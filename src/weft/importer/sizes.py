@@ -7,8 +7,8 @@ is None), ``model`` where only the model and the step label tell the size.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Final
 
 from weft.importer.labels import StepLabel
@@ -69,7 +69,7 @@ class Sizer:
         if call.operation == "gather" and rows == 1:
             shape = (elements,)
         output = _output(call.operation, shape, group_size, joined_columns=call.gathers_slices)
-        if call.output_elements and output and _product(output) != call.output_elements:
+        if call.output_elements and output and prod(output) != call.output_elements:
             output = (call.output_elements,)
         return Sized(
             input_shape=shape, output_shape=output, dtype=call.dtype, provenance="metadata"
@@ -146,13 +146,6 @@ def _output(
     if operation == "reduce_scatter" and shape:
         return (shape[0] // group_size, *shape[1:])
     return shape
-
-
-def _product(shape: Sequence[int]) -> int:
-    total = 1
-    for size in shape:
-        total *= size
-    return total
 
 
 def is_header(tensor: Size) -> bool:

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Final
 
+from weft.vocabulary.schedule import OPERATIONS
+
 
 class Kind(Enum):
     """What an event is to the importer."""
@@ -33,42 +35,12 @@ class Kind(Enum):
 
 
 # Spellings of operations by c10d, NCCL, gloo and the engines, reduced to letters.
-_OPERATIONS: Final = {
-    "allreduce": "all_reduce",
-    "allreducecoalesced": "all_reduce",
-    "inplaceallreduce": "all_reduce",
-    "outplaceallreduce": "all_reduce",
-    "allgather": "all_gather",
-    "allgatherv": "all_gather",
-    "allgatherbase": "all_gather",
-    "allgatherintotensor": "all_gather",
-    "allgatherintotensorcoalesced": "all_gather",
-    "allgathercoalesced": "all_gather",
-    "regallgatherintotensor": "all_gather",
-    "reducescatter": "reduce_scatter",
-    "reducescatterv": "reduce_scatter",
-    "reducescatterbase": "reduce_scatter",
-    "reducescattertensor": "reduce_scatter",
-    "reducescattertensorcoalesced": "reduce_scatter",
-    "regreducescattertensor": "reduce_scatter",
-    "gather": "gather",
-    "broadcast": "broadcast",
-    "broadcastoop": "broadcast",
-    "send": "send",
-    "sendtensorlist": "send",
-    "recv": "recv",
-    "recvanysource": "recv",
-    "recvtensorlist": "recv",
-    "alltoall": "all_to_all",
-    "alltoallv": "all_to_all",
-    "alltoallbase": "all_to_all",
-    "alltoallsingle": "all_to_all",
-    "reduce": "reduce",
-    "scatter": "scatter",
-    "barrier": "barrier",
-    "allreducesparse": "all_reduce",
-    "reducescattercoalesced": "reduce_scatter",
-}
+_SPELLED: Final = re.compile(
+    r"(?:reg|inplace|outplace)?"
+    r"(allreduce|allgather|reducescatter|alltoall|broadcast|send|recv|gather|reduce|scatter|barrier)"
+    r"(?:base|tensorlist|intotensor|tensor|coalesced|single|sparse|anysource|oop|v)*"
+)
+_NAMES: Final = {name.replace("_", ""): name for name in (*OPERATIONS, "barrier")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,8 +131,8 @@ _BACKEND: Final = re.compile(r"(gloo|nccl|rccl|hccl|ucc|mpi|xccl):(\w+)")
 
 def operation_of(text: str) -> str | None:
     """The operation that a name means, or None: ``_allgather_base`` is ``all_gather``."""
-    letters = re.sub(r"[^a-z]", "", text.lower())
-    return _OPERATIONS.get(letters)
+    match = _SPELLED.fullmatch(re.sub(r"[^a-z]", "", text.lower()))
+    return _NAMES[match[1]] if match else None
 
 
 def classify(category: str, name: str) -> tuple[Kind, Moved | None]:

@@ -30,8 +30,7 @@ Documents and their schemas (docs/formats.md has every field): ``weft.schedule/1
 (with the optional lists ``conformance``, ``time_share``, ``waiting``, ``timeline``
 and ``unexplained``), ``weft.study/1``, ``weft.bench.allreduce/1``,
 ``weft.prediction/1``, ``weft.plan/1``, ``weft.scoreboard/1``, ``weft.scaling/1``,
-``weft.bench.serve/1`` and ``weft.study.slo/1``. ``compared_rows`` and ``conformance_rows``
-write the compared rows of the first two.
+``weft.bench.serve/1`` and ``weft.study.slo/1``. ``compared_rows`` writes those of a study.
 
 Nothing here imports torch or starts a process group.
 """
@@ -56,7 +55,7 @@ from weft.report.blocks import (
 from weft.report.documents import report_of
 from weft.report.node import Node, read_document
 from weft.report.page import render, write_report
-from weft.report.rows import compared_rows, conformance_rows
+from weft.report.rows import compared_rows
 from weft.report.schedule_section import schedule_sections
 
 __all__ = [
@@ -70,7 +69,6 @@ __all__ = [
     "Section",
     "Table",
     "compared_rows",
-    "conformance_rows",
     "document",
     "figures",
     "read_document",

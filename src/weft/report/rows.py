@@ -7,13 +7,12 @@ schedule format, and how often each source has it (null where it does not).
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from weft.errors import LayoutError
 from weft.report.blocks import Cell, verdict_badge
 from weft.report.node import Node
-from weft.vocabulary.comparison import RowComparison
 from weft.vocabulary.layout import Layout
 from weft.vocabulary.schedule import Schedule
 
@@ -35,21 +34,6 @@ def compared_rows(schedules: Mapping[str, Schedule]) -> list[dict[str, Any]]:
         verdict = "equal" if len(set(counts.values())) == 1 else "different"
         result.append({"verdict": verdict, "row": row.to_json(), "counts": counts})
     return result
-
-
-def conformance_rows(comparisons: Sequence[RowComparison]) -> list[dict[str, Any]]:
-    """``weft.vocabulary.comparison.compare``'s result for a document."""
-    return [
-        {
-            "verdict": comparison.verdict,
-            "row": comparison.row.to_json(),
-            "counts": {
-                "expected": comparison.expected and comparison.expected.count,
-                "actual": comparison.actual and comparison.actual.count,
-            },
-        }
-        for comparison in comparisons
-    ]
 
 
 def comparison_cells(rows: Node) -> list[dict[str, Cell]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from weft.vocabulary.schedule import Collective, Schedule
 
@@ -27,6 +27,15 @@ class RowComparison:
         row = self.expected or self.actual
         assert row is not None
         return row
+
+    def to_json(self) -> dict[str, Any]:
+        """``{"verdict", "row", "counts"}``, a count null on the side that lacks the row."""
+        sides = {"expected": self.expected, "actual": self.actual}
+        return {
+            "verdict": self.verdict,
+            "row": self.row.to_json(),
+            "counts": {name: side and side.count for name, side in sides.items()},
+        }
 
 
 def compare(expected: Schedule, actual: Schedule) -> list[RowComparison]:

@@ -226,7 +226,7 @@ def test_a_call_beside_the_schedule_is_unexplained(tmp_path: Path) -> None:
     path = write_trace(writer.trace(), tmp_path / "rank0.json.gz")
     result = import_traces([path], model=spec_of(run))
     assert result.conformance.conforms is False
-    assert [(c.operation, c.count) for c in result.unexplained] == [("all_reduce", 1)] * 2
+    assert [(c.op, c.count) for c in result.unexplained] == [("all_reduce", 1)] * 2
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from weft.importer.clocks import estimate_offsets
+from weft.importer.clocks import estimate_offsets, split_waiting
 from weft.importer.layout_inference import RunLayout
-from weft.importer.pairing import meetings, share_sizes, split_waiting
+from weft.importer.pairing import meetings, share_sizes
 from weft.importer.rank_trace import RankTrace, TracedCall
 from weft.vocabulary.layout import Layout
 

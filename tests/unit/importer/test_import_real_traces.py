@@ -71,9 +71,9 @@ def test_h200_pipeline_last_stage() -> None:
     assert {row.row.stage for row in result.rows} == {1}
     assert verdict(result) == (None, "cannot tell")
     assert not result.unexplained
-    headers = [c for c in result.control if c.operation == "recv"]
+    headers = [c for c in result.control if c.op == "recv"]
     assert sum(c.count for c in headers) == 64
-    assert sum(c.count for c in result.control if c.operation == "wait") == 64
+    assert sum(c.count for c in result.control if c.op == "wait") == 64
 
 
 def test_cpu_tensor_parallel_has_exact_shapes_and_times_apart() -> None:
@@ -159,7 +159,7 @@ def test_plain_torch_distributed_job() -> None:
     assert counts(result)["other", "reduce", (6, 4), "float32"] == 1
     assert {row.row.group for row in result.rows} == {"world"}
     assert not result.unexplained
-    assert sorted(c.operation for c in result.control) == ["barrier"]
+    assert sorted(c.op for c in result.control) == ["barrier"]
 
 
 def test_wrong_model_names_the_dimensions() -> None:
@@ -176,7 +176,7 @@ def test_v0_schedule_is_told_from_todays_by_the_gather() -> None:
     assert result.conformance.conforms is False
     verdicts = {(r.verdict, r.row.op) for r in result.conformance.rows}
     assert {("missing", "gather"), ("surplus", "all_gather"), ("equal", "all_reduce")} == verdicts
-    assert {c.operation for c in result.unexplained} == {"all_gather"}
+    assert {c.op for c in result.unexplained} == {"all_gather"}
 
 
 @pytest.mark.parametrize(
