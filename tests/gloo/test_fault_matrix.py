@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
+import signal
 import socket
 import subprocess
 import sys
@@ -28,7 +30,6 @@ CAUSES = {
 ALONE = "rank {} failed alone, a step failed: RuntimeError: planted"
 LAUNCHERS = ("weft", "two", "torchrun", "srun")
 FAULTS = [(moment, how) for moment in ("start", "prefill", "decode") for how in CAUSES]
-SRUN_WAITS_S = 12
 QUICK = {
     ("weft", 1, "work", "raise"),
     ("weft", 1, "decode", "freeze"),
@@ -61,17 +62,22 @@ def commands(launcher: str) -> list[tuple[list[str], dict[str, str]]]:
         torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
         return [([*torchrun, "--standalone", "-m", "weft", *LONG], {})]
     if launcher == "srun":
-        tasks = {"SLURM_NTASKS": "2", "SLURM_STEP_NODELIST": "127.0.0.1", "MASTER_PORT": port}
-        return [(weft, tasks | {"SLURM_PROCID": str(i), "SLURM_LOCALID": str(i)}) for i in range(2)]
+        return [(weft, task) for task in tasks_of_srun()]
     place = ["--nnodes", "2", "--master-port", port]
     return [([*weft, *place, "--node-rank", str(node)], {}) for node in range(2)]
 
 
-def run_with_fault(launcher: str, fault: str, folder: Path) -> tuple[list[int], list[str], float]:
-    """(exit codes, stderr of each process, seconds from fault to the last end); nothing is left.
+def tasks_of_srun() -> list[dict[str, str]]:
+    step = {
+        "SLURM_NTASKS": "2",
+        "SLURM_STEP_NODELIST": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+    }
+    return [step | {"SLURM_PROCID": str(i), "SLURM_LOCALID": str(i)} for i in range(2)]
 
-    As ``srun --kill-on-bad-exit`` does, the first task that fails ends the others, a while later.
-    """
+
+def run_with_fault(launcher: str, fault: str, folder: Path) -> tuple[list[int], list[str], float]:
+    """(exit codes, stderr of each process, seconds from fault to the last end); nothing is left."""
     fell = folder / "fell"
     path = os.pathsep.join([str(PLANTED), os.environ.get("PYTHONPATH", "")])
     env = os.environ | {"FAULT": fault, "FAULT_AT": str(fell), "PYTHONPATH": path}
@@ -81,16 +87,10 @@ def run_with_fault(launcher: str, fault: str, folder: Path) -> tuple[list[int], 
         errors.append(folder / f"stderr-{number}")
         started.append(start(words, env | variables, errors[-1]))
     seen: dict[int, psutil.Process] = {}
-    failed_at = 0.0
     try:
         while any(process.poll() is None for process in started):
             assert not fell.exists() or time.time() - fell.stat().st_mtime < 240, "still running"
             _add_children(started, seen)
-            if any(process.poll() for process in started):
-                failed_at = failed_at or time.time()
-                if launcher == "srun" and time.time() - failed_at > SRUN_WAITS_S:
-                    for process in started:
-                        process.kill()
             time.sleep(0.1)
         seconds = time.time() - fell.stat().st_mtime
         _, alive = psutil.wait_procs(list(seen.values()), timeout=3)
@@ -128,14 +128,65 @@ def test_one_line_names_the_rank_and_the_true_cause(launcher, victim, moment, ho
     if launcher == "torchrun":  # it names killed ranks itself, in a table, and exits with 1
         assert codes == [1]
         assert (cause if how != "kill" else "(SIGKILL)") in errors[0], errors
-    elif launcher == "srun":  # it names killed tasks itself; their peers say whom they miss
-        assert (3 in codes) or (moment, how) == ("start", "kill")
-        if how == "kill" and moment != "start":  # before they meet, srun alone sees it
-            cause = f"lost rank {victim}"
-        if (moment, how) != ("start", "kill"):
-            assert cause in "".join(errors), errors
-        assert all(len(error.splitlines()) <= 1 for error in errors), errors
     else:
         for code, error in zip(codes, errors, strict=True):
             assert (code, len(error.splitlines())) == (3, 1), errors
             assert cause in error, errors
+
+
+SCRIPT = """
+import sys, weft
+with weft.LLM("embedded", weft.Layout(tp=2)) as llm:
+    sampling = weft.SamplingParams(max_tokens=8000, ignore_eos=True)
+    llm.generate([[5] * 8], sampling, on_step=lambda _: print(flush=True))
+"""
+
+
+def end_of_the_other(
+    words: list[list[str]], envs: list[dict[str, str]], victim: int, folder: Path
+) -> tuple[int, str]:
+    """Exit code and stderr of one process after the other was frozen in the middle of its run."""
+    started, outputs = [], [folder / f"stdout-{i}" for i in range(2)]
+    errors = [folder / f"stderr-{i}" for i in range(2)]
+    try:
+        for i in range(2):
+            with outputs[i].open("w") as output, errors[i].open("w") as error:
+                env = os.environ | {"OMP_NUM_THREADS": "1"} | envs[i]
+                started.append(subprocess.Popen(words[i], env=env, stdout=output, stderr=error))
+        while not outputs[0].stat().st_size:
+            assert started[0].poll() is None, errors[0].read_text()
+            time.sleep(0.1)
+        started[victim].send_signal(signal.SIGSTOP)
+        return started[1 - victim].wait(timeout=40), errors[1 - victim].read_text()
+    finally:
+        for process in started:
+            with contextlib.suppress(psutil.Error):
+                for child in psutil.Process(process.pid).children(recursive=True):
+                    child.kill()
+            process.kill()
+            process.wait()
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_script_of_srun_names_the_frozen_rank(victim, tmp_path):
+    """No launcher is there, and rank 0 holds the store."""
+    words = [[sys.executable, "-c", SCRIPT]] * 2
+    code, error = end_of_the_other(words, tasks_of_srun(), victim, tmp_path)
+    assert code == 3
+    assert error.startswith(f"weft: error: rank {1 - victim}: rank {victim} does not answer"), error
+    assert len(error.splitlines()) == 1, error
+
+
+@pytest.mark.faults
+def test_a_frozen_launcher_ends_the_run(tmp_path):
+    """Machine 0's launcher holds the store of the launchers and of the ranks."""
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    launch = "from weft.launch.elastic import *; import sys; run_ranks([sys.argv[1]], Launch("
+    launch += "ranks_per_node=1, num_nodes=2, node_rank=int(sys.argv[2]), master_port={}))"
+    program = launch.format(free_port())
+    words = [[sys.executable, "-c", program, str(script), str(i)] for i in range(2)]
+    code, error = end_of_the_other(words, [{}, {}], 0, tmp_path)
+    assert code
+    assert re.search(r"(machine|rank) 0 does not answer", error.splitlines()[-1]), error

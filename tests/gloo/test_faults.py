@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import psutil
+import pytest
 
 from checkpoints import make_checkpoint
 
@@ -79,10 +80,21 @@ def test_an_error_of_one_rank_is_the_error_of_the_run(tmp_path):
     assert "model.safetensors" in err
 
 
-def test_two_launchers_on_loopback_are_two_nodes():
-    words = ["run", "embedded", "--tp", "2", "--prompt", "4", "--decode", "3", "--format", "json"]
-    words += ["--nnodes", "2", "--master-port", str(free_port())]
-    launchers = [start([*WEFT, *words, "--node-rank", str(i)]) for i in range(2)]
+@pytest.mark.parametrize(
+    ("by_srun", "layout"), [(False, ["--tp", "2"]), (True, ["--tp", "2", "--pp", "2"])]
+)
+def test_two_launchers_on_loopback_are_two_nodes(by_srun, layout):
+    """Started by hand or as tasks of srun, each with one or two of the ranks."""
+    words = ["run", "embedded", *layout, "--prompt", "4", "--decode", "3", "--format", "json"]
+    words += ["--nnodes", "2"]
+    port = str(free_port())
+    step = {"SLURM_NTASKS": "2", "SLURM_STEP_NODELIST": "127.0.0.1", "MASTER_PORT": port}
+    launchers = [
+        start([*WEFT, *words], **step, SLURM_PROCID=str(i))
+        if by_srun
+        else start([*WEFT, *words, "--master-port", port, "--node-rank", str(i)])
+        for i in range(2)
+    ]
     results = [launcher.communicate(timeout=90) for launcher in launchers]
     assert [launcher.returncode for launcher in launchers] == [0, 0], results
     single = start([*WEFT, "run", "embedded", "--prompt", "4", "--decode", "3", "--format", "json"])

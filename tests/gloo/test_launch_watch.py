@@ -12,7 +12,7 @@ from weft.launch.watch import Watch
 
 
 def test_machine_0_stays_until_the_others_know(monkeypatch):
-    monkeypatch.setattr(watch, "_LOOK_S", 0.05)
+    monkeypatch.setattr(watch, "LOOK_S", 0.05)
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         port = one.getsockname()[1]

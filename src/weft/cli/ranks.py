@@ -12,7 +12,7 @@ import typer
 from weft.cli.messages import in_options
 from weft.cli.output import check_written
 from weft.launch import elastic
-from weft.launch.environment import is_launched
+from weft.launch.environment import SlurmTask, is_launched, slurm_task
 from weft.vocabulary import conventions
 from weft.vocabulary.layout import Layout
 
@@ -72,9 +72,9 @@ def on_every_rank(
 ) -> None:
     """Call ``work`` in every rank's process.
 
-    A layout of one rank runs here. Under torchrun or srun this process is one of the
-    ranks. Otherwise this process becomes the launcher: it starts the same command
-    line once a rank and waits.
+    A layout of one rank runs here. Under torchrun this process is one of the ranks.
+    Otherwise it becomes the launcher of this machine, or of this task of srun: it starts
+    the same command line once a rank and waits.
     """
     launch = launch_of(layout, node_rank, master_address, master_port)
     if launch is None:
@@ -96,10 +96,28 @@ def launch_of(
     if is_launched():
         return None
     layout.check_started()
+    task = slurm_task()
+    if task is not None:
+        return _launch_of_task(layout, task)
     return elastic.Launch(
         ranks_per_node=layout.ranks_per_node,
         num_nodes=layout.nodes,
         node_rank=node_rank,
         master_address=master_address,
         master_port=master_port,
+    )
+
+
+def _launch_of_task(layout: Layout, task: SlurmTask) -> elastic.Launch:
+    """Each task of srun starts an equal share of the ranks: one, or all of its machine."""
+    share, rest = divmod(layout.world_size, task.num_tasks)
+    if rest:
+        layout.check_world(task.num_tasks)
+    return elastic.Launch(
+        ranks_per_node=share,
+        num_nodes=task.num_tasks,
+        node_rank=task.number,
+        master_address=task.master_address,
+        master_port=task.master_port,
+        first_local_rank=share * task.local_number,
     )

@@ -24,6 +24,7 @@ from weft.vocabulary.model_source import runnable_model
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
+    from weft.launch.elastic import Launch
     from weft.serve.app import ServerSettings
     from weft.serve.engine_client import EngineClient
     from weft.serve.wire import MeetingPoint
@@ -101,7 +102,7 @@ def serve(
         ("--drain", drain, 0),
     )
     _check_above_zero(("--max-body-mb", max_body_mb), ("--stall", stall))
-    ranks.launch_of(layout, node_rank, master_addr, master_port)
+    launch = ranks.launch_of(layout, node_rank, master_addr, master_port)
     config: dict[str, Any] = {
         "conventions": engine,
         "seed": seed,
@@ -130,7 +131,7 @@ def serve(
         master_address=master_addr,
         master_port=master_port,
     )
-    if _has_only_ranks(node_rank):
+    if _has_only_ranks(launch):
         start_ranks()
         return
     _need_packages()
@@ -146,8 +147,7 @@ def serve(
     place = _HttpPlace(
         host=host,
         port=port,
-        meeting_host=master_addr if nnodes > 1 else "127.0.0.1",
-        meeting_bind="0.0.0.0" if nnodes > 1 else "127.0.0.1",  # noqa: S104 - leaders prove a key
+        meeting_host=_meeting_host(launch, nnodes),
         drain_s=drain,
         stall_s=stall,
     )
@@ -161,19 +161,24 @@ class _HttpPlace:
     host: str
     port: int
     meeting_host: str
-    meeting_bind: str
     drain_s: float
     stall_s: float
 
 
-def _has_only_ranks(node_rank: int) -> bool:
-    """Whether the HTTP process is another one: that of node 0, or of rank 0 under a launcher."""
-    from weft.launch.environment import current_rank, is_launched
+def _has_only_ranks(launch: Launch | None) -> bool:
+    """Whether the HTTP process is another one: that of node 0, or of rank 0 under torchrun."""
+    from weft.launch.environment import current_rank
     from weft.serve.wire import MeetingPoint
 
-    if MeetingPoint.from_environment() is not None or node_rank > 0:
-        return True
-    return is_launched() and current_rank().rank > 0
+    number = current_rank().rank if launch is None else launch.node_rank
+    return MeetingPoint.from_environment() is not None or number > 0
+
+
+def _meeting_host(launch: Launch | None, nnodes: int) -> str:
+    """Where the leaders of the replicas find the HTTP process."""
+    if launch is not None:
+        return launch.master_address if launch.num_nodes > 1 else "127.0.0.1"
+    return os.environ.get("MASTER_ADDR", "127.0.0.1") if nnodes > 1 else "127.0.0.1"
 
 
 def _serve_http(
@@ -183,18 +188,17 @@ def _serve_http(
     settings: ServerSettings,
     start_ranks: Callable[[], None],
 ) -> None:
-    """HTTP in this process; the ranks in children, or in this process under a launcher."""
+    """HTTP in this process; the ranks in children, or in this process under torchrun."""
     from weft.launch.environment import is_launched
     from weft.serve.http_server import HttpServer, listen
     from weft.serve.remote_engine import RemoteEngine
 
     listener = listen(place.host, place.port)
     print(f"http://{place.host}:{listener.getsockname()[1]}", file=sys.stderr, flush=True)
-    meeting_host = place.meeting_host
-    if is_launched():
-        meeting_host = os.environ.get("MASTER_ADDR", meeting_host)
     spawn = None if is_launched() else _spawn_ranks(context)
-    remote = RemoteEngine(spawn, host=meeting_host, bind=place.meeting_bind, stall_s=place.stall_s)
+    is_here = place.meeting_host == "127.0.0.1"
+    bind = "127.0.0.1" if is_here else "0.0.0.0"  # noqa: S104 - leaders prove a key
+    remote = RemoteEngine(spawn, host=place.meeting_host, bind=bind, stall_s=place.stall_s)
     app = _app(remote, directory, settings)
     serve_clients = partial(HttpServer(app, remote, drain_s=place.drain_s).run_on, listener)
     if spawn is not None:

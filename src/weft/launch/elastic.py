@@ -25,13 +25,13 @@ from weft.errors import (
     UserError,
     WeftError,
 )
-from weft.launch.watch import Watch, error_of
+from weft.launch.environment import FIRST_LOCAL_RANK
+from weft.launch.watch import SHUTDOWN_S, Watch, error_of
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
-_SHUTDOWN_S: Final = 3
-_JOIN_S: Final = 60
+_JOIN_S: Final = 120
 _FOLLOWS: Final = 2
 
 
@@ -40,7 +40,8 @@ class Launch:
     """Where ranks are started: this node's share of them, and where all nodes meet.
 
     One launcher runs on each node; with ``num_nodes`` 1 the meeting place is chosen
-    here and never collides.
+    here and never collides. Tasks of srun that share a machine count as nodes, and
+    ``first_local_rank`` ranks of that machine are those of earlier tasks.
     """
 
     ranks_per_node: int
@@ -48,6 +49,7 @@ class Launch:
     node_rank: int = 0
     master_address: str = "127.0.0.1"
     master_port: int = 29500
+    first_local_rank: int = 0
 
     def __post_init__(self) -> None:
         if not 0 <= self.node_rank < self.num_nodes:
@@ -142,7 +144,7 @@ def _config(launch: Launch) -> Any:
         }
     fields = {field.name for field in dataclasses.fields(LaunchConfig)}
     if "shutdown_timeout" in fields:
-        meeting["shutdown_timeout"] = _SHUTDOWN_S
+        meeting["shutdown_timeout"] = SHUTDOWN_S
     return LaunchConfig(
         min_nodes=launch.num_nodes,
         max_nodes=launch.num_nodes,
@@ -155,8 +157,11 @@ def _config(launch: Launch) -> Any:
 
 
 def _variables(launch: Launch) -> dict[str, str]:
-    threads = max(1, (os.cpu_count() or 1) // launch.ranks_per_node)
-    variables = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))}
+    threads = max(1, len(os.sched_getaffinity(0)) // launch.ranks_per_node)
+    variables = {
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)),
+        FIRST_LOCAL_RANK: str(launch.first_local_rank),
+    }
     if launch.master_address in ("127.0.0.1", "localhost"):
         variables["GLOO_SOCKET_IFNAME"] = os.environ.get("GLOO_SOCKET_IFNAME", "lo")
     return variables

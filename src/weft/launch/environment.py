@@ -5,13 +5,17 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import astuple, dataclass
+from typing import TYPE_CHECKING, Final
 
 from weft.errors import EnvironmentUnavailable, UserError
 
 if TYPE_CHECKING:
     import torch
+
+
+FIRST_LOCAL_RANK: Final = "WEFT_FIRST_LOCAL_RANK"
+"""The variable that counts the ranks of a machine before those that one of its launchers starts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +25,17 @@ class RankPlace:
     rank: int = 0
     world_size: int = 1
     local_rank: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlurmTask:
+    """This process among the tasks of ``srun``, and where they meet."""
+
+    number: int
+    num_tasks: int
+    local_number: int
+    master_address: str
+    master_port: int
 
 
 def is_verbose() -> bool:
@@ -34,24 +49,25 @@ def silence_libraries() -> None:
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
 
 
-def is_launched(environment: Mapping[str, str] | None = None) -> bool:
-    """Whether a launcher (torchrun, srun) started this process as one of several ranks."""
-    env = os.environ if environment is None else environment
-    return "RANK" in env or _is_slurm_task(env)
+def is_launched() -> bool:
+    """Whether a launcher (weft's, torchrun) started this process as one of several ranks."""
+    return "RANK" in os.environ
 
 
 def current_rank() -> RankPlace:
-    """Read the launcher's variables; under srun, complete them for torch.distributed."""
+    """Read the launcher's variables; a task of srun completes them for torch.distributed."""
     env = os.environ
-    if "RANK" in env:
-        return RankPlace(
-            rank=_integer(env, "RANK"),
-            world_size=_integer(env, "WORLD_SIZE"),
-            local_rank=_integer(env, "LOCAL_RANK", "0"),
-        )
-    if _is_slurm_task(env):
-        return _join_slurm()
-    return RankPlace()
+    task = slurm_task()
+    if task is not None:
+        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+        env.update(zip(names, map(str, astuple(task)), strict=True))
+    if not is_launched():
+        return RankPlace()
+    return RankPlace(
+        rank=_integer(env, "RANK"),
+        world_size=_integer(env, "WORLD_SIZE"),
+        local_rank=_integer(env, "LOCAL_RANK", "0") + _integer(env, FIRST_LOCAL_RANK, "0"),
+    )
 
 
 def device_type(name: str) -> str:
@@ -81,21 +97,20 @@ def pick_device(name: str, local_rank: int) -> torch.device:
     return device
 
 
-def _is_slurm_task(env: Mapping[str, str]) -> bool:
-    return "SLURM_PROCID" in env and env.get("SLURM_NTASKS", "1") != "1"
-
-
-def _join_slurm() -> RankPlace:
+def slurm_task() -> SlurmTask | None:
+    """The task of several that this process is; None elsewhere and in a rank of a launcher."""
     env = os.environ
-    place = RankPlace(
-        rank=_integer(env, "SLURM_PROCID"),
-        world_size=_integer(env, "SLURM_NTASKS"),
-        local_rank=_integer(env, "SLURM_LOCALID", "0"),
-    )
+    if is_launched() or "SLURM_PROCID" not in env or env.get("SLURM_NTASKS", "1") == "1":
+        return None
     hosts = env.get("SLURM_STEP_NODELIST") or env.get("SLURM_NODELIST") or "127.0.0.1"
-    env.setdefault("MASTER_ADDR", first_host(hosts))
-    env.setdefault("MASTER_PORT", str(20000 + _integer(env, "SLURM_JOB_ID", "0") % 20000))
-    return place
+    port = str(20000 + _integer(env, "SLURM_JOB_ID", "0") % 20000)
+    return SlurmTask(
+        number=_integer(env, "SLURM_PROCID"),
+        num_tasks=_integer(env, "SLURM_NTASKS"),
+        local_number=_integer(env, "SLURM_LOCALID", "0"),
+        master_address=env.get("MASTER_ADDR") or first_host(hosts),
+        master_port=_integer(env, "MASTER_PORT", port),
+    )
 
 
 def first_host(node_list: str) -> str:

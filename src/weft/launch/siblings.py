@@ -5,23 +5,27 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
 from weft.errors import FrozenRankError
 
+LOOK_S: Final = 0.5
 _FROZEN_S: Final = 10.0
 _PROC: Final = Path("/proc")
 
 
 class FrozenRanks:
-    """Asked again and again, names a child of ``parent`` that has been stopped for 10 s."""
+    """Asked every LOOK_S, names a child of ``parent`` that has been stopped for 10 s.
+
+    Looks are counted and no clock is read: a job that is stopped whole and goes on is well.
+    A slow rank is never stopped, however long it loads.
+    """
 
     def __init__(self, parent: int) -> None:
         self._parent = parent
-        self._since: dict[int, float] = {}
+        self._stopped: dict[int, int] = {}
 
     def check(self) -> None:
         """Raise FrozenRankError for a frozen rank, which is killed: nothing else ends it.
@@ -29,11 +33,10 @@ class FrozenRanks:
         A stopped process keeps the signal that should end it until it goes on.
         """
         stopped = set(_stopped_children(self._parent))
-        now = time.monotonic()
-        self._since = {pid: self._since.get(pid, now) for pid in stopped}
-        for pid, since in self._since.items():
+        self._stopped = {pid: self._stopped.get(pid, 0) + 1 for pid in stopped}
+        for pid, looks in self._stopped.items():
             rank = _rank_of(pid)
-            if now - since >= _FROZEN_S and rank is not None:
+            if looks * LOOK_S > _FROZEN_S and rank is not None:
                 with contextlib.suppress(OSError):
                     os.kill(pid, signal.SIGKILL)
                 raise FrozenRankError(

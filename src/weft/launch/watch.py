@@ -13,6 +13,7 @@ import signal
 import threading
 import time
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Final, Self
 
 from weft.errors import (
@@ -23,13 +24,18 @@ from weft.errors import (
     UserError,
     WeftError,
 )
-from weft.launch.siblings import FrozenRanks
+from weft.launch.bounded import within
+from weft.launch.siblings import LOOK_S, FrozenRanks
 
 if TYPE_CHECKING:
     from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-_LOOK_S: Final = 0.5
+SHUTDOWN_S: Final = 3
+"""From the first failure on, ranks that were asked to end have this long ..."""
+_LAST_WORD_S: Final = 9.0
+"""... and then the launcher, for all of its waits together until its line is printed."""
 _GRACE_S: Final = 3.0
+_SILENCE_S: Final = 20.0
 _CAUSE, _READ = "weft/launch/cause", "weft/launch/read"
 
 
@@ -48,7 +54,7 @@ class Watch:
         self._stop, self._told = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="weft-watch", daemon=True)
         self.cause: WeftError | None = None
-        self._is_known = False
+        self._is_known, self._ends_s = False, 0.0
 
     def __enter__(self) -> Self:
         if self._num_nodes > 1 and self._node_rank == 0:
@@ -58,7 +64,7 @@ class Watch:
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
-        self._thread.join(timeout=_GRACE_S)
+        self._thread.join(timeout=self._left())
         if self._is_known and self._node_rank == 0:
             self._wait_for_the_others()
 
@@ -68,7 +74,7 @@ class Watch:
         follows: ``own`` only says that a rank elsewhere is gone; its launcher knows why.
         """
         if follows and self._num_nodes > 1:
-            self._told.wait(_GRACE_S)
+            self._told.wait(min(_GRACE_S, self._left()))
         if isinstance(self.cause, FrozenRankError):
             own = self.cause
         elif follows and self.cause is not None:
@@ -76,14 +82,22 @@ class Watch:
         self._publish(own)
         return own
 
+    def _left(self) -> float:
+        """Seconds that are left for waiting, counted from the first time that this is asked."""
+        self._ends_s = self._ends_s or time.monotonic() + _LAST_WORD_S
+        return max(0.0, self._ends_s - time.monotonic())
+
     def _publish(self, error: WeftError) -> None:
         """Tell the other launchers."""
         self._stop.set()  # nothing is left to watch, and what is told here need not be read here
-        self._thread.join(timeout=_GRACE_S)
+        self._thread.join(timeout=min(_GRACE_S, self._left()))
         if self._store is not None and not self._is_known:
-            with contextlib.suppress(RuntimeError):
-                self._store.set(_CAUSE, json.dumps([str(error), error.exit_code]))
-                self._know(self._store)
+            with contextlib.suppress(RuntimeError, TimeoutError):
+                within(min(_GRACE_S, self._left()), partial(self._tell, self._store, error))
+
+    def _tell(self, store: TCPStore, error: WeftError) -> None:
+        store.set(_CAUSE, json.dumps([str(error), error.exit_code]))
+        self._know(store)
 
     def _know(self, store: TCPStore) -> None:
         """Count the launchers that know, but for machine 0's, which waits for them."""
@@ -93,9 +107,8 @@ class Watch:
 
     def _wait_for_the_others(self) -> None:
         """Machine 0 holds the store: it stays until all others know, for a while."""
-        end = time.monotonic() + 2 * _GRACE_S
         with contextlib.suppress(RuntimeError):
-            while self._store is not None and time.monotonic() < end:
+            while self._store is not None and self._left():
                 if self._store.add(_READ, 0) >= self._num_nodes - 1:
                     return
                 time.sleep(0.1)
@@ -116,19 +129,31 @@ class Watch:
         try:
             if self._num_nodes > 1 and self._store is None:
                 self._store = self._connect()
-            while not self._stop.wait(_LOOK_S):
+            while not self._stop.wait(LOOK_S):
                 frozen.check()
-                self._read_cause()
+                if self._store is not None:
+                    cause = within(_SILENCE_S, partial(self._read_cause, self._store))
+                    if cause is not None:
+                        self._end(cause)
         except FrozenRankError as error:
             self.cause = error  # and its process is killed: the launcher sees that
         except RuntimeError:
             self._end(LostRankError("machine 0 does not answer any more: its launcher has ended"))
+        except TimeoutError:
+            self._store = None
+            self._end(
+                LostRankError(
+                    "machine 0 does not answer (its launcher is frozen or stuck, or the machine is "
+                    f"gone: silent for {_SILENCE_S:.0f} s)"
+                )
+            )
 
-    def _read_cause(self) -> None:
-        if self._store is not None and self._store.check([_CAUSE]):
-            text, exit_code = json.loads(self._store.get(_CAUSE))
-            self._know(self._store)
-            self._end(error_of(text, exit_code))
+    def _read_cause(self, store: TCPStore) -> WeftError | None:
+        if not store.check([_CAUSE]):
+            return None
+        text, exit_code = json.loads(store.get(_CAUSE))
+        self._know(store)
+        return error_of(text, exit_code)
 
     def _end(self, error: WeftError) -> None:
         """Give the own ranks time to see it themselves, then end them through the launcher."""

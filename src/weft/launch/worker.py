@@ -11,13 +11,11 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Final, NoReturn
+from typing import NoReturn
 
 from weft.errors import FrozenRankError, WeftError
 from weft.launch.environment import is_verbose
-from weft.launch.siblings import FrozenRanks
-
-_WATCH_S: Final = 0.5
+from weft.launch.siblings import LOOK_S, FrozenRanks
 
 
 @contextmanager
@@ -59,7 +57,7 @@ def _die_with(parent: int) -> None:
     frozen = FrozenRanks(parent)
     is_watched = _is_watched()
     while os.getppid() == parent:
-        time.sleep(_WATCH_S)
+        time.sleep(LOOK_S)
         if not is_watched:
             try:
                 frozen.check()

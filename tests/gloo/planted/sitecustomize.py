@@ -39,5 +39,5 @@ def _plant(moment, how):
 
 if "FAULT" in os.environ:
     rank, moment, how = os.environ["FAULT"].split(":")
-    if os.environ.get("RANK", os.environ.get("SLURM_PROCID")) == rank:
+    if os.environ.get("RANK") == rank:
         _plant(moment, how)
