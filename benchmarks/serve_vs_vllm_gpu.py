@@ -1,14 +1,15 @@
 """weft serve beside vLLM's server on GPUs: default commands, one client, cases in turn.
 
-    PYTHONPATH=src:VLLM python benchmarks/serve_vs_vllm_gpu.py --phase tp1 --output OUT.json
+    PYTHONPATH=src:VLLM python benchmarks/serve_vs_vllm_gpu.py --phase tp1 prefix --output OUT.json
     PYTHONPATH=src:VLLM python benchmarks/serve_vs_vllm_gpu.py --phase tp2 --output OUT.json
     PYTHONPATH=src:VLLM python benchmarks/serve_vs_vllm_gpu.py --phase tp4 --output OUT.json
-    PYTHONPATH=src:VLLM python benchmarks/serve_vs_vllm_gpu.py --phase prefix --output OUT.json
+
+Phases of one layout share the two servers.
 
 VLLM is a folder with vLLM and what it needs; nothing is fetched. Each phase fits nine minutes on
-4 GPUs and adds its part to the file. Both servers are started by their own default commands, with
-dummy weights and a word-level tokenizer that this script makes: with tp 1 and 2 on GPUs of their
-own at the same time, with tp 4 one after the other. Every case runs on one server, then on the
+its GPUs and adds its part to the file. Both servers are started by their own default commands, with
+dummy weights and a word-level tokenizer that this script makes: on GPUs of their own at the same
+time where there are enough, else one after the other. Every case runs on one server, then on the
 other, in closed loop, ``--rounds`` times, the first server changing; no prompt is sent twice.
 Temperature "default" sends none, which both servers take as 1.
 """
@@ -133,7 +134,7 @@ PHASES: dict[str, tuple[int, list[Case]]] = {
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--phase", choices=PHASES, required=True)
+    parser.add_argument("--phase", nargs="+", choices=PHASES, required=True)
     parser.add_argument("--model", choices=MODELS, default="llama-3.1-8b")
     parser.add_argument("--servers", nargs="+", default=["weft", "vllm"], choices=["weft", "vllm"])
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"], help="of weft")
@@ -143,11 +144,18 @@ def main() -> int:
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     started = time.monotonic()
-    tp, cases = PHASES[options.phase]
-    cases = [case for case in cases if not options.clients or case.clients in options.clients]
+    degrees = {PHASES[name][0] for name in options.phase}
+    if len(degrees) > 1:
+        parser.error("phases of one layout at a time")
+    cases = [
+        (name, case)
+        for name in options.phase
+        for case in PHASES[name][1]
+        if not options.clients or case.clients in options.clients
+    ]
     with tempfile.TemporaryDirectory() as folder:
         model = make_word_model(Path(folder) / "model", MODELS[options.model])
-        rows = _measure(options, tp, cases, model, started + options.until)
+        rows = _measure(options, degrees.pop(), cases, model, started + options.until)
     document = _added_to(options.output, options, rows)
     write(options.output, document)
     print(json.dumps(document, indent=1))
@@ -155,16 +163,20 @@ def main() -> int:
 
 
 def _measure(
-    options: argparse.Namespace, tp: int, cases: list[Case], model: str, until_s: float
+    options: argparse.Namespace,
+    tp: int,
+    cases: list[tuple[str, Case]],
+    model: str,
+    until_s: float,
 ) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
-    together = 2 * tp <= 4
+    together = 2 * tp <= _num_gpus()
     if not together:
         for name in options.servers:
             with _server(name, model, tp, 0, options.device) as url:
                 for turn in range(options.rounds):
-                    for case in cases:
-                        _add(rows, options.phase, turn, name, url, model, case, until_s)
+                    for phase_name, case in cases:
+                        _add(rows, phase_name, turn, name, url, model, case, until_s)
         return rows
     with ExitStack() as stack:
         started = [
@@ -173,10 +185,10 @@ def _measure(
         ]
         urls = {name: _ready(*one) for name, one in zip(options.servers, started, strict=True)}
         for turn in range(options.rounds):
-            for place, case in enumerate(cases):
+            for place, (phase_name, case) in enumerate(cases):
                 names = options.servers[:: -1 if (turn + place) % 2 else 1]
                 for name in names:
-                    _add(rows, options.phase, turn, name, urls[name], model, case, until_s)
+                    _add(rows, phase_name, turn, name, urls[name], model, case, until_s)
     return rows
 
 
@@ -302,6 +314,12 @@ def _server(name: str, model: str, tp: int, first_gpu: int, device: str) -> Iter
         yield _ready(*started)
 
 
+def _num_gpus() -> int:
+    import torch
+
+    return torch.cuda.device_count()
+
+
 def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -316,7 +334,7 @@ def _added_to(
     document: dict[str, Any] = {"runs": [], "rows": []}
     if path is not None and path.exists():
         document = json.loads(path.read_text())
-    kept = [row for row in document["rows"] if row["phase"] != options.phase]
+    kept = [row for row in document["rows"] if row["phase"] not in options.phase]
     rows = kept + rows
     runs = [*document["runs"], {"command": command(), **machine("torch", "uvloop")}]
     return {

@@ -98,9 +98,7 @@ def draw(
     usable = [kernel for kernel in kernels if shape.nodes > 1 or not kernel.nodes]
     transport = rng.choice(usable).transport
     usable = [kernel for kernel in usable if kernel.transport == transport]
-    # Who is there is told by one thread for every peer.
-    fewest = shape.ranks if lose else 1
-    calls = tuple(_call(rng, shape, rng.choice(usable), fewest) for _ in range(rng.randint(1, 4)))
+    calls = tuple(_call(rng, shape, rng.choice(usable)) for _ in range(rng.randint(1, 4)))
     near_wrap = rng.random() < 0.3
     case = Case(
         shape=shape,
@@ -115,9 +113,8 @@ def draw(
     return _lose(rng, case) if lose else case
 
 
-def _call(rng: random.Random, shape: Shape, kernel: Kernel, fewest: int) -> Call:
-    threads = max(fewest, rng.choice((1, 2, 3, 4, 8)))
-    return kernel.call(rng, shape, threads, rng.choice((1, 1, 2, 3)))
+def _call(rng: random.Random, shape: Shape, kernel: Kernel) -> Call:
+    return kernel.call(rng, shape, rng.choice((1, 2, 3, 4, 8)), rng.choice((1, 1, 2, 3)))
 
 
 def _lose(rng: random.Random, case: Case) -> Case:

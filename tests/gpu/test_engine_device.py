@@ -174,6 +174,89 @@ def test_graphs_and_overlap_change_no_token(name, tmp_path):
     assert sum(same) >= len(same) - 4  # other batch sizes round otherwise: a near tie may flip
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_paged_attention(seed):
+    from weft.layers.fused.paged_attention import paged_attention, rows_of_a_piece
+
+    pick = random.Random(seed)
+    num_kv_heads, group = pick.choice([1, 2, 8]), pick.choice([1, 3, 4, 8])
+    size, window = pick.choice([64, 80, 128]), pick.choice([None, None, 7, 200])
+    num_heads, block_size = num_kv_heads * group, pick.choice([16, 64])
+    counts = [pick.choice([1, 1, 17, 128, 300]) for _ in range(4)]
+    pasts = [pick.choice([0, 0, 63, 500]) for _ in range(4)]
+    numbers = list(range(1, 400))
+    pick.shuffle(numbers)
+    table = torch.zeros((6, 64), dtype=torch.int32, device="cuda")
+    shape = (400, num_kv_heads, block_size, size)
+    keys, values = (torch.zeros(shape, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    width = (num_heads + 2 * num_kv_heads) * size
+    qkv = torch.randn(sum(counts) + 5, width, device="cuda", dtype=torch.bfloat16)
+    pieces, expected, first = [], [], 0
+    for request, (count, past) in enumerate(zip(counts, pasts, strict=True)):
+        blocks = [numbers.pop() for _ in range(-(-(past + count) // block_size))]
+        table[request, : len(blocks)] = torch.tensor(blocks)
+        k, v = (torch.randn(past + count, num_kv_heads, size, device="cuda") for _ in range(2))
+        place = torch.arange(past + count)
+        for cached, new in ((keys, k), (values, v)):
+            cached[torch.tensor(blocks)[place // block_size], :, place % block_size] = (
+                new.bfloat16()
+            )
+        q = qkv[first : first + count, : num_heads * size].unflatten(1, (num_heads, size))
+        distance = torch.arange(past, past + count)[:, None] - place[None]
+        seen = (distance >= 0) & (distance < (window or 10**6))
+        parts = (x.bfloat16().float().transpose(0, 1) for x in (q, k, v))
+        q, k, v = parts
+        out = F.scaled_dot_product_attention(
+            q, k.repeat_interleave(group, 0), v.repeat_interleave(group, 0), seen.cuda()
+        )
+        expected.append(out.transpose(0, 1).flatten(1))
+        step = rows_of_a_piece(num_heads, num_kv_heads)
+        pieces += [
+            (first + at, min(step, count - at), request, past + at) for at in range(0, count, step)
+        ]
+        first += count
+    pieces += [(0, 0, 0, 0)] * 3
+    got = paged_attention(
+        qkv,
+        keys.view(-1, num_kv_heads, size),
+        values.view(-1, num_kv_heads, size),
+        table,
+        torch.tensor(pieces, device="cuda"),
+        block_size=block_size,
+        window=window,
+    )
+    assert (got[:first].float() - torch.cat(expected)).abs().max() < 3e-2
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3", "mistral-window"])
+def test_logits_of_prompts_in_graphs(name, tmp_path):
+    model = write_config(tmp_path, name)
+    results = []
+    for graphs in (True, False):
+        with open_llm(model, graphs=graphs, max_batch_tokens=100) as llm:
+            engine, logits = llm.engine, []
+            for number, prompt in enumerate(prompts([128, 70, 1, 128, 150])):
+                engine.add(number, prompt, SamplingParams(max_tokens=12, ignore_eos=True))
+            for _ in range(14):
+                step = Step.of(engine.scheduler.schedule())
+                out = engine.runner.forward(step, None)
+                logits.append(out.logits[: len(step.logit_rows)].float().cpu())
+                ids = torch.full((len(step.sampling),), 7, device="cuda")
+                engine.runner.book(ids, step)
+                engine.scheduler.finish(step.sampling, ids.tolist())
+            results.append(torch.cat(logits))
+    ours, reference = results
+    assert ((ours - reference).norm(dim=1) / reference.norm(dim=1)).max() < 5e-2
+
+
+def test_an_engine_gives_its_memory_back(tmp_path):
+    model = write_config(tmp_path, "llama")
+    for _ in range(3):  # the variable still holds the one before
+        with LLM(model, weights="dummy", device="cuda") as llm:
+            (completion,) = llm.generate(prompts([200]), SamplingParams(max_tokens=4))
+    assert completion.token_ids
+
+
 def test_logprobs_beside_graphs(tmp_path):
     model = write_config(tmp_path, "llama")
     sampling = SamplingParams(max_tokens=12, ignore_eos=True, logprobs=3)

@@ -13,7 +13,7 @@ from weft.engine.config import EngineConfig
 from weft.engine.llm import LLM
 from weft.engine.request import SamplingParams
 from weft.engine.sampling import Sampler
-from weft.errors import StepError, UserError, WorkloadError
+from weft.errors import EnvironmentUnavailable, StepError, UserError, WorkloadError
 
 GOOD = SamplingParams(max_tokens=4, ignore_eos=True)
 
@@ -247,3 +247,12 @@ def test_numpy_and_torch_ids_are_taken(clean):
     expected = clean.generate([[5, 6, 7]], GOOD)
     assert clean.generate([np.array([5, 6, 7])], GOOD) == expected
     assert clean.generate([torch.tensor([5, 6, 7])], GOOD) == expected
+
+
+def test_a_closed_engine_says_so_and_holds_no_weights(tmp_path):
+    model = make_checkpoint(tmp_path, "llama")
+    with LLM(str(model), device="cpu") as llm:
+        llm.generate([[5, 6]], SamplingParams(max_tokens=2))
+    assert all(weight.is_meta for weight in llm.engine.runner.stage.parameters())
+    with pytest.raises(EnvironmentUnavailable, match="it was closed"):
+        llm.generate([[5, 6]], SamplingParams(max_tokens=2))

@@ -89,7 +89,7 @@ def test_calls_of_a_graph_are_noted_at_the_capture_and_counted_at_replay(monkeyp
     def work(bucket):
         return groups.tp.all_reduce(torch.ones(bucket, 4), "layer"), None
 
-    captured = graphs.DecodeGraphs(work, [1, 8], groups)
+    captured = graphs.StepGraphs(work, [1, 8], groups)
     captured.replay(8)
     groups.recorder = recorder = Recorder()
     with recorder.step("decode", 5):

@@ -21,7 +21,7 @@ from weft.engine.cache_size import check_host_memory, num_cache_blocks
 from weft.engine.config import EngineConfig
 from weft.engine.failure import FATAL, describe
 from weft.engine.flight import Flight, Launched
-from weft.engine.graphs import BUCKETS
+from weft.engine.graphs import BATCHES, ROWS, sizes_up_to
 from weft.engine.logprobs import book_logprobs
 from weft.engine.request import Request, SamplingParams
 from weft.engine.runner import StageRunner
@@ -68,7 +68,11 @@ class Engine:
             prefix_caching=config.prefix_caching and not spec.has_state,
         )
         if self.runner.can_capture and config.graphs is not False:
-            self.runner.capture(config.graph_batches or _buckets(config.max_batch_requests))
+            most = config.max_batch_tokens + config.max_batch_requests
+            self.runner.capture(
+                config.graph_batches or sizes_up_to(config.max_batch_requests, BATCHES, exact=True),
+                sizes_up_to(most, ROWS),
+            )
         on_gpu = groups.device.type == "cuda"
         self._overlap = on_gpu if config.overlap is None else config.overlap
         self._flight = Flight(self.runner, groups)
@@ -109,8 +113,9 @@ class Engine:
         self.scheduler.abort(number)
 
     def close(self) -> None:
-        """Give back the graphs."""
-        self.runner.drop_graphs()
+        """Give back what the engine holds; it cannot be used afterwards."""
+        self._lost = self._lost or EnvironmentUnavailable("it was closed")
+        self.runner.close()
 
     @property
     def has_work(self) -> bool:
@@ -201,12 +206,6 @@ def check_positions(spec: ModelSpec, prompt_tokens: int, decode_tokens: int) -> 
             f"prompt {prompt_tokens} + decode {decode_tokens} tokens exceed the "
             f"{spec.max_position} positions of {spec.name}"
         )
-
-
-def _buckets(max_requests: int) -> tuple[int, ...]:
-    """Batch sizes to capture graphs for."""
-    sizes = {bucket for bucket in BUCKETS if bucket < max_requests}
-    return (*sizes, min(max_requests, BUCKETS[-1]))
 
 
 def _mixed(seed: int, number: int) -> int:

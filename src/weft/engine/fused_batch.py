@@ -6,9 +6,10 @@ import numpy as np
 import torch
 
 from weft.engine.batch import RequestTables, to_device, token_ids_of
+from weft.engine.graph_inputs import RowTensors
 from weft.engine.step import Step, context_slots
 from weft.layers.fused.decode_attention import DecodeWorkspace
-from weft.layers.fused_attention import Decodes, FusedAttention, Prompts
+from weft.layers.fused_attention import Decodes, FusedAttention, PagedAttention, Prompts
 from weft.layers.rope import RotaryTable
 from weft.models.decoder import Batch
 
@@ -32,7 +33,24 @@ class FusedBatches:
             attention=self._attention(tables, decodes, self._prompts(step, device)),
         )
 
-    def of_buffers(
+    def of_rows(self, rows: RowTensors, tables: RequestTables) -> Batch:
+        """A step of prompts and decodes whose rows are described on the device."""
+        assert tables.blocks is not None
+        last = tables.last_ids[rows.fed_rows.clamp(min=0)]
+        return Batch(
+            token_ids=torch.where(rows.fed_rows >= 0, last, rows.token_ids),
+            logit_rows=None,
+            attention=PagedAttention(
+                cos_sin=self._cos_sin,
+                table=tables.blocks,
+                block_size=self._block_size,
+                positions=rows.positions,
+                slots=rows.slots,
+                pieces=rows.pieces,
+            ),
+        )
+
+    def of_decodes(
         self,
         token_ids: torch.Tensor,
         rows: torch.Tensor,
@@ -66,7 +84,8 @@ class FusedBatches:
             return None
         context_lengths = step.context_lengths[count:].tolist()
         query_lengths = step.query_lengths[count:].tolist()
-        arrays = [step.positions[count:], step.slots(self._block_size)[count:]]
+        ends = [np.cumsum([0, *lengths]) for lengths in (query_lengths, context_lengths)]
+        arrays = [step.positions[count:], step.slots(self._block_size)[count:], *ends]
         if context_lengths != query_lengths:
             pasts = zip(step.blocks[count:], context_lengths, strict=True)
             arrays.append(np.concatenate([context_slots(b, n, self._block_size) for b, n in pasts]))
@@ -74,7 +93,9 @@ class FusedBatches:
         return Prompts(
             positions=tensors[0],
             slots=tensors[1],
+            query_ends=tensors[2].int(),
+            context_ends=tensors[3].int(),
             query_lengths=query_lengths,
             context_lengths=context_lengths,
-            context_slots=tensors[2] if len(tensors) > 2 else None,
+            context_slots=tensors[4] if len(tensors) > 4 else None,
         )

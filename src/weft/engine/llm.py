@@ -167,8 +167,9 @@ class LLM:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.engine.close()
         if kind is None:
-            self.close()
+            self.groups.close()
         else:
             self.groups.leave()
 

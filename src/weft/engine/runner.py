@@ -6,14 +6,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import torch
 
 from weft.comm.groups import ProcessGroups
 from weft.engine.batch import BatchBuilder, PlainBatches, RequestTables, to_device
 from weft.engine.draw import Draws
-from weft.engine.graphs import DecodeBuffers, DecodeGraphs
+from weft.engine.graph_inputs import DecodeInputs, ReceivedRows, RowInputs
+from weft.engine.graphs import StepGraphs
 from weft.engine.logprobs import LogprobReader
 from weft.engine.pipeline import StageLink
 from weft.engine.sampling import Sampler
@@ -30,6 +31,11 @@ from weft.vocabulary.model_spec import ModelSpec
 
 if TYPE_CHECKING:
     from weft.engine.fused_batch import FusedBatches
+
+
+_PAGED_WORK: Final = 1 << 22
+"""Rows times positions up to which a step with prompts takes the kernel that graphs need;
+beyond, torch's kernels are ahead and launching them hides behind them."""
 
 
 class StageRunner:
@@ -62,7 +68,8 @@ class StageRunner:
         self._num_received = 0 if self.stage.is_first else conventions.boundary_tensors
         self._groups = groups
         self._fused: FusedBatches | None = None
-        self._graphs: DecodeGraphs | None = None
+        self._decodes: StepGraphs[StageOutput] | None = None
+        self._mixed: StepGraphs[Boundary | torch.Tensor] | None = None
 
     def load(self, directory: Path | None, seed: int) -> None:
         """Fill the weights from a checkpoint, or with dummy values where there is none."""
@@ -93,7 +100,7 @@ class StageRunner:
 
     def allocate(self, *, num_blocks: int, block_size: int, max_length: int, max_rows: int) -> None:
         """Make the caches, the rotary table and the tables of ``max_rows`` running requests."""
-        num_slots = num_blocks * block_size
+        num_slots, self._block_size = num_blocks * block_size, block_size
         self.caches = self.stage.make_caches(num_slots, max_rows, self._like)
         ropes = RotaryTables(map(self.spec.attention, self._layers), max_length, self.device)
         last_ids = torch.zeros(max_rows + 1, dtype=torch.int64, device=self.device)
@@ -126,27 +133,45 @@ class StageRunner:
         return self._fused is not None and self._replicates_rows
 
     @torch.inference_mode()
-    def capture(self, buckets: Sequence[int]) -> None:
-        """Capture the decode step for each batch size of ``buckets``."""
-        self._buffers = DecodeBuffers(
-            max(buckets),
-            self.spec.hidden_size,
-            num_received=self._num_received,
-            spare_row=self.tables.spare_row,
-            like=self._like,
+    def capture(self, batches: Sequence[int], rows: Sequence[int]) -> None:
+        """Capture steps of so many decodes, and steps with prompts of so many rows."""
+        from weft.layers.fused.paged_attention import rows_of_a_piece
+
+        received = ReceivedRows(
+            max(*batches, *rows), self.spec.hidden_size, self._num_received, self._like
         )
-        self._graphs = DecodeGraphs(self._decode, buckets, self._groups)
+        spare = self.tables.spare_row
+        self._decode_inputs = DecodeInputs(max(batches), received, spare_row=spare)
+        self._row_inputs = RowInputs(
+            max(rows),
+            received,
+            most_requests=spare,
+            piece_rows=rows_of_a_piece(self._num_heads, self._num_kv_heads),
+            block_size=self._block_size,
+        )
+        self._mixed = StepGraphs(self._mix, rows, self._groups)
+        self._decodes = StepGraphs(self._decode, batches, self._groups)
 
-    def drop_graphs(self) -> None:
-        """Forget the captured graphs; steps run eagerly from then on."""
-        self._graphs = None
+    def close(self) -> None:
+        """Give back the memory of graphs, caches and weights; nothing runs afterwards."""
+        self._decodes = self._mixed = None
+        self.caches.clear()
+        self.stage.to_empty(device="meta")
 
-    def _decode(self, bucket: int) -> StageOutput:
+    def _mix(self, size: int) -> Boundary | torch.Tensor:
+        """The rows of a step with prompts, before its logits."""
         assert self._fused is not None
-        rows, lengths = self._buffers.rows_and_lengths(bucket)
+        inputs = self._row_inputs
+        batch = self._fused.of_rows(inputs.tensors(size), self.tables)
+        return self.stage.rows(batch, self.caches, inputs.received.first(size))
+
+    def _decode(self, size: int) -> StageOutput:
+        assert self._fused is not None
+        rows, lengths = self._decode_inputs.rows_and_lengths(size)
         token_ids = self.tables.last_ids[rows.long()]
-        batch = self._fused.of_buffers(token_ids, rows, lengths, self.tables)
-        output = self._output(self.stage(batch, self.caches, self._buffers.received(bucket)))
+        batch = self._fused.of_decodes(token_ids, rows, lengths, self.tables)
+        received = self._decode_inputs.received.first(size)
+        output = self._output(self.stage(batch, self.caches, received))
         if output.logits is None or not self._sampler.picks_alone:
             return output
         draws = Draws(rows=rows, lengths=lengths, table=self._sampler.table)
@@ -174,14 +199,33 @@ class StageRunner:
         self.tables.update(step)
         if self.stage.is_last:
             self._sampler.table.enter(step.entering)
-        bucket = None
-        if self._graphs is not None and not eager and step.num_decodes == step.num_tokens:
-            bucket = self._graphs.bucket_for(step.num_tokens)
-        if self._graphs is not None and bucket is not None:
-            self._buffers.fill(step, bucket, received)
-            return self._graphs.replay(bucket).first(step.num_tokens)
+        replayed = None if eager else self._replayed(step, received)
+        if replayed is not None:
+            return replayed
         batch = self._builder.build(step, self.tables)
         return self._output(self.stage(batch, self.caches, received))
+
+    def _replayed(self, step: Step, received: Boundary | None) -> StageOutput | None:
+        """The step by the graph that holds it; None where there is none."""
+        if self._decodes is None or self._mixed is None:
+            return None
+        count = step.num_tokens
+        if step.num_decodes == count:
+            size = self._decodes.size_for(count)
+            if size is None:
+                return None
+            self._decode_inputs.fill(step, size, received)
+            return self._decodes.replay(size).first(count)
+        size = self._mixed.size_for(count)
+        recorded = self._groups.recorder is not None  # with the rows that were asked for
+        if size is None or recorded or count * step.context_lengths.max() > _PAGED_WORK:
+            return None
+        self._row_inputs.fill(step, size, received)
+        rows = self._mixed.replay(size)
+        if isinstance(rows, Boundary):
+            return self._output(rows).first(count)
+        (wanted,) = to_device(self.device, step.logit_rows)
+        return StageOutput(logits=self.stage.logits(rows, wanted))
 
     def no_numbers(self, step: Step) -> StageOutput:
         """What a step that failed leaves: the shapes of its output, filled with NaN."""

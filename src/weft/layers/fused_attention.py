@@ -1,5 +1,6 @@
 """Attention on CUDA for 16-bit types: one kernel for decodes, torch's best for prompts.
 
+In a graph one kernel computes both: how rows divide among sequences is not known there.
 Shapes as in layers/attention.py; a step's sequences of one row that are decodes come first.
 """
 
@@ -17,6 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from weft.layers.attention import Heads, LayerCache
 from weft.layers.fused.decode_attention import DecodeWorkspace, decode_attention
 from weft.layers.fused.elementwise import rotate_and_store
+from weft.layers.fused.paged_attention import paged_attention
 
 
 @dataclass(kw_only=True)
@@ -31,11 +33,14 @@ class Decodes:
 class Prompts:
     """The other rows: positions and slots [T], and each sequence's rows and whole length.
 
+    query_ends, context_ends [S + 1] int32: where each sequence's begin and end, on the device;
     context_slots: cache slots of all positions of the sequences that had some before.
     """
 
     positions: torch.Tensor
     slots: torch.Tensor
+    query_ends: torch.Tensor
+    context_ends: torch.Tensor
     query_lengths: list[int]
     context_lengths: list[int]
     context_slots: torch.Tensor | None
@@ -49,6 +54,33 @@ class Prompts:
         """Fresh prompts of one length, a multiple of 128: one call, by the fastest kernel."""
         length = self.query_lengths[0]
         return self.is_fresh and length % 128 == 0 and set(self.query_lengths) == {length}
+
+
+@dataclass(kw_only=True)
+class PagedAttention:
+    """A step of any sequences whose T rows are described on the device (for graphs).
+
+    positions, slots [T] int64; pieces and table as in ``paged_attention``.
+    """
+
+    cos_sin: torch.Tensor
+    table: torch.Tensor
+    block_size: int
+    positions: torch.Tensor
+    slots: torch.Tensor
+    pieces: torch.Tensor
+
+    def mix(self, qkv: torch.Tensor, heads: Heads, cache: LayerCache) -> torch.Tensor:
+        turn_and_keep(self, qkv, self.positions, self.slots, heads, cache)
+        return paged_attention(
+            qkv,
+            cache.keys,
+            cache.values,
+            self.table,
+            self.pieces,
+            block_size=self.block_size,
+            window=heads.sliding_window,
+        )
 
 
 @dataclass(kw_only=True)
@@ -94,18 +126,7 @@ class FusedAttention:
     def _prompt(
         self, qkv: torch.Tensor, prompts: Prompts, heads: Heads, cache: LayerCache
     ) -> torch.Tensor:
-        eps = heads.query_norm.eps if heads.query_norm else 0.0
-        rotate_and_store(
-            qkv,
-            self.cos_sin,
-            prompts.positions,
-            prompts.slots,
-            cache.keys,
-            cache.values,
-            _norms(heads),
-            eps,
-            block_size=self.block_size,
-        )
+        turn_and_keep(self, qkv, prompts.positions, prompts.slots, heads, cache)
         sizes = [heads.num_heads, heads.num_kv_heads, heads.num_kv_heads]
         queries, keys, values = qkv.unflatten(1, (-1, heads.head_dim)).split(sizes, dim=1)
         if prompts.is_even and heads.sliding_window is None:
@@ -121,6 +142,29 @@ class FusedAttention:
         size = self.block_size
         blocks = cached.view(num_slots // size, num_kv_heads, size, head_dim)
         return blocks[slots // size, :, slots % size]
+
+
+def turn_and_keep(
+    step: PagedAttention | FusedAttention,
+    qkv: torch.Tensor,
+    positions: torch.Tensor,
+    slots: torch.Tensor,
+    heads: Heads,
+    cache: LayerCache,
+) -> None:
+    """Turn queries and keys of the rows in place, and put keys and values into the cache."""
+    eps = heads.query_norm.eps if heads.query_norm else 0.0
+    rotate_and_store(
+        qkv,
+        step.cos_sin,
+        positions,
+        slots,
+        cache.keys,
+        cache.values,
+        _norms(heads),
+        eps,
+        block_size=step.block_size,
+    )
 
 
 def _norms(heads: Heads) -> tuple[torch.Tensor, torch.Tensor] | None:
@@ -153,8 +197,8 @@ def _ragged(
         queries,
         keys.contiguous(),
         values.contiguous(),
-        _offsets(prompts.query_lengths, queries.device),
-        _offsets(prompts.context_lengths, queries.device),
+        prompts.query_ends,
+        prompts.context_ends,
         max(prompts.query_lengths),
         max(prompts.context_lengths),
         window_size=(window, 0),
@@ -171,8 +215,3 @@ def _grouped_option() -> dict[str, Any]:
 
     known = "enable_gqa" in inspect.signature(varlen_attn).parameters
     return {"enable_gqa": True} if known else {}
-
-
-def _offsets(lengths: list[int], device: torch.device) -> torch.Tensor:
-    ends = torch.tensor([0, *lengths]).cumsum(0)
-    return ends.to(device, torch.int32, non_blocking=True)

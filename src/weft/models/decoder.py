@@ -158,6 +158,13 @@ class DecoderStage(nn.Module):
         self, batch: Batch, caches: Sequence[Cache], received: Boundary | None
     ) -> Boundary | torch.Tensor:
         """What the next stage needs; on the last stage this rank's logits [N, ceil(v/t)]."""
+        rows = self.rows(batch, caches, received)
+        return rows if isinstance(rows, Boundary) else self.logits(rows, batch.logit_rows)
+
+    def rows(
+        self, batch: Batch, caches: Sequence[Cache], received: Boundary | None
+    ) -> Boundary | torch.Tensor:
+        """What the next stage needs; on the last stage the rows [T, h] that logits are made of."""
         x, residual = self._start(batch, received)
         following = [*(layer.input_norm for layer in self._layers[1:]), self.final_norm]
         for layer, norm, cache in zip(self._layers, following, caches, strict=True):
@@ -166,12 +173,13 @@ class DecoderStage(nn.Module):
                 hidden = layer.hand_over(partial)
                 return Boundary(hidden=hidden[: len(residual)], residual=residual)
             x, residual = layer.close(partial, residual, norm)
-        rows = self.streams.residual.enter(x, batch.num_tokens, "head")
+        return self.streams.residual.enter(x, batch.num_tokens, "head")
+
+    def logits(self, rows: torch.Tensor, wanted: torch.Tensor | None) -> torch.Tensor:
+        """Logits [N, ceil(v/t)] of the ``wanted`` [N] of the rows (None: of all)."""
         assert self.head is not None
-        logits: torch.Tensor = self.head(
-            rows if batch.logit_rows is None else rows[batch.logit_rows]
-        )
-        return logits
+        found: torch.Tensor = self.head(rows if wanted is None else rows[wanted])
+        return found
 
     def _start(self, batch: Batch, received: Boundary | None) -> tuple[torch.Tensor, torch.Tensor]:
         first_norm = self._layers[0].input_norm

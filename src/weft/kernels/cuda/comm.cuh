@@ -142,10 +142,13 @@ struct Call {
     }
   }
 
-  // For diagnosis: say that we are here. After the payload, off the critical path.
+  // For diagnosis: say that we are here. After the payload, off the critical path; by the first
+  // thread, since a message may have only one vector.
   __device__ __forceinline__ void announce() const {
-    if (block_of_grid() == 0 && threadIdx.x > 0 && threadIdx.x < kWorld) {
-      Header* peer = reinterpret_cast<Header*>(comm.peer[threadIdx.x]);
+    if (block_of_grid() != 0 || threadIdx.x != 0) return;
+#pragma unroll
+    for (int k = 1; k < kWorld; ++k) {
+      Header* peer = reinterpret_cast<Header*>(comm.peer[k]);
       if (peer != nullptr) push_word(&peer->entered[comm.rank], epoch);
     }
   }
