@@ -175,6 +175,10 @@ def test_models(client):
         ({"prompt": [400]}, "prompt"),
         ({"prompt": [-1]}, "prompt"),
         ({"prompt": {"a": 1}}, "prompt"),
+        ({"prompt": [[1], []]}, "prompt"),
+        ({"logit_bias": {"01": 1}}, "logit_bias"),
+        ({"logit_bias": {"\u0661": 1}}, "logit_bias"),
+        ({"stop_token_ids": [999999]}, "stop_token_ids"),
         ({"frequency_penalty": 2.5}, "frequency_penalty"),
         ({"logit_bias": {"x": 1}}, "logit_bias"),
         ({"logit_bias": {"5": 101}}, "logit_bias"),
@@ -204,6 +208,24 @@ def test_wrong_fields(server, fields, param):
     assert "Value error" not in answer["error"]["message"]
     if param is not None:
         assert answer["error"]["param"].split(".")[0] == param
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        ([[1], []], "prompt.1: List should have at least 1 item"),
+        ([[1], ["a"]], "prompt.1.0: Input should be a valid integer"),
+        ([], "prompt: List should have at least 1 item"),
+        ([1, "a"], "prompt.1: Input should be a valid integer"),
+        (["a", [1]], "prompt.1: Input should be a valid string"),
+        (5, "prompt: Input should be a valid string"),
+    ],
+)
+def test_a_wrong_prompt_is_told_of_the_form_that_was_meant(server, prompt, message):
+    body = {"model": "embedded", "prompt": prompt}
+    status, answer = call(server, "POST", "/v1/completions", body)
+    assert status == 400
+    assert answer["error"]["message"].startswith(message)
 
 
 @pytest.mark.parametrize(

@@ -220,6 +220,7 @@ def test_a_folder_that_nobody_can_write_to_is_named_before_anything_runs(capsys)
     [
         (["run", "embedded", "--prompt", "0"], "--prompt 0: must be"),
         (["run", "embedded", "--nnodes", "0"], "--nodes 0: must be"),
+        (["run", "embedded", "--stop-id", "-1"], "--stop-id -1: outside the vocabulary"),
         (["plan", "embedded", "--gpus", "0"], "--gpus 0: must be"),
         (["study", "--decode", "-3"], "--decode -3: must be"),
         (["predict", "embedded", "--sp", "4", "--tp", "2"], "set --sp 1 or --sp 2 (with --tp 2)"),

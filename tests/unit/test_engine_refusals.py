@@ -93,6 +93,8 @@ def test_a_bad_parameter_is_named_where_it_is_made(argument, value):
         ("graph_batches", ()),
         ("graph_batches", (0, 1)),
         ("dtype", 32),
+        ("block_size", 10**9),
+        ("max_batch_requests", 10**12),
     ],
 )
 def test_a_bad_option_of_the_engine_is_named(argument, value):
@@ -112,6 +114,12 @@ def test_a_bad_option_of_the_engine_is_named(argument, value):
         [[5, 6], [7] * 300],
         [[5, 6], [None]],
         [[5, 6], "text without a tokenizer"],
+        [[5, 6], b"ab"],
+        [[5, 6], bytearray(b"ab")],
+        [[5, 6], {5, 6}],
+        [[5, 6], {5: 6}],
+        [[5, 6], [True]],
+        [[5, 6], [[True]]],
     ],
     ids=str,
 )
@@ -121,10 +129,50 @@ def test_a_bad_batch_is_refused_whole(clean, prompts):
     assert not clean.engine.has_work
 
 
-@pytest.mark.parametrize("prompts", [None, 5, iter([[5]])], ids=str)
+@pytest.mark.parametrize("prompts", [None, 5, iter([[5]]), b"a", {(5,)}, {(5,): 6}], ids=str)
 def test_prompts_that_are_no_list_are_named(clean, prompts):
     with pytest.raises(WorkloadError, match=r"^`prompts` .*must be a list"):
         clean.generate(prompts, GOOD)
+
+
+@pytest.mark.parametrize("token", [-1, 10**6])
+def test_a_stop_token_that_does_not_exist_is_named(clean, token):
+    with pytest.raises(WorkloadError, match=f"^`stop_token_ids` {token}: outside the vocabulary"):
+        clean.generate([[5]], SamplingParams(stop_token_ids=(5, token)))
+
+
+def test_stop_tokens_that_leave_no_other_to_begin_with_are_named(clean):
+    every = tuple(range(clean.engine.spec.vocab_size))
+    with pytest.raises(WorkloadError, match=r"^`min_tokens` 2: .* every token stops"):
+        clean.generate([[5]], SamplingParams(min_tokens=2, stop_token_ids=every))
+    done = clean.generate([[5]], SamplingParams(min_tokens=0, stop_token_ids=every))
+    assert len(done[0].token_ids) == 1
+    done = clean.generate([[5]], SamplingParams(min_tokens=2, stop_token_ids=every[1:]))
+    assert done[0].token_ids[:2] == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [
+        ("model", 5),
+        ("layout", "tp2"),
+        ("timeout_s", math.nan),
+        ("timeout_s", -1),
+        ("timeout_s", math.inf),
+        ("timeout_s", "1"),
+        ("timeout_s", None),
+    ],
+)
+def test_a_bad_argument_of_llm_is_named(argument, value):
+    with pytest.raises(UserError, match=f"^`{argument}` {value!r}: must be"):
+        LLM(**{"model": "embedded"} | {argument: value})
+
+
+def test_an_unknown_argument_of_llm_is_named_with_the_one_that_was_meant():
+    with pytest.raises(UserError, match=r"^`blocksize`: .* did you mean `block_size`"):
+        LLM("embedded", blocksize=16)
+    with pytest.raises(UserError, match=r"^`xyzzy`: LLM takes no such argument$"):
+        LLM("embedded", xyzzy=16)
 
 
 @pytest.mark.parametrize(

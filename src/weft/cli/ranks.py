@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from functools import partial
-from typing import Annotated, Final
+from typing import Annotated
 
 import typer
 
@@ -14,6 +14,7 @@ from weft.cli.output import check_written
 from weft.launch import elastic
 from weft.launch.environment import SlurmTask, is_launched, slurm_task
 from weft.vocabulary import conventions
+from weft.vocabulary.checks import check_seconds
 from weft.vocabulary.layout import Layout
 
 NumNodes = Annotated[
@@ -26,12 +27,8 @@ AllReduce = Annotated[
 ]
 
 
-_MOST_SECONDS: Final = 10**6
-
-
 def _positive_seconds(value: float) -> float:
-    if not 0 < value <= _MOST_SECONDS:
-        raise typer.BadParameter(f"must be a positive number of seconds, at most {_MOST_SECONDS}")
+    check_seconds("timeout_s", value)
     return value
 
 

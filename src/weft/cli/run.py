@@ -87,6 +87,7 @@ def run(
         ignore_eos=ignore_eos,
         stop_token_ids=tuple(stop_id or ()),
     )
+    sampling.check_vocabulary(spec.vocab_size)
     config: dict[str, Any] = {
         "conventions": engine,
         "seed": seed,

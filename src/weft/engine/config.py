@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Final, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from difflib import get_close_matches
+from typing import Any, Final, Literal, Self
 
 from weft.errors import UserError
-from weft.vocabulary.checks import check_limits, check_types
+from weft.vocabulary.checks import check_between, check_limits, check_types
 from weft.vocabulary.conventions import engine_named
 
 Weights = Literal["auto", "dummy"]
 Dtype = Literal["bfloat16", "float16", "float32", "float64"]
 
-_LEAST: Final = {
-    "cache_tokens": 1,
-    "block_size": 1,
-    "max_batch_tokens": 1,
-    "max_batch_requests": 1,
-}
+_LEAST: Final = {"cache_tokens": 1, "max_batch_tokens": 1}
+_BETWEEN: Final = {"block_size": (1, 8192), "max_batch_requests": (1, 65536)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,10 +48,20 @@ class EngineConfig:
     graph_batches: tuple[int, ...] | None = None
     prefix_caching: bool = True
 
+    @classmethod
+    def of(cls, options: Mapping[str, Any]) -> Self:
+        """From the keywords of LLM; UserError for one that does not exist."""
+        known = [field.name for field in fields(cls)]
+        for name in options.keys() - known:
+            meant = "".join(f"; did you mean `{one}`?" for one in get_close_matches(name, known, 1))
+            raise UserError(f"`{name}`: LLM takes no such argument{meant}")
+        return cls(**options)
+
     def __post_init__(self) -> None:
         check_types(self)
         engine_named(self.conventions)
         check_limits(self, _LEAST)
+        check_between(self, _BETWEEN)
         if not 0 < self.memory_share <= 1:
             raise UserError(f"`memory_share` {self.memory_share}: must be above 0 and at most 1")
         if self.graph_batches is not None and min(self.graph_batches, default=0) < 1:

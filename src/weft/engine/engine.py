@@ -28,6 +28,7 @@ from weft.engine.runner import StageRunner
 from weft.engine.scheduler import Scheduler
 from weft.engine.step import Step
 from weft.errors import EnvironmentUnavailable, LayoutError, WorkloadError
+from weft.vocabulary.checks import is_list
 from weft.vocabulary.conventions import engine_named
 from weft.vocabulary.model_source import ModelSource
 from weft.vocabulary.model_spec import ModelSpec
@@ -86,15 +87,16 @@ class Engine:
         token_ids = self._checked(prompt)
         check_positions(self.spec, len(token_ids), sampling.max_tokens)
         self.scheduler.check(len(token_ids), sampling.max_tokens)
-        sampling.check_vocabulary(self.spec.vocab_size)
         eos = () if sampling.ignore_eos else self.spec.eos_token_ids
+        stop_ids = frozenset((*eos, *sampling.stop_token_ids))
+        sampling.check_vocabulary(self.spec.vocab_size, stop_ids)
         if sampling.seed is None:
             sampling = replace(sampling, seed=_mixed(self.config.seed, number))
         return Request(
             number=number,
             prompt=token_ids,
             sampling=sampling,
-            stop_ids=frozenset((*eos, *sampling.stop_token_ids)),
+            stop_ids=stop_ids,
         )
 
     def queue(self, request: Request) -> None:
@@ -183,10 +185,12 @@ class Engine:
     def _checked(self, prompt: Sequence[int]) -> list[int]:
         """The token ids of a prompt, as Python integers inside the vocabulary."""
         try:
+            if not is_list(prompt) or bool in map(type, prompt):
+                raise TypeError
             token_ids = [index(token) for token in prompt]
         except TypeError:
             raise WorkloadError(
-                f"prompt {short(prompt)}: must be token ids, whole numbers"
+                f"prompt {short(prompt)}: must be a list of token ids, whole numbers"
             ) from None
         if not token_ids:
             raise WorkloadError("the prompt is empty: give at least one token")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from reprlib import repr as short
 from threading import Lock
@@ -14,8 +14,9 @@ from weft.engine.config import EngineConfig
 from weft.engine.engine import Engine
 from weft.engine.request import Completion, Request, SamplingParams
 from weft.engine.tokenizer import find_tokenizer
-from weft.errors import StepError, WorkloadError
+from weft.errors import StepError, UserError, WorkloadError
 from weft.launch.environment import current_rank, pick_device
+from weft.vocabulary.checks import check_seconds, is_list
 from weft.vocabulary.layout import Layout
 from weft.vocabulary.model_source import runnable_model
 
@@ -51,10 +52,16 @@ class LLM:
         ``weft`` or ``library`` (nccl's, gloo's); ``groups`` bring their own.
         Raises UserError for what cannot be, CommunicationError where ranks are missing.
         """
-        layout = layout or Layout()
+        layout = Layout() if layout is None else layout
+        if not isinstance(layout, Layout):
+            raise UserError(f"`layout` {layout!r}: must be a Layout, such as weft.Layout(tp=2)")
+        if not isinstance(model, str):
+            raise UserError(f"`model` {model!r}: must be a name or folder, as text")
+        check_seconds("timeout_s", timeout_s)
+        engine_config = EngineConfig.of(config)
         source = runnable_model(model)
         layout.check_model(source.spec)
-        if config.get("weights") != "dummy":
+        if engine_config.weights != "dummy":
             source = source.with_files()
         if groups is None:
             place = current_rank()
@@ -68,7 +75,7 @@ class LLM:
             )
         self.groups = groups
         self.tokenizer = find_tokenizer(source.directory)
-        self.engine = Engine(source, groups, EngineConfig(**config))
+        self.engine = Engine(source, groups, engine_config)
         self._next_number = 0
         self._turn = Lock()
 
@@ -99,7 +106,7 @@ class LLM:
         sampling: SamplingParams | Sequence[SamplingParams] | None,
     ) -> list[Request]:
         """One request a prompt; a batch that has a bad one is refused whole."""
-        if isinstance(prompts, str) or not isinstance(prompts, Sized):
+        if not is_list(prompts):
             raise WorkloadError(f"`prompts` {short(prompts)}: must be a list of prompts")
         each = _sampling_of_each(sampling, len(prompts))
         first = self._next_number

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
 from weft.errors import WorkloadError
-from weft.vocabulary.checks import check_limits, check_types
+from weft.vocabulary.checks import check_between, check_limits, check_types
 
 FinishReason = Literal["stop", "length", "abort", "error"]
 MOST_LOGPROBS: Final = 20
@@ -65,10 +66,7 @@ class SamplingParams:
     def __post_init__(self) -> None:
         check_types(self, WorkloadError)
         check_limits(self, _LEAST, WorkloadError)
-        for name, (least, most) in _BETWEEN.items():
-            value = getattr(self, name)
-            if value is not None and not least <= value <= most:
-                raise WorkloadError(f"`{name}` {value}: must be {least} to {most}")
+        check_between(self, _BETWEEN, WorkloadError)
         if self.top_p <= 0:
             raise WorkloadError(f"`top_p` {self.top_p}: must be above 0")
         if self.min_tokens > self.max_tokens:
@@ -82,12 +80,22 @@ class SamplingParams:
                     f"-{MOST_BIAS} to {MOST_BIAS}"
                 )
 
-    def check_vocabulary(self, vocab_size: int) -> None:
-        """Raise WorkloadError where a bias is for a token that does not exist."""
-        wrong = next((token for token, _ in self.logit_bias if not 0 <= token < vocab_size), None)
-        if wrong is not None:
+    def check_vocabulary(self, vocab_size: int, stop_ids: Collection[int] = ()) -> None:
+        """Raise WorkloadError for tokens that do not exist, or where all stop before min_tokens.
+
+        stop_ids: all that stop the request, the model's own included.
+        """
+        biased = [token for token, _ in self.logit_bias]
+        for name, tokens in (("logit_bias", biased), ("stop_token_ids", self.stop_token_ids)):
+            wrong = next((token for token in tokens if not 0 <= token < vocab_size), None)
+            if wrong is not None:
+                raise WorkloadError(
+                    f"`{name}` {wrong:.0f}: outside the vocabulary (0 to {vocab_size - 1})"
+                )
+        if self.min_tokens and len(stop_ids) >= vocab_size:
             raise WorkloadError(
-                f"`logit_bias` {wrong:.0f}: outside the vocabulary (0 to {vocab_size - 1})"
+                f"`min_tokens` {self.min_tokens}: no token can be first, for every token stops; "
+                "leave some out of `stop_token_ids` or set `min_tokens` 0"
             )
 
     @property

@@ -9,7 +9,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    model_validator,
+)
 
 from weft.engine.request import MOST_BIAS, MOST_LOGPROBS
 
@@ -17,7 +25,7 @@ MOST_CHOICES = 128
 MOST_STOPS = 16
 MOST_BIASES = 1024
 TokenId = Annotated[int, Field(ge=0, strict=True)]
-TokenName = Annotated[str, Field(pattern=r"^\d{1,9}$")]
+TokenName = Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,8})$")]
 Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
 Bias = Annotated[float, Field(ge=-MOST_BIAS, le=MOST_BIAS, allow_inf_nan=False)]
 
@@ -32,6 +40,15 @@ def _encodable(text: str) -> str:
 
 Text = Annotated[str, Field(strict=True), AfterValidator(_encodable)]
 TokenIds = Annotated[list[TokenId], Field(min_length=1)]
+
+
+def _prompt_kind(prompt: Any) -> str:
+    """Which of the four forms is meant, so that an error speaks of that one alone."""
+    if not isinstance(prompt, list):
+        return "str"
+    first = type(prompt[0]) if prompt else int
+    return f"list[{first.__name__}]" if first in (str, list) else "list[int]"
+
 
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "best_of": (None, 1),
@@ -152,12 +169,15 @@ class CompletionBody(GenerationBody):
         name: values for name, values in _NEUTRAL.items() if name not in ("echo", "prompt_logprobs")
     } | {"top_logprobs": (None, 0)}
 
-    prompt: (
-        Text
-        | TokenIds
-        | Annotated[list[Text], Field(min_length=1, max_length=MOST_CHOICES)]
-        | Annotated[list[TokenIds], Field(min_length=1, max_length=MOST_CHOICES)]
-    )
+    prompt: Annotated[
+        Annotated[Text, Tag("str")]
+        | Annotated[TokenIds, Tag("list[int]")]
+        | Annotated[list[Text], Field(min_length=1, max_length=MOST_CHOICES), Tag("list[str]")]
+        | Annotated[
+            list[TokenIds], Field(min_length=1, max_length=MOST_CHOICES), Tag("list[list]")
+        ],
+        Discriminator(_prompt_kind),
+    ]
     max_tokens: Annotated[int, Field(ge=0)] | None = None
     logprobs: Annotated[int, Field(ge=0, le=5, strict=True)] | None = None
     echo: bool | None = False

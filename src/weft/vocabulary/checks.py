@@ -6,7 +6,8 @@ The annotation of a dataclass field is what is checked, so that nothing is writt
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sized
+from collections.abc import Set as AbstractSet
 from dataclasses import fields
 from functools import cache
 from numbers import Integral, Real
@@ -16,6 +17,7 @@ from typing import Any, Final, Literal, Union, get_args, get_origin, get_type_hi
 
 from weft.errors import UserError
 
+MOST_SECONDS: Final = 10**6
 _KINDS: Final[Mapping[Any, tuple[type, str]]] = {
     int: (Integral, "a whole number"),
     float: (Real, "a number"),
@@ -52,6 +54,35 @@ def check_limits(
         value = getattr(options, name)
         if value is not None and value < limit:
             raise error(f"`{name}` {value}: must be at least {limit}")
+
+
+def check_between(
+    options: Any, bounds: Mapping[str, tuple[float, float]], error: type[UserError] = UserError
+) -> None:
+    """Raise ``error`` for the first field outside (least, most); None is let through."""
+    for name, (least, most) in bounds.items():
+        value = getattr(options, name)
+        if value is not None and not least <= value <= most:
+            raise error(f"`{name}` {value}: must be {least} to {most}")
+
+
+def check_seconds(name: str, value: Any) -> None:
+    """Raise UserError unless ``value`` is a time that one can wait for (s)."""
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int | float)
+        or not 0 < value <= MOST_SECONDS
+    ):
+        raise UserError(
+            f"`{name}` {value!r}: must be a positive number of seconds, at most {MOST_SECONDS}"
+        )
+
+
+def is_list(value: Any) -> bool:
+    """Whether this is things in an order (list, tuple, array), and neither text nor bytes."""
+    return isinstance(value, Sized) and not isinstance(
+        value, str | bytes | bytearray | memoryview | AbstractSet | Mapping
+    )
 
 
 @cache
