@@ -203,5 +203,6 @@ def _remarks(imported: ImportedTrace) -> list[str]:
         lines += [f"{kind}: {c.count} x {c.name} ({c.phase}): {c.reason}" for c in listed]
     lines += [f"where: {d.text()}" for d in imported.conformance.deviations[:_MOST_PLACES]]
     lines += [gain.text() for gain in imported.gains]
+    lines += [replica.text() for replica in imported.replicas]
     lines += [f"note: {note}" for note in imported.notes]
     return lines

@@ -8,7 +8,7 @@ of the stage, T token rows of the step, h hidden size, v vocabulary, t = tp, B b
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from weft.errors import WorkloadError
 from weft.vocabulary.conventions import Conventions, engine_named
@@ -71,7 +71,8 @@ class StepRows:
     """``count`` equal engine steps of ``rows`` token rows and ``sequences`` rows of logits.
 
     ``returns_ids`` is False for a step whose sampled ids no later step needs (a chunk
-    of a prompt that is not its last).
+    of a prompt that is not its last). ``everywhere``: the rows of all expert-parallel ranks
+    together, padded, where the replicas' steps differ; None where they are alike.
     """
 
     phase: Phase
@@ -79,6 +80,7 @@ class StepRows:
     sequences: int
     count: int
     returns_ids: bool = True
+    everywhere: int | None = None
 
 
 def _steps(workload: Workload, layout: Layout, conventions: Conventions) -> Iterator[StepRows]:
@@ -108,7 +110,7 @@ class _StageStep:
         self.num_layers = len(layers)
         self.num_norms = spec.norm_reductions(layers) if layout.tp > 1 else 0
         self.exchange = conventions.exchange_of(spec, layout)
-        exchanges = self.exchange in ("all_to_all", "all_gather")
+        exchanges = self.exchange in ("all_to_all", "all_gather", "kernels")
         self.num_exchanges = sum(spec.has_experts(layer) for layer in layers) if exchanges else 0
 
     def rows(self) -> Iterator[Collective]:
@@ -146,9 +148,13 @@ class _StageStep:
     def _expert_blocks(self) -> Iterator[Collective]:
         """Rows and choices out to the experts, outputs back."""
         share, hidden = self._padded_rows // self.layout.tp, self.spec.hidden_size
-        every = self.layout.ep * share
+        every = self.step.everywhere or self.layout.ep * share
         if self.exchange == "all_to_all":
             yield from self._to_all((every, hidden))
+        elif self.exchange == "kernels":
+            for variant, launches in self.conventions.expert_kernels:
+                row = self._call("all_to_all", "ep", launches * self.num_exchanges, None, None)
+                yield replace(row, dtype=None, variant=variant)
         else:
             yield from self._gathered((share, hidden), (every, hidden))
         if self.layout.sp == 1 and self.layout.tp > 1:
@@ -218,8 +224,8 @@ class _StageStep:
         op: Operation,
         group: GroupKind,
         calls_per_step: int,
-        input_shape: tuple[int, ...],
-        output_shape: tuple[int, ...],
+        input_shape: tuple[int, ...] | None,
+        output_shape: tuple[int, ...] | None,
         dtype: str | None = None,
     ) -> Collective:
         return Collective(

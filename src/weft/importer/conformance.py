@@ -9,6 +9,8 @@ from functools import lru_cache
 from typing import Any, Final, Literal
 
 from weft.closed_form.schedule import StepRows, rows_of_steps
+from weft.errors import LayoutError
+from weft.importer.exchange import Everywhere
 from weft.importer.facts import ModelFacts
 from weft.importer.layout_inference import RunLayout
 from weft.importer.locate import MOST_DEVIATIONS, Deviation, Locator
@@ -71,6 +73,7 @@ class Evidence:
     traces: Mapping[int, RankTrace]
     lacking: Sequence[str]
     missing: Sequence[int]
+    everywhere: Everywhere
 
     @property
     def absent(self) -> list[str]:
@@ -81,14 +84,29 @@ class Evidence:
         return [f"rank {listed} of {self.run.world_size} not given", *self.lacking]
 
     @property
-    def stages(self) -> dict[int, RankTrace]:
-        """A rank's trace of each stage: the one with the most steps."""
-        found: dict[int, RankTrace] = {}
+    def stages(self) -> dict[tuple[int, int], int]:
+        """A rank of each stage of each replica: the one with the most steps."""
+        found: dict[tuple[int, int], int] = {}
         for rank, trace in self.traces.items():
-            stage = self.run.layout.stage_of(rank)
-            if stage not in found or len(trace.busy_steps) > len(found[stage].busy_steps):
-                found[stage] = trace
+            place = self.run.layout.replica_of(rank), self.run.layout.stage_of(rank)
+            other = self.traces[found.setdefault(place, rank)]
+            if len(trace.busy_steps) > len(other.busy_steps):
+                found[place] = rank
         return found
+
+    def steps(self, rank: int) -> Iterator[StepRows]:
+        """The busy steps; ids go out of a chunk's step only if they were seen to."""
+        trace, replica = self.traces[rank], self.run.layout.replica_of(rank)
+        with_ids = {call.step for call in trace.calls if call.operation == "broadcast"}
+        for number, step in enumerate(trace.busy_steps):
+            yield StepRows(
+                phase=step.label.phase,
+                rows=step.label.num_tokens or 0,
+                sequences=step.label.num_sequences,
+                count=1,
+                returns_ids=step.label.phase != "prefill" or number in with_ids,
+                everywhere=self.everywhere.get((replica, number)),
+            )
 
 
 def judge(evidence: Evidence) -> Conformance:
@@ -101,7 +119,8 @@ def judge(evidence: Evidence) -> Conformance:
     expected = of_step.of_run()
     settings = _settings(expected, evidence, conventions)
     rows = tuple(compare(replace(actual, collectives=settings.rows), actual))
-    differences = tuple(evidence.facts.differences(actual.model, conventions.vocab_multiple))
+    multiple = None if conventions.logits == "candidates" else conventions.vocab_multiple
+    differences = tuple(evidence.facts.differences(actual.model, multiple))
     faults = list(_faults(rows, differences, evidence))
     deviations = tuple(_deviations(settings, evidence, of_step))
     if deviations and not faults:
@@ -133,13 +152,14 @@ class _StepSchedules:
         return loosened(rows, schedule.collectives)
 
     def of_run(self) -> tuple[Collective, ...]:
-        """The steps that the labels of each stage name."""
-        return merge_rows(
-            row
-            for stage, trace in self.evidence.stages.items()
-            for step in _each_step(trace)
-            for row in self.of(stage, step)
-        )
+        """The steps that the labels of each stage name, of the replica with the most of a kind."""
+        most: dict[tuple[Any, ...], Collective] = {}
+        for (_, stage), rank in self.evidence.stages.items():
+            steps = self.evidence.steps(rank)
+            for row in merge_rows(row for step in steps for row in self.of(stage, step)):
+                if row.key not in most or most[row.key].count < row.count:
+                    most[row.key] = row
+        return merge_rows(most.values())
 
 
 def _deviations(
@@ -159,11 +179,11 @@ def _deviations(
         rank: [
             {row.key: row for row in schedules.of(run.layout.stage_of(rank), step)}
             | beyond.get((run.layout.stage_of(rank), number), {})
-            for number, step in enumerate(_each_step(trace))
+            for number, step in enumerate(evidence.steps(rank))
         ]
-        for rank, trace in evidence.traces.items()
+        for rank in evidence.traces
     }
-    locator = Locator(run, evidence.traces, calls, evidence.schedule.model.num_layers)
+    locator = Locator(run, evidence.traces, calls, evidence.schedule.model)
     found = [*locator.deviations(wanted), *map(_unexplained, evidence.tally.unexplained)]
     return sorted(found, key=lambda d: (d.step is None, d.step or 0, d.time_us))
 
@@ -201,8 +221,8 @@ def _unexplained(calls: OtherCalls) -> Deviation:
 
 def _obstacle(evidence: Evidence) -> str | None:
     """Why there is nothing to hold the traces against."""
-    stages = evidence.stages
-    labels = [step.label for trace in stages.values() for step in trace.busy_steps]
+    ranks = evidence.stages.values()
+    labels = [step.label for rank in ranks for step in evidence.traces[rank].busy_steps]
     if evidence.conventions is None:
         return f"engine {evidence.schedule.engine} has no schedule to hold the trace against"
     if not evidence.run.is_known:
@@ -213,6 +233,23 @@ def _obstacle(evidence: Evidence) -> str | None:
         return "the traces have no step labels, so the steps are not known"
     if any(label.num_tokens is None for label in labels):
         return "some step labels do not tell their tokens"
+    return _exchange_obstacle(evidence, evidence.conventions)
+
+
+def _exchange_obstacle(evidence: Evidence, conventions: Conventions) -> str | None:
+    """Why the rows that travel to experts cannot be judged."""
+    if evidence.run.layout.ep == 1:
+        return None
+    if not conventions.spreads_experts:
+        return f"weft does not know how engine {conventions.name} exchanges rows with experts"
+    if evidence.model_source == "trace":
+        return (
+            f"experts over {evidence.run.layout.ep} ranks are checked against a model; {_NAME_IT}"
+        )
+    try:
+        conventions.exchange_of(evidence.schedule.model, evidence.run.layout)
+    except LayoutError as error:
+        return str(error)
     return None
 
 
@@ -329,19 +366,6 @@ def _is_logits(row: Collective, expected: Sequence[Collective]) -> bool:
         other.op == "all_gather" and (other.phase, other.stage) == (row.phase, row.stage)
         for other in expected
     )
-
-
-def _each_step(trace: RankTrace) -> Iterator[StepRows]:
-    """The busy steps; ids go out of a chunk's step only if they were seen to."""
-    with_ids = {call.step for call in trace.calls if call.operation == "broadcast"}
-    for number, step in enumerate(trace.busy_steps):
-        yield StepRows(
-            phase=step.label.phase,
-            rows=step.label.num_tokens or 0,
-            sequences=step.label.num_sequences,
-            count=1,
-            returns_ids=step.label.phase != "prefill" or number in with_ids,
-        )
 
 
 def loosened(

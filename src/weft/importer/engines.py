@@ -11,7 +11,7 @@ from weft.importer.rank_trace import RankTrace
 from weft.vocabulary.conventions import ENGINES, Conventions
 from weft.vocabulary.layout import Layout
 
-ENGINE_CHOICES: Final = ("auto", "vllm", "vllm-cpu", "vllm-v0", "sglang", "trtllm", "torch")
+ENGINE_CHOICES: Final = ("auto", *ENGINES, "torch")
 
 
 def engine_of(traces: Sequence[RankTrace], choice: str = "auto") -> str:

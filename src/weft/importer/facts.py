@@ -11,7 +11,7 @@ from weft.importer.layout_inference import RunLayout
 from weft.importer.rank_trace import RankTrace, TracedCall
 from weft.vocabulary.builtin_models import BUILTIN_MODELS
 from weft.vocabulary.dtypes import MODEL_DTYPES
-from weft.vocabulary.layout import Layout
+from weft.vocabulary.layout import GroupKind, Layout
 from weft.vocabulary.model_spec import ModelSpec
 
 _INTEGERS: Final = ("int32", "int64")
@@ -37,13 +37,17 @@ class ModelFacts:
             return None
         return sum(self.stage_layers.values())
 
-    def differences(self, spec: ModelSpec, vocab_multiple: int) -> list[str]:
-        """The dimensions in which ``spec`` disagrees with the trace, each as one sentence."""
-        padded = -(-spec.vocab_size // vocab_multiple) * vocab_multiple
+    def differences(self, spec: ModelSpec, vocab_multiple: int | None) -> list[str]:
+        """The dimensions in which ``spec`` disagrees with the trace, each as one sentence.
+
+        ``vocab_multiple``: what the vocabulary is padded to; None where no logits travel.
+        """
+        multiple = vocab_multiple or 1
+        padded = -(-spec.vocab_size // multiple) * multiple
         pairs = (
             ("num_layers", self.num_layers, spec.num_layers),
             ("hidden_size", self.hidden_size, spec.hidden_size),
-            ("vocab_size", self.vocab_size, padded),
+            ("vocab_size", self.vocab_size if vocab_multiple else None, padded),
             ("dtype", self.dtype, spec.dtype),
         )
         return [
@@ -94,10 +98,12 @@ def read_facts(traces: Mapping[int, RankTrace], run: RunLayout) -> ModelFacts:
     vocabulary: Counter[int] = Counter()
     dtypes: Counter[str] = Counter()
     stage_layers: dict[int, int] = {}
+    kinds: set[GroupKind] = set()
     for rank, trace in traces.items():
         stage = layout.stage_of(rank)
         for call in trace.calls:
-            if run.group_of(call, rank)[0] in ("tp", "pp") and call.dtype not in _INTEGERS:
+            kinds.add(kind := run.group_of(call, rank)[0])
+            if kind in ("tp", "pp") and call.dtype not in _INTEGERS:
                 _see_call(call, trace, run, hidden, vocabulary)
             if (
                 call.operation == "all_reduce"
@@ -108,12 +114,14 @@ def read_facts(traces: Mapping[int, RankTrace], run: RunLayout) -> ModelFacts:
         layers = _layers(trace.calls, is_first=stage == 0)
         if layers is not None:
             stage_layers[stage] = layers
+    if layout.ep > 1:  # rows that come back from experts are gathered like logits
+        vocabulary.pop((_most_frequent(hidden) or 0) * layout.tp, None)
     activation = next((t.activation_dtype for t in traces.values() if t.activation_dtype), None)
     return ModelFacts(
         hidden_size=_most_frequent(hidden),
         vocab_size=_most_frequent(vocabulary),
         dtype=max(dtypes, key=lambda name: dtypes[name], default=activation),
-        stage_layers=stage_layers if layout.tp > 1 else {},
+        stage_layers=stage_layers if layout.tp > 1 and "ep" not in kinds else {},
         num_stages=layout.pp,
     )
 
@@ -140,7 +148,7 @@ def _see_call(
             hidden[shape[1] * parts] += 1
         elif elements and elements % tokens == 0:
             hidden[elements // tokens * parts] += 1
-    elif call.operation == "all_gather" and not call.gathers_slices:
+    elif call.operation == "all_gather" and not (call.gathers_slices or call.returns_rows):
         if shape is not None and len(shape) == 2:
             vocabulary[shape[1] * layout.tp] += 1
         elif elements and sequences and elements % sequences == 0:

@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass
 from statistics import mean
 from typing import Any
 
-from weft.importer.layout_inference import RunLayout
 from weft.importer.rank_trace import RankTrace, TracedCall
 from weft.importer.rows import MeasuredRow
 from weft.vocabulary.schedule import Collective
@@ -125,35 +124,3 @@ def _faster(rows: list[MeasuredRow], best: BestTime | None) -> tuple[float | Non
             total += saved * measured.row.count
             names[found[0]] = None
     return (total, tuple(names)) if is_known else (None, ())
-
-
-def replicas(traces: Mapping[int, RankTrace], run: RunLayout) -> list[dict[str, Any]]:
-    """Skew between data-parallel replicas: steps, tokens, busy time, and waiting for the slowest.
-
-    Waiting counts the collectives that cross replicas (their ranks are not all of one).
-    """
-    layout = run.layout
-    if not run.is_known or layout.dp == 1:
-        return []
-    found = []
-    for replica in range(layout.dp):
-        own = {r: trace for r, trace in traces.items() if layout.replica_of(r) == replica}
-        if not own:
-            continue
-        first = next(iter(own.values()))
-        waits = [
-            call.wait_us
-            for rank, trace in own.items()
-            for call in trace.calls
-            if call.wait_us is not None and run.group_of(call, rank)[0] in ("dp", "ep", "world")
-        ]
-        found.append(
-            {
-                "replica": replica,
-                "steps": len(first.busy_steps),
-                "tokens": sum(step.label.num_tokens or 0 for step in first.busy_steps),
-                "busy_us": round(sum(s.end_us - s.start_us for s in first.busy_steps), 3),
-                "wait_us": round(sum(waits) / len(own), 3) if waits else None,
-            }
-        )
-    return found

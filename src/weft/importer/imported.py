@@ -10,9 +10,10 @@ from weft.importer.analysis import time_share, timeline, waiting
 from weft.importer.clocks import ClockOffset
 from weft.importer.conformance import Conformance
 from weft.importer.facts import ModelFacts
-from weft.importer.gain import Gain, replicas
+from weft.importer.gain import Gain
 from weft.importer.layout_inference import RunLayout
 from weft.importer.rank_trace import RankTrace
+from weft.importer.replicas import ReplicaSkew
 from weft.importer.rows import MeasuredRow, OtherCalls
 from weft.vocabulary.schedule import Schedule
 
@@ -40,6 +41,7 @@ class ImportedTrace:
     notes: tuple[str, ...]
     traces: dict[int, RankTrace]
     gains: tuple[Gain, ...] = ()
+    replicas: tuple[ReplicaSkew, ...] = ()
 
     @property
     def is_partial(self) -> bool:
@@ -73,7 +75,7 @@ class ImportedTrace:
         clocks = {clock.rank: clock for clock in self.clocks}
         document["time_share"] = time_share(next(iter(self.traces.values())))
         document["gains"] = [gain.to_json() for gain in self.gains]
-        document["replicas"] = replicas(self.traces, self.run)
+        document["replicas"] = [replica.to_json() for replica in self.replicas]
         document["waiting"] = waiting(self.traces)
         document["timeline"] = timeline(self.traces, clocks, self._place())
         return document

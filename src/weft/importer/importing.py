@@ -10,6 +10,12 @@ from weft.errors import FileFormatError
 from weft.importer.clocks import estimate_offsets, split_waiting
 from weft.importer.conformance import Conformance, Evidence, ModelSource, judge
 from weft.importer.engines import conventions_of, engine_of
+from weft.importer.exchange import (
+    mark_exchange,
+    rows_everywhere,
+    spread_experts,
+    with_kernels,
+)
 from weft.importer.facts import ModelFacts, read_facts
 from weft.importer.gain import BestTime, gains
 from weft.importer.imported import ImportedTrace
@@ -18,6 +24,7 @@ from weft.importer.layout_inference import RunLayout, given_layout, infer_layout
 from weft.importer.load import load_ranks
 from weft.importer.pairing import meetings, share_sizes
 from weft.importer.rank_trace import RankTrace
+from weft.importer.replicas import replicas
 from weft.importer.rows import Adder, OtherCalls, Tally
 from weft.importer.run_check import by_rank, check_clocks, check_models, check_steps
 from weft.importer.sizes import Sizer
@@ -51,6 +58,8 @@ def import_traces(
     ranks = list(traces.values())
     name = engine_of(ranks, engine)
     run = given_layout(layout, ranks) if layout else infer_layout(ranks, name)
+    run, exchange_notes = spread_experts(run, traces)
+    mark_exchange(traces, run)
     lacking = check_steps(traces, run.layout)
     check_models({rank: read_facts({rank: trace}, run) for rank, trace in traces.items()}, traces)
     found = meetings(traces, run)
@@ -63,10 +72,13 @@ def import_traces(
     run, split_notes = _with_stage_layers(run, facts, given.spec if given else None)
     spec, model_source, model_notes = _model(given, facts)
     known = spec if model_source != "trace" else None
+    if conventions is not None:
+        conventions = with_kernels(conventions, traces, run, spec)
+    everywhere = rows_everywhere(traces, run)
     sizer = Sizer(
         spec=known, layout=run.layout, conventions=conventions, activation_dtype=facts.dtype
     )
-    tally = Adder(run, sizer).tally(traces)
+    tally = Adder(run, sizer, everywhere).tally(traces)
     missing = tuple(rank for rank in range(run.world_size or 1) if rank not in traces)
     workload = _workload(traces)
     schedule = Schedule(
@@ -87,9 +99,10 @@ def import_traces(
         traces=traces,
         lacking=lacking,
         missing=missing,
+        everywhere=everywhere,
     )
     verdict = judge(evidence)
-    notes += [*more, *split_notes, *model_notes, *verdict.notes]
+    notes += [*more, *exchange_notes, *split_notes, *model_notes, *verdict.notes]
     notes += [*_partial_notes(evidence), *_time_notes(tally)]
     if workload is None and any(trace.busy_steps for trace in ranks):
         notes.append("served traffic: steps of unlike batches, no single prompt and decode length")
@@ -107,6 +120,7 @@ def import_traces(
         notes=tuple(notes),
         traces=traces,
         gains=tuple(gains(traces, tuple(tally.rows), best)),
+        replicas=tuple(replicas(traces, run)),
     )
 
 

@@ -58,7 +58,8 @@ def given_model(name: str) -> GivenModel:
         config = _config(Path(name).expanduser())
         if config is None:
             raise
-    spec = dimensions_only(name, *(config[key] for key in _DIMENSIONS), _dtype(config))
+    layers, hidden, vocabulary = (config[key] for key in _DIMENSIONS)
+    spec = dimensions_only(name, layers, hidden, vocabulary, _dtype(config))
     return GivenModel(spec=spec, family=str(config.get("model_type", "unknown")))
 
 

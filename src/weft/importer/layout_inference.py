@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Final
 
 from weft.errors import LayoutError
 from weft.importer.rank_trace import RankTrace, TracedCall
@@ -12,7 +13,16 @@ from weft.vocabulary.layout import GroupKind, Layout
 
 _BETWEEN_STAGES = ("send", "recv")
 _WITHIN_STAGE = ("all_reduce", "reduce_scatter", "all_gather", "gather")
-_ACROSS = ("send", "recv", "broadcast")
+_USUAL_KINDS: Final[tuple[GroupKind, ...]] = ("tp", "pp", "dp", "ep")
+_BETWEEN: Final[tuple[GroupKind, ...]] = ("pp", "tp", "dp", "ep")
+_KINDS: Final[dict[str, tuple[GroupKind, ...]]] = {
+    **dict.fromkeys(("send", "recv", "broadcast"), _BETWEEN),
+    **dict.fromkeys(("all_gather", "reduce_scatter"), ("tp", "pp", "ep", "dp")),
+    "all_to_all": ("ep", "tp", "pp", "dp"),
+}
+"""The kinds of group that may carry an operation, the likeliest first."""
+
+_TP_PLACE, _PP_PLACE, _DP_PLACE = 2, 8, 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,8 +42,7 @@ class RunLayout:
         size = call.num_ranks
         if not self.is_known:
             return "world", size or self.world_size
-        kinds: list[GroupKind] = ["pp", "tp"] if call.operation in _ACROSS else ["tp", "pp"]
-        for kind in [*kinds, "dp", "ep"]:
+        for kind in _KINDS.get(call.operation, _USUAL_KINDS):
             ranks = group_ranks(self.layout, kind, rank)
             if len(ranks) > 1 and _fits(call, ranks):
                 return kind, len(ranks)
@@ -62,8 +71,8 @@ def given_layout(layout: Layout, traces: Sequence[RankTrace]) -> RunLayout:
 def infer_layout(traces: Sequence[RankTrace], engine: str) -> RunLayout:
     """Degrees of tensor, pipeline and data parallelism of the run.
 
-    vLLM makes its groups in a fixed order (world, tensor, ..., each with a twin for
-    the host), which tells the tensor-parallel degree. Elsewhere the sizes of the
+    vLLM makes its groups in a fixed order (world, tensor, two of context, pipeline, data, each
+    with a twin for the host), which tells the degrees. Elsewhere the sizes of the
     groups that all-reduce and that send tell the degrees.
     """
     world = max(len(traces), *(max(t.world_size or 0, (t.rank or 0) + 1) for t in traces))
@@ -75,7 +84,9 @@ def infer_layout(traces: Sequence[RankTrace], engine: str) -> RunLayout:
         )
     sends = any(call.operation in _BETWEEN_STAGES and call.source != "gloo" for call in calls)
     sends |= any(call.group_description == "pp_broadcast" for call in calls)
-    tp = _tp_by_group_order(traces) or _tp_by_operations(calls, world, sends)
+    if (by_order := _by_group_order(traces)) and by_order.world_size == world:
+        return RunLayout(layout=by_order, is_known=True, world_size=world)
+    tp = _tp_by_operations(calls, world, sends)
     world = max(world, tp)
     if world == 1 and calls and not is_told:
         return RunLayout(layout=Layout(), is_known=False, world_size=None)
@@ -89,13 +100,14 @@ def infer_layout(traces: Sequence[RankTrace], engine: str) -> RunLayout:
     return RunLayout(layout=layout, is_known=True, world_size=world)
 
 
-def _tp_by_group_order(traces: Sequence[RankTrace]) -> int | None:
+def _by_group_order(traces: Sequence[RankTrace]) -> Layout | None:
     for trace in traces:
         if not (trace.steps and trace.steps[0].label.family == "vllm"):
             return None
-        groups = [group for group in trace.groups if group.description == "undefined"]
-        if len(groups) >= 6 and groups[0].ranks == groups[1].ranks:
-            return max(len(groups[2].ranks), 1)
+        groups = [group.ranks for group in trace.groups if group.description == "undefined"]
+        if len(groups) > _DP_PLACE and groups[0] == groups[1]:
+            tp, pp, dp = (max(len(groups[i]), 1) for i in (_TP_PLACE, _PP_PLACE, _DP_PLACE))
+            return Layout(tp=tp, pp=pp, dp=dp)
     return None
 
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from weft.importer.layout_inference import RunLayout
 from weft.importer.rank_trace import RankTrace
+from weft.vocabulary.model_spec import ModelSpec
 from weft.vocabulary.schedule import Collective
 
 MOST_DEVIATIONS: Final = 200
@@ -68,10 +69,11 @@ class Locator:
         run: RunLayout,
         traces: Mapping[int, RankTrace],
         calls: Mapping[int, Mapping[int, Sequence[Placed]]],
-        num_layers: int,
+        spec: ModelSpec,
     ) -> None:
         self.run, self.traces, self.calls = run, traces, calls
-        self._layers = run.layout.layers_of_stages(num_layers)
+        self._layers = run.layout.layers_of_stages(spec.num_layers)
+        self._experts = [list(filter(spec.has_experts, layers)) for layers in self._layers]
 
     def deviations(
         self, expected: Mapping[int, Sequence[Mapping[tuple[Any, ...], Collective]]]
@@ -173,10 +175,11 @@ class Locator:
         time: float,
         index: int | None,
     ) -> Deviation:
-        is_layered = row.op == "all_reduce" or row.group == "ep"
-        layer, part = (
-            self._place(row.stage, index) if is_layered and index is not None else (None, None)
-        )
+        layer, part = None, None
+        if row.group == "ep":
+            layer, part = self._expert_layer(rank, step, row, time, kind), "experts"
+        elif row.op == "all_reduce" and index is not None:
+            layer, part = self._place(row.stage, index)
         return Deviation(
             kind=kind,
             rank=rank,
@@ -189,6 +192,17 @@ class Locator:
             shape=row.input_shape,
             time_us=round(time, 3),
         )
+
+    def _expert_layer(
+        self, rank: int, step: int, row: Collective, time: float, kind: str
+    ) -> int | None:
+        """By how many like calls of the step come before."""
+        placed = self.calls.get(rank, {}).get(step, [])
+        own = [start for other, start, _ in placed if other.key == row.key]
+        layers = self._experts[row.stage]
+        before = sum(start < time or (kind == "missing" and start == time) for start in own)
+        index = before // (round(max(len(own), row.count) / max(len(layers), 1)) or 1)
+        return layers[index] if index < len(layers) else None
 
     def _place(self, stage: int, index: int) -> tuple[int | None, str]:
         """Two all-reduces a layer, and one before them for the embedding on the first stage."""

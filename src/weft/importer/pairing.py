@@ -41,7 +41,8 @@ def meetings(traces: Mapping[int, RankTrace], run: RunLayout) -> list[Meeting]:
     """Every collective that two or more of the given ranks took part in.
 
     Where the ranks made unlike numbers of calls of a kind in a step, nobody can say which
-    belong together: none of them is paired.
+    belong together: none of them is paired. Replicas number their steps apart, so calls
+    between them are paired over the whole trace.
     """
     table: dict[tuple[Any, ...], dict[int, list[TracedCall]]] = defaultdict(
         lambda: defaultdict(list)
@@ -52,6 +53,8 @@ def meetings(traces: Mapping[int, RankTrace], run: RunLayout) -> list[Meeting]:
             ranks = _participants(call, rank, run)
             operation = "send" if call.operation == "recv" else call.operation
             step = None if call.step is None else call.step + offsets[rank]
+            if ranks and len({run.layout.replica_of(r) for r in ranks}) > 1:
+                step = None
             if ranks is not None:
                 table[ranks, operation, call.source == "gloo", step][rank].append(call)
     return [

@@ -33,7 +33,8 @@ class TracedCall:
     beside compute kernels (None on CPU). ``tensors`` holds the parts of a list
     transfer; shapes are in elements. ``step`` is the number of the non-empty step that
     the call belongs to (see phases.py), ``precedes_step`` that it came before its label. ``gathers_slices`` marks
-    the all-gather that puts the slices of a received tensor together. ``wait_us`` and ``transfer_us`` are
+    the all-gather that puts the slices of a received tensor together, ``returns_rows`` the one
+    after the experts; ``is_idle``: of a step that a replica without requests runs. ``wait_us`` and ``transfer_us`` are
     known only where the ranks it met are there too (see pairing.py); ``waited_for`` is the
     rank that came last.
     """
@@ -62,6 +63,8 @@ class TracedCall:
     step: int | None = None
     precedes_step: bool = False
     gathers_slices: bool = False
+    returns_rows: bool = False
+    is_idle: bool = False
     wait_us: float | None = None
     transfer_us: float | None = None
     waited_for: int | None = None

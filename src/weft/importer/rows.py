@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from math import prod
+from itertools import product
 from statistics import median
 from typing import Any, Final
 
+from weft.importer.exchange import Everywhere, is_coordination
 from weft.importer.layout_inference import RunLayout
 from weft.importer.rank_trace import RankTrace, TracedCall
 from weft.importer.sizes import Sizer, is_header
@@ -16,12 +17,12 @@ from weft.importer.sources import SIGNALS
 from weft.vocabulary.schedule import OPERATIONS, Collective, Phase, Statistics, merge_rows
 
 HEADER_RULE: Final = "pickled header of a pipeline transfer"
+IDLE_RULE: Final = "a replica without requests runs a step of one row with the others"
 COORDINATION_RULE: Final = "replicas agree on the tokens and graphs of the step"
 SIGNAL_RULE: Final = "barriers and flags; they move no data of the model"
 UNKNOWN_RULE: Final = "communication; its name does not tell the operation or the size"
 MOST_BUSBW_GB_S: Final = 4000.0
 """No link of a GPU carries that; a greater figure means that the time is not the transfer's."""
-_MOST_COORDINATED: Final = 8
 _HEADER_DTYPES: Final = (None, "int64", "uint8")
 
 
@@ -98,19 +99,21 @@ class _Cell:
 class Adder:
     """Adds the calls of all ranks up to the rows of their stages."""
 
-    def __init__(self, run: RunLayout, sizer: Sizer) -> None:
+    def __init__(self, run: RunLayout, sizer: Sizer, everywhere: Everywhere) -> None:
         self.run, self.layout, self.sizer = run, run.layout, sizer
+        self.everywhere = everywhere
         self._cells: dict[tuple[Any, ...], _Cell] = {}
         self._others: dict[tuple[Any, ...], Counter[int]] = defaultdict(Counter)
         self._calls: dict[int, dict[int, list[tuple[Collective, float, float]]]] = defaultdict(
             lambda: defaultdict(list)
         )
         self._first: dict[tuple[Any, ...], float] = {}
-        self._ranks_of_stage: dict[int, list[int]] = defaultdict(list)
+        self._ranks_of_stage: dict[tuple[int, int], list[int]] = defaultdict(list)
 
     def tally(self, traces: Mapping[int, RankTrace]) -> Tally:
         for rank, trace in sorted(traces.items()):
-            self._ranks_of_stage[self.layout.stage_of(rank)].append(rank)
+            place = self.layout.replica_of(rank), self.layout.stage_of(rank)
+            self._ranks_of_stage[place].append(rank)
             for call in trace.calls:
                 self._add(rank, trace, call)
         result = Tally(disagreements=list(self._disagreements()), calls=self._calls)
@@ -143,26 +146,32 @@ class Adder:
             self._other(rank, stage, phase, call, reason=rule, is_control=True)
             return
         kind, group_size = self.run.group_of(call, rank)
+        every = (
+            None
+            if call.step is None
+            else self.everywhere.get((self.layout.replica_of(rank), call.step))
+        )
         for part, share in self._parts(rank, stage, phase, call):
-            sized = self.sizer.size(part, label, group_size)
-            row = Collective(
-                stage=stage,
-                phase=phase,
-                op=call.operation,
-                group=kind,
-                group_size=group_size,
-                count=1,
-                input_shape=sized.input_shape,
-                output_shape=sized.output_shape,
-                dtype=sized.dtype,
-                provenance=sized.provenance,
-                variant=call.variant,
-                fused=call.fused,
-            )
-            self._count(rank, row, call, share)
-            if call.step is not None:
-                first = self._cells[row.key].first
-                self._calls[rank][call.step].append((first, call.start_us, call.end_us))
+            if kind == "ep" and label is not None:
+                sizes = self.sizer.exchanged(part, label, every)
+            else:
+                sizes = [self.sizer.size(part, label, group_size)]
+            for sized in sizes:
+                row = Collective(
+                    stage=stage,
+                    phase=phase,
+                    op=call.operation,
+                    group=kind,
+                    group_size=group_size,
+                    count=1,
+                    input_shape=sized.input_shape,
+                    output_shape=sized.output_shape,
+                    dtype=sized.dtype,
+                    provenance=sized.provenance,
+                    variant=call.variant,
+                    fused=call.fused,
+                )
+                self._count(rank, row, call, share / len(sizes))
 
     def _parts(
         self, rank: int, stage: int, phase: Phase, call: TracedCall
@@ -184,16 +193,10 @@ class Adder:
     def _control_rule(self, call: TracedCall, trace: RankTrace) -> str | None:
         if self._is_header(call, trace):
             return HEADER_RULE
-        return COORDINATION_RULE if self._is_coordination(call) else None
-
-    def _is_coordination(self, call: TracedCall) -> bool:
-        """VLLM's replicas all-reduce a few int32 numbers a replica before each step."""
-        if self.sizer.conventions is None or self.layout.dp == 1:
-            return False
-        if call.operation != "all_reduce" or call.dtype != "int32":
-            return False
-        elements = call.input_elements or prod(call.input_shape or (0,))
-        return 0 < elements <= _MOST_COORDINATED * self.layout.dp and not elements % self.layout.dp
+        if call.is_idle:
+            return IDLE_RULE
+        is_known = self.sizer.conventions is not None
+        return COORDINATION_RULE if is_known and is_coordination(call, self.run) else None
 
     def _is_header(self, call: TracedCall, trace: RankTrace) -> bool:
         """Whether this announces a pipeline transfer: vLLM sends size and description over gloo."""
@@ -207,6 +210,8 @@ class Adder:
 
     def _count(self, rank: int, row: Collective, call: TracedCall, share: float) -> None:
         cell = self._cells.setdefault(row.key, _Cell(row))
+        if call.step is not None:
+            self._calls[rank][call.step].append((cell.first, call.start_us, call.end_us))
         cell.counts[rank] += 1
         cell.is_timed &= call.on_device or call.source != "backend"
         cell.durations.append(call.duration_us * share)
@@ -235,12 +240,10 @@ class Adder:
         return [by_key[row.key] for row in merge_rows(cell.first for cell in by_key.values())]
 
     def _disagreements(self) -> Iterator[str]:
-        """Ranks of one stage must do the same."""
-        for cell in self._cells.values():
-            ranks = self._ranks_of_stage[cell.first.stage]
-            counts = {rank: cell.counts[rank] for rank in ranks}
+        """Ranks of one stage of one replica must do the same."""
+        for cell, ranks in product(self._cells.values(), self._ranks_of_stage.values()):
+            row, counts = cell.first, {rank: cell.counts[rank] for rank in ranks}
             if len(set(counts.values())) > 1:
-                row = cell.first
                 listed = ", ".join(f"rank {rank} {count}" for rank, count in counts.items())
                 yield (
                     f"ranks of stage {row.stage} disagree on {row.phase} {row.op} "

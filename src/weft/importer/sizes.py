@@ -60,11 +60,50 @@ class Sizer:
             return self._from_elements(call, label, group_size)
         return self._from_model(call, label, group_size)
 
+    def exchanged(self, call: TracedCall, label: StepLabel, everywhere: int | None) -> list[Sized]:
+        """Shapes of a call around experts: of three where one kernel gathers rows and choices.
+
+        ``everywhere``: rows of all expert-parallel ranks together, where it is known.
+        """
+        own = -(-(label.num_tokens or 0) // self.layout.tp)
+        every = self.layout.ep * own if call.operation == "all_to_all" else everywhere
+        is_told = call.input_shape is not None or call.input_elements is not None
+        if is_told or self.spec is None or call.operation not in _RESIZING:
+            sized = self.size(call, label, self.layout.ep)
+            sized = replace(sized, dtype=None) if call.variant else sized
+            return [self._by_rows(call, sized, own, every)]
+        hidden, chosen = self.spec.hidden_size, self.spec.experts_per_token
+        unknown = Sized(input_shape=None, output_shape=None, dtype=None, provenance="model")
+        found = []
+        for width, dtype in ((hidden, self.dtype), (chosen, "float32"), (chosen, "int32")):
+            shapes = ((own, width), (every, width)) if every else (None, None)
+            if call.operation == "reduce_scatter":
+                shapes = shapes[::-1]
+            found.append(
+                replace(unknown, input_shape=shapes[0], output_shape=shapes[1], dtype=dtype)
+            )
+        return found[:1] if call.operation == "reduce_scatter" else found
+
+    def _by_rows(self, call: TracedCall, sized: Sized, own: int, every: int | None) -> Sized:
+        """The same sizes with the rows of the exchange, where they divide the elements."""
+        if sized.input_shape is None or call.input_shape is not None or not own:
+            return sized
+        given = prod(sized.input_shape)
+        taken = call.output_elements or prod(sized.output_shape or (given,))
+        rows = {"all_gather": (own, None), "reduce_scatter": (None, own)}
+        before, after = rows.get(call.operation, (every, every))
+        width = given // before if before else taken // (after or 1)
+        if not width or given % width or taken % width:
+            return sized
+        return replace(
+            sized, input_shape=(given // width, width), output_shape=(taken // width, width)
+        )
+
     def _from_elements(
         self, call: TracedCall, label: StepLabel | None, group_size: int | None
     ) -> Sized:
         elements = call.input_elements or 0
-        rows = _rows(call, label, elements)
+        rows = self._rows_of_experts(call, label) or _rows(call, label, elements)
         shape = (elements,) if rows is None else (rows, elements // rows)
         if call.operation == "gather" and rows == 1:
             shape = (elements,)
@@ -74,6 +113,14 @@ class Sizer:
         return Sized(
             input_shape=shape, output_shape=output, dtype=call.dtype, provenance="metadata"
         )
+
+    def _rows_of_experts(self, call: TracedCall, label: StepLabel | None) -> int | None:
+        """A rank's share of the rows, where the experts' outputs are put together in a replica."""
+        if self.spec is None or label is None or self.layout.ep == 1:
+            return None
+        share = -(-(label.num_tokens or 0) // self.layout.tp)
+        is_share = call.input_elements == share * self.spec.hidden_size
+        return share if is_share and call.operation == "all_gather" else None
 
     def _from_model(
         self, call: TracedCall, label: StepLabel | None, group_size: int | None
@@ -91,6 +138,8 @@ class Sizer:
             sliced = call.operation in ("send", "recv") and self._sends_slices
             width = self.spec.hidden_size // (self.layout.tp if sliced else 1)
             shape = (label.num_tokens, width)
+        elif call.returns_rows and label.num_tokens:
+            shape = (-(-label.num_tokens // self.layout.tp), self.spec.hidden_size)
         elif call.operation == "all_gather" and self.conventions is not None:
             shape = (
                 label.num_sequences,

@@ -259,6 +259,7 @@ def timeline_chart(events: Sequence[Node]) -> Chart:
 _IMPORT_LISTS: Final = {
     "unexplained": "Unexplained: no rule of the engine's schedule has these calls",
     "control": "Control: calls that carry no tensor of the model",
+    "replicas": "Replicas: steps, tokens and how long a rank waited for other replicas",
     "steps": "Steps of the engine",
     "ranks": "Ranks",
     "clocks": "Clocks against each other",

@@ -41,6 +41,8 @@ class Conventions:
         share of the rows and their choices are gathered by all, outputs reduce-scattered (vLLM
         0.33, all2all.py: AgRsAll2AllManager, in the model's own type; the int32 all-reduce of
         the replicas' rows goes over the host by default and is no row).
+    expert_kernels: kernels of a library (DeepEP) that carry the rows instead, each as its variant
+        and its launches a layer; how many bytes they move depends on the rows' choices.
     micro_batches: whether the requests are divided over as many groups as there are
         pipeline stages, one step each, so that the stages work at the same time.
     """
@@ -53,6 +55,7 @@ class Conventions:
     vocab_multiple: int = 1
     expert_exchange: Literal["all_to_all", "all_reduce"] = "all_reduce"
     gathers_replicas: bool = False
+    expert_kernels: tuple[tuple[str, int], ...] = ()
     micro_batches: bool = False
 
     def logits_shard(self, vocab_size: int, tp: int) -> int:
@@ -60,10 +63,17 @@ class Conventions:
         padded = -(-vocab_size // self.vocab_multiple) * self.vocab_multiple
         return -(-padded // tp)
 
+    @property
+    def spreads_experts(self) -> bool:
+        """Whether weft knows how the engine exchanges rows with experts on other replicas."""
+        return self.gathers_replicas or self.expert_exchange == "all_to_all"
+
     def exchange_of(self, spec: ModelSpec, layout: Layout) -> Exchange:
         """How rows reach experts. LayoutError where the engine does it in no way that weft knows."""
         if layout.ep == 1:
             return "none"
+        if self.expert_kernels:
+            return "kernels"
         if self.expert_exchange == "all_to_all":
             return "all_to_all"
         if layout.tp % layout.ep == 0:
@@ -82,7 +92,7 @@ class Conventions:
         return "all_gather"
 
 
-Exchange = Literal["none", "all_to_all", "all_reduce", "all_gather"]
+Exchange = Literal["none", "all_to_all", "all_reduce", "all_gather", "kernels"]
 
 ENGINES: Final = {
     "weft": Conventions(

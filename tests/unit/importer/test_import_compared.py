@@ -1,4 +1,4 @@
-"""What would be gained, skew between replicas, and two imports side by side."""
+"""What would be gained and two imports side by side."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import pytest
 from trace_builder import Batch, Run, write_run
 from weft.cli import main
 from weft.importer.compared import changes
-from weft.importer.gain import replicas
 from weft.importer.importing import import_traces
 
 TRACES = Path(__file__).parents[2] / "data" / "traces"
@@ -63,4 +62,4 @@ def test_one_rank_alone_cannot_tell_its_waiting() -> None:
     (gain,) = [g for g in import_traces(CPU_TP2[:1]).gains if g.phase == "decode"]
     assert (gain.waiting_us, gain.waits_for, gain.faster_us) == (None, None, None)
     result = import_traces(CPU_TP2)
-    assert replicas(result.traces, result.run) == []
+    assert not result.replicas

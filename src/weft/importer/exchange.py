@@ -1,0 +1,171 @@
+"""The exchange of rows between experts: which calls it is, and how many rows take part.
+
+Engines that spread experts over replicas exchange rows around them (vLLM 0.33, all2all.py). It
+gathers rows, weights and ids in one NCCL group, so that one kernel is three calls; where the
+replicas' rows are of unlike number the group holds broadcasts, and its way back reductions.
+Replicas step together: one without requests runs a step of one row outside any label.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from math import prod
+from typing import Final
+
+from weft.importer.layout_inference import RunLayout, group_ranks
+from weft.importer.rank_trace import RankTrace, TracedCall
+from weft.vocabulary.conventions import Conventions
+from weft.vocabulary.model_spec import ModelSpec
+
+_OUT: Final = ("all_gather", "broadcast")
+_BACK: Final = ("reduce_scatter", "reduce")
+_MOST_COORDINATED: Final = 8
+_MOST_LAUNCHES: Final = 2
+"""Low-latency kernels are launched once to send and once more to receive."""
+
+Everywhere = Mapping[tuple[int, int], int]
+"""Rows of all expert-parallel ranks together, by replica and step."""
+
+
+def spread_experts(run: RunLayout, traces: Mapping[int, RankTrace]) -> tuple[RunLayout, list[str]]:
+    """The layout with ``ep`` over all replicas, where rows are exchanged that widely."""
+    layout = run.layout
+    every = layout.tp * layout.dp
+    if not run.is_known or layout.dp == 1 or layout.ep > 1:
+        return run, []
+    calls = (call for trace in traces.values() for call in trace.calls)
+    if not any(_is_exchange(call) and call.num_ranks in (None, every) for call in calls):
+        return run, []
+    note = f"experts' rows are exchanged over all {every} ranks of the replicas (ep{every})"
+    return replace(run, layout=replace(layout, ep=every)), [note]
+
+
+def _is_exchange(call: TracedCall) -> bool:
+    return call.operation in ("all_to_all", "reduce_scatter") or _is_back(call)
+
+
+def _is_back(call: TracedCall) -> bool:
+    return call.operation in _BACK and (call.source == "kernel" or call.operation == _BACK[0])
+
+
+def mark_exchange(traces: Mapping[int, RankTrace], run: RunLayout) -> None:
+    """Give the calls of the exchange their group, and those of idle steps no step."""
+    for rank, trace in traces.items() if run.layout.dp > 1 else ():
+        for call in trace.calls:
+            if call.num_ranks is None and is_coordination(call, run):
+                call.ranks = group_ranks(run.layout, "dp", rank)
+        if run.layout.ep == 1 or not trace.busy_steps:
+            continue
+        ranks = group_ranks(run.layout, "ep", rank)
+        calls = sorted(trace.calls, key=lambda call: (call.issued_us, call.start_us))
+        _mark_calls(calls, ranks, run)
+        _mark_idle(calls, ranks, trace)
+
+
+def is_coordination(call: TracedCall, run: RunLayout) -> bool:
+    """VLLM's replicas all-reduce a few int32 numbers a replica before each step."""
+    if run.layout.dp == 1 or call.operation != "all_reduce" or call.dtype != "int32":
+        return False
+    elements = call.input_elements or prod(call.input_shape or (0,))
+    return 0 < elements <= _MOST_COORDINATED * run.layout.dp and not elements % run.layout.dp
+
+
+def _mark_calls(calls: Sequence[TracedCall], ranks: tuple[int, ...], run: RunLayout) -> None:
+    out: TracedCall | None = None
+    is_back = False
+    for call in calls:
+        if call.ranks is not None and set(call.ranks) != set(ranks):
+            call.returns_rows = is_back and call.operation == "all_gather"
+            is_back &= not call.returns_rows
+        elif call.operation == "all_to_all":
+            call.ranks = ranks
+        elif call.operation in _OUT:
+            call.returns_rows = is_back and run.layout.tp > 1 and call.ranks is None
+            out, is_back = None if call.returns_rows else call, False
+        elif _is_back(call):
+            for part, operation in ((out, "all_gather"), (call, "reduce_scatter")):
+                if part is not None:
+                    part.operation, part.ranks = operation, ranks
+            out, is_back = None, True
+
+
+def _mark_idle(calls: Sequence[TracedCall], ranks: tuple[int, ...], trace: RankTrace) -> None:
+    """Outside the labels nothing but an idle step exchanges rows; its calls begin with an all-reduce."""
+    ends = [step.end_us for step in trace.busy_steps]
+    gaps: dict[int | None, list[TracedCall]] = {}
+    for call in calls:
+        if call.step is None or call.precedes_step or call.issued_us > ends[call.step]:
+            gaps.setdefault(None if call.precedes_step else call.step, []).append(call)
+    for gap in gaps.values():
+        if any(call.ranks == ranks and call.operation != "all_reduce" for call in gap):
+            begun = False
+            for call in gap:
+                begun |= call.ranks == ranks or call.operation == "all_reduce"
+                if begun:
+                    call.step, call.is_idle = None, True
+
+
+def rows_everywhere(traces: Mapping[int, RankTrace], run: RunLayout) -> Everywhere:
+    """Padded rows of all replicas in each step; empty where a replica is missing or nothing tells.
+
+    The n-th call of a rank meets the n-th of every other, whatever their steps' numbers.
+    """
+    layout = run.layout
+    firsts = {layout.replica_of(r): (r, trace) for r, trace in sorted(traces.items(), reverse=True)}
+    if len(firsts) < layout.dp or layout.ep != layout.tp * layout.dp:
+        return {}
+    own = [firsts[replica] for replica in range(layout.dp)]
+    by_operation = (
+        [_steps(trace, operation, group_ranks(layout, "ep", rank)) for rank, trace in own]
+        for operation in ("reduce_scatter", "all_gather")
+    )
+    steps = next((found for found in by_operation if len(set(map(len, found))) == 1), [])
+    found: dict[tuple[int, int], int] = {}
+    for met in zip(*steps, strict=True):
+        shares = [_share(firsts[replica][1], step, layout.tp) for replica, step in enumerate(met)]
+        if None not in shares:
+            every = layout.tp * sum(share or 0 for share in shares)
+            found |= {
+                (replica, step): every for replica, step in enumerate(met) if step is not None
+            }
+    return found
+
+
+def _steps(trace: RankTrace, operation: str, ranks: tuple[int, ...]) -> list[int | None]:
+    """The steps of a rank's calls of the exchange, in order."""
+    return [
+        call.step for call in trace.calls if call.operation == operation and call.ranks == ranks
+    ]
+
+
+def _share(trace: RankTrace, step: int | None, tp: int) -> int | None:
+    """Rows of one rank in a step of its replica: one where it is idle."""
+    rows = 1 if step is None else trace.busy_steps[step].label.num_tokens
+    return None if rows is None else -(-rows // tp)
+
+
+def with_kernels(
+    conventions: Conventions, traces: Mapping[int, RankTrace], run: RunLayout, spec: ModelSpec
+) -> Conventions:
+    """The conventions with the libraries' kernels that the traces show, and their launches a layer."""
+    stages = run.layout.layers_of_stages(spec.num_layers)
+    launches: dict[str, Counter[int]] = {}
+    for rank, trace in traces.items():
+        layers = sum(map(spec.has_experts, stages[run.layout.stage_of(rank)]))
+        for (variant, _), count in _variants(trace.calls).items():
+            launches.setdefault(variant, Counter())[round(count / layers) if layers else 1] += 1
+    kernels = [
+        (variant, min(max(counts, key=lambda number: counts[number]) or 1, _MOST_LAUNCHES))
+        for variant, counts in launches.items()
+    ]
+    return replace(conventions, expert_kernels=tuple(sorted(kernels)))
+
+
+def _variants(calls: Iterable[TracedCall]) -> Counter[tuple[str, int]]:
+    return Counter(
+        (call.variant, call.step)
+        for call in calls
+        if call.operation == "all_to_all" and call.variant and call.step is not None
+    )

@@ -1,0 +1,186 @@
+"""Replicas that share their experts: the exchange is judged, and the waiting between them told."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from replica_traces import Library, Replicas, write_schedule
+from trace_builder import Batch, write_trace
+from weft.cli import main
+from weft.importer.importing import import_traces
+from weft.vocabulary.layout import Layout
+from weft.vocabulary.model_spec import ModelSpec
+from weft.vocabulary.workload import Workload
+
+PREFILL, DECODE = Batch(context_requests=1, context_tokens=6), Batch(decoding=2)
+
+
+def replicas(**changes: Any) -> Replicas:
+    base: dict[str, Any] = {
+        "layers": 2, "hidden": 64, "vocab": 512, "chosen": 2, "tp": 1, "dp": 2,
+        "rounds": ((PREFILL, PREFILL), (DECODE, DECODE), (DECODE, DECODE)),
+    }  # fmt: skip
+    return Replicas(**(base | changes))
+
+
+def spec_of(run: Replicas, **changes: Any) -> ModelSpec:
+    sizes: dict[str, Any] = {
+        "name": "experts", "num_layers": run.layers, "hidden_size": run.hidden, "num_heads": 16,
+        "num_kv_heads": 16, "head_dim": 8, "intermediate_size": 256, "vocab_size": run.vocab,
+        "num_experts": 16, "experts_per_token": run.chosen, "expert_intermediate_size": 32,
+    }  # fmt: skip
+    return ModelSpec(**(sizes | changes))
+
+
+@st.composite
+def runs(draw: st.DrawFn) -> Replicas:
+    dp = draw(st.sampled_from([2, 3]))
+    batch = st.one_of(
+        st.none(),
+        st.builds(lambda n: Batch(decoding=n), st.integers(1, 5)),
+        st.builds(lambda n: Batch(context_requests=1, context_tokens=n), st.integers(1, 20)),
+    )
+    rounds = draw(st.lists(st.tuples(*[batch] * dp).filter(any), min_size=1, max_size=6))
+    first = (Batch(context_requests=1, context_tokens=4),) * dp
+    return replicas(
+        layers=draw(st.integers(1, 3)),
+        tp=draw(st.sampled_from([1, 2])),
+        dp=dp,
+        rounds=(first, *rounds),
+        library=draw(st.sampled_from(["nccl", "deepep", "deepep_low_latency", "records"])),
+    )
+
+
+@settings(max_examples=80, deadline=None)
+@given(run=runs())
+def test_any_replicas_conform(run: Replicas) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        result = import_traces(run.write(Path(folder)), model=spec_of(run))
+    assert result.schedule.layout == Layout(tp=run.tp, dp=run.dp, ep=run.tp * run.dp)
+    assert result.conformance.conforms, result.conformance.reason
+    assert not result.unexplained
+    idle = sum(batch is None for batches in run.rounds for batch in batches)
+    assert sum(replica["idle_steps"] for replica in result.to_json()["replicas"]) == idle
+
+
+@settings(max_examples=40, deadline=None)
+@given(run=runs(), data=st.data())
+def test_a_lost_kernel_of_the_exchange_is_found(run: Replicas, data: st.DataObject) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        paths = run.write(Path(folder))
+        path = data.draw(st.sampled_from(paths))
+        trace = json.loads(path.read_bytes())
+        events = trace["traceEvents"]
+        labels = [(e["ts"], e["ts"] + e["dur"]) for e in events if e["name"].startswith("execute_")]
+        names = (
+            "deep_ep::intranode::dispatch",
+            "internode_ll::combine",
+            "ReduceScatter",
+            "Reduce_",
+        )
+        lost = data.draw(st.sampled_from([
+            e for e in events
+            if e["cat"] == "kernel" and any(name in e["name"] for name in names)
+            and any(start <= e["ts"] <= end for start, end in labels)
+        ] or [None]))  # fmt: skip
+        if lost is None:
+            return
+        identity = lost["args"].get("External id")
+        trace["traceEvents"] = [
+            e for e in events
+            if e is not lost and (identity is None or e["args"].get("External id") != identity)
+        ]  # fmt: skip
+        write_trace(trace, path)
+        result = import_traces(paths, model=spec_of(run))
+    assert result.conformance.conforms is False
+    assert result.conformance.deviations[0].rank == paths.index(path)
+
+
+@pytest.mark.parametrize("library", ["nccl", "records"])
+def test_the_rows_of_all_replicas_are_counted(tmp_path: Path, library: Library) -> None:
+    run = replicas(
+        tp=2, rounds=((PREFILL, Batch(context_requests=1, context_tokens=3)),), library=library
+    )
+    result = import_traces(run.write(tmp_path), model=spec_of(run))
+    assert result.conformance.conforms, result.conformance.reason
+    rows = [m.row for m in result.rows if m.row.group == "ep"]
+    gathered = {(r.input_shape, r.output_shape) for r in rows if r.op == "all_gather" and r.dtype == "bfloat16"}  # fmt: skip
+    assert gathered == {((3, 64), (10, 64)), ((2, 64), (10, 64))}
+    assert {r.count for r in rows} == {2}
+    assert {r.provenance for r in rows} == {"model" if library == "nccl" else "metadata"}
+
+
+@pytest.mark.parametrize(
+    ("engine", "layout"),
+    [
+        ("weft", Layout(tp=2, ep=2)),
+        ("weft", Layout(dp=2, ep=2)),
+        ("weft", Layout(tp=2, dp=2, ep=4)),
+        ("vllm", Layout(dp=4, ep=4)),
+        ("vllm", Layout(tp=2, dp=2, ep=4)),
+    ],
+)
+def test_dry_runs_written_as_traces_conform(engine: str, layout: Layout, tmp_path: Path) -> None:
+    """The model code under a fake process group is the other side here, not the closed form."""
+    from weft.tracing.dry_run import dry_run
+
+    spec = spec_of(replicas(), family="qwen3_moe")
+    schedule = dry_run(spec, layout, Workload(prompt_tokens=5, decode_tokens=3, batch=3), engine)
+    paths = write_schedule(schedule, tmp_path)
+    result = import_traces(paths, model=spec, engine=engine, layout=layout)
+    assert result.conformance.conforms, result.conformance.reason
+    found = {m.row.key: m.row.count for m in result.rows}
+    assert found == {row.key: row.count for row in schedule.collectives}
+    assert not result.conformance.differences
+
+
+def test_without_a_model_the_experts_are_not_judged(tmp_path: Path) -> None:
+    result = import_traces(replicas().write(tmp_path))
+    assert result.conformance.conforms is None
+    assert "model" in result.conformance.reason
+    assert any("ep2" in note for note in result.notes)
+
+
+def test_a_replica_that_is_missing(tmp_path: Path) -> None:
+    run = replicas()
+    result = import_traces(run.write(tmp_path)[:1], model=spec_of(run))
+    assert result.conformance.verdict == "cannot tell", result.conformance.reason
+    assert "as expected" in result.conformance.reason
+
+
+def test_an_engine_of_which_weft_does_not_know_the_exchange(tmp_path: Path) -> None:
+    run = replicas(library="deepep")
+    result = import_traces(run.write(tmp_path), model=spec_of(run), engine="sglang")
+    assert result.conformance.verdict == "not checked"
+    assert "sglang" in result.conformance.reason
+
+
+def test_who_waits_for_the_slowest_replica(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Replica 1 computes three times as long, so the ranks of replica 0 wait for it."""
+    run = replicas(tp=2, compute_us=lambda rank, _: 90.0 if rank >= 2 else 30.0)
+    paths = run.write(tmp_path)
+    result = import_traces(paths, model=spec_of(run))
+    found = result.to_json()["replicas"]
+    for replica in found:
+        ranks = run.of_replica(replica["replica"])
+        waited = sum(run.waited_us[rank] for rank in ranks) / len(ranks)
+        assert replica["wait_us"] == pytest.approx(waited, abs=0.1)
+    assert found[0]["wait_us"] > 300 > found[1]["wait_us"]
+    assert found[0]["waits_for"] == 1
+    assert main.run(["import", *map(str, paths)]) == 0
+    output = capsys.readouterr().out
+    assert "replica 0: 3 steps, 10 tokens" in output
+    waited = f"waited {found[0]['wait_us'] / 1e3:.3g} ms for other replicas, most for replica 1"
+    assert waited in output
+    report = tmp_path / "report.html"
+    assert main.run(["import", *map(str, paths), "--report", str(report)]) == 0
+    assert "Replicas" in report.read_text()
