@@ -23,13 +23,16 @@ def main() -> None:
     parser.add_argument(
         "--schedules", type=int, default=32, help="of each undisturbed set of calls"
     )
+    parser.add_argument(
+        "--transport", choices=("nvshmem", "tcp"), help="only these kernels, and no programs"
+    )
     options = parser.parse_args()
     if machine.COMPILER is None:
         raise SystemExit(machine.NO_COMPILER)
     start, number, done = time.monotonic(), options.seed, Counter[str]()
     with suppress(KeyboardInterrupt):
         while done.total() < options.cases:
-            _run(number, options.schedules, done)
+            _run(number, options, done)
             number += 1
             if number % 100 == 0:
                 print(f"\r{done.total()} cases", end="", file=sys.stderr, flush=True)
@@ -40,11 +43,14 @@ def main() -> None:
     )
 
 
-def _run(number: int, schedules: int, done: Counter[str]) -> None:
+def _run(number: int, options: argparse.Namespace, done: Counter[str]) -> None:
     """The schedules of one set of calls of the kernels, and one case of the CPU's programs."""
-    case = cases.any_case(number, ALL, schedules=schedules)
+    shapes = [shape for shape in ALL if shape.nodes > 1 or options.transport is None]
+    case = cases.any_case(number, shapes, schedules=options.schedules, transport=options.transport)
     cases.check(case)
     done[f"kernels ({case.transport})"] += case.schedules
+    if options.transport is not None:
+        return
     programs.check(programs.draw(number))
     done["programs"] += 1
 

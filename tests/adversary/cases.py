@@ -62,10 +62,15 @@ class Case:
 
 
 def any_case(
-    number: int, shapes: Sequence[Shape], kernels: Sequence[Kernel] = KERNELS, schedules: int = 8
+    number: int,
+    shapes: Sequence[Shape],
+    kernels: Sequence[Kernel] = KERNELS,
+    schedules: int = 8,
+    transport: str | None = None,
 ) -> Case:
     """Case ``number`` of a long run: any shape, and now and then a lost rank or a wild clock.
 
+    transport: of the kernels, where not any.
     schedules: for how many cases a set of calls counts that nothing disturbs. One set in sixteen
     runs the fused kernels, whose warps make it several times as long.
     """
@@ -74,7 +79,7 @@ def any_case(
     some = [kernel for kernel in kernels if fused or not kernel.cluster]
     lose, clock = rng.random() < 0.2, LEAPS if rng.random() < 0.1 else PATIENT
     shape = rng.choice(shapes)
-    transport = _transport(rng, shape)
+    transport = transport or _transport(rng, shape)
     case = draw(number, shape, [k for k in some if k.transport == transport], clock, lose)
     alike = not lose and clock == PATIENT and transport == "peer"
     return replace(case, schedules=schedules if alike else 1)

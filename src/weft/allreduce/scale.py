@@ -9,9 +9,6 @@ from typing import Final
 import numpy as np
 
 from weft.allreduce.cost import NCCL_ALGORITHMS, WEFT_ALGORITHMS, best, latency_us
-from weft.allreduce.program import Topology
-from weft.allreduce.simulate import simulate_us
-from weft.errors import CheckFailed
 from weft.fabric.fabric import Fabric
 
 PUBLISHED_BYTES: Final = (128 * 1024, 2 * 1024 * 1024)
@@ -93,46 +90,3 @@ def published_range(rows: Sequence[SizeRow]) -> tuple[float, float] | None:
     low, high = PUBLISHED_BYTES
     ratios = [row.hierarchical_speed_up for row in rows if low <= row.bytes <= high]
     return (min(ratios), max(ratios)) if ratios else None
-
-
-def is_exact(algorithm: str, nodes: int, gpus_per_node: int) -> bool:
-    """Whether the closed form is the simulated time, not an upper bound of it.
-
-    Folding in overlaps with the exchanges, and a ring over two kinds of link pays the slow
-    one only where it crosses: there the form is an upper bound.
-    """
-    powers = _is_power(nodes) and _is_power(gpus_per_node)
-    if algorithm == "ring":
-        return nodes == 1 or gpus_per_node == 1
-    if algorithm == "hierarchical_doubling":
-        return _is_power(nodes)
-    return powers or algorithm not in ("recursive_doubling", "halving_doubling")
-
-
-def check(rows: Sequence[SizeRow], nodes: int, gpus_per_node: int, fabric: Fabric) -> float:
-    """Hold every closed form against the event simulation of its program.
-
-    Returns the largest relative difference where the form is exact; CheckFailed where it is
-    above 1 %, or where a simulated time is above a form that should bound it.
-    """
-    topology = Topology(nodes=nodes, gpus_per_node=gpus_per_node)
-    largest = 0.0
-    for row in rows:
-        for name in WEFT_ALGORITHMS:
-            form = float(
-                latency_us(name, row.bytes, nodes, gpus_per_node, fabric, use_tables=False)
-            )
-            simulated = max(simulate_us(name, row.bytes, 1, topology, fabric))
-            difference = simulated / form - 1 if form else 0.0
-            exact = is_exact(name, nodes, gpus_per_node)
-            if difference > 0.01 or (exact and difference < -0.01):
-                raise CheckFailed(
-                    f"{name} at {row.bytes} bytes on {nodes} x {gpus_per_node}: closed form "
-                    f"{form:.2f} µs, event simulation {simulated:.2f} µs"
-                )
-            largest = max(largest, abs(difference) if exact else 0.0)
-    return largest
-
-
-def _is_power(number: int) -> bool:
-    return number & (number - 1) == 0

@@ -14,8 +14,6 @@ from weft.errors import UserError
 from weft.fabric import Fabric, load
 from weft.fabric.fabric import check_shape
 
-_MAX_SIMULATED_RANKS = 256
-
 
 def predict_allreduce(
     nodes: Annotated[int, typer.Option(help="Nodes.")] = 16,
@@ -24,9 +22,6 @@ def predict_allreduce(
         "a100-slingshot11"
     ),
     sizes: Annotated[str, typer.Option(help="128K:2M (powers of two) or 8K,100,2M.")] = "128K:2M",
-    check: Annotated[
-        bool, typer.Option("--check", help="Hold every form against the event simulation.")
-    ] = False,
     output_format: Format = OutputFormat.TABLE,
 ) -> None:
     """Predict the latency of an all-reduce by algorithm, in µs, beside NCCL's best.
@@ -41,22 +36,12 @@ def predict_allreduce(
     wanted = parse_sizes(sizes)
     rows = scale.predict(wanted, nodes, width, links)
     changes = scale.crossovers(wanted, nodes, width, links)
-    difference = _check(rows, nodes, width, links) if check else None
-    document = _document(rows, changes, nodes, width, links) | {"simulation_difference": difference}
+    document = _document(rows, changes, nodes, width, links)
     title = f"all-reduce in µs · {nodes} x {width} ranks · {links.name}"
     print_rows([_cells(row) for row in rows], output_format, title=title, document=document)
     if output_format is OutputFormat.TABLE:
-        for line in _notes(rows, changes, nodes, difference):
+        for line in _notes(rows, changes, nodes):
             print(line)
-
-
-def _check(rows: list[scale.SizeRow], nodes: int, width: int, links: Fabric) -> float:
-    if nodes * width > _MAX_SIMULATED_RANKS:
-        raise UserError(
-            f"--check with {nodes * width} ranks: simulates at most {_MAX_SIMULATED_RANKS}; "
-            "use fewer --nodes"
-        )
-    return scale.check(rows, nodes, width, links)
 
 
 def _cells(row: scale.SizeRow) -> dict[str, Any]:
@@ -65,15 +50,11 @@ def _cells(row: scale.SizeRow) -> dict[str, Any]:
     return {"bytes": row.bytes} | times | {"best": row.best} | ratio
 
 
-def _notes(
-    rows: list[scale.SizeRow], changes: list[scale.Crossover], nodes: int, difference: float | None
-) -> list[str]:
+def _notes(rows: list[scale.SizeRow], changes: list[scale.Crossover], nodes: int) -> list[str]:
     notes = [
         f"from {change.bytes:,} bytes on {change.after} is faster than {change.before}"
         for change in changes
     ]
-    if difference is not None:
-        notes.append(f"event simulation: within {difference:.2%} of every exact closed form")
     found = scale.published_range(rows) if nodes > 1 and "nccl" in rows[0].times_us else None
     if found is not None:
         low, high = scale.PUBLISHED_SPEED_UP

@@ -87,3 +87,21 @@ class _Links:
     def _tier(self, rank: int, send: Send) -> str:
         near = self.topology.node_of(rank) == self.topology.node_of(send.target)
         return INTRA if near else INTER
+
+
+def is_exact(algorithm: str, nodes: int, gpus_per_node: int) -> bool:
+    """Whether the closed form is the simulated time, not an upper bound of it.
+
+    Folding in overlaps with the exchanges, and a ring over two kinds of link pays the slow
+    one only where it crosses: there the form is an upper bound.
+    """
+    powers = _is_power(nodes) and _is_power(gpus_per_node)
+    if algorithm == "ring":
+        return nodes == 1 or gpus_per_node == 1
+    if algorithm == "hierarchical_doubling":
+        return _is_power(nodes)
+    return powers or algorithm not in ("recursive_doubling", "halving_doubling")
+
+
+def _is_power(number: int) -> bool:
+    return number & (number - 1) == 0
