@@ -100,7 +100,7 @@ def bench_allreduce(
             lambda rows, machine: _print(rows, document(rows, machine), output, output_format),
         )
 
-    ranks.on_every_rank(context, Layout(tp=nodes * ranks_per_node), work)
+    ranks.RankOptions().start(context, Layout(tp=nodes * ranks_per_node), work)
 
 
 def _dtypes(text: str | None, device: str) -> tuple[str, ...]:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 
 def bench_decode(
+    *,
     context: typer.Context,
     model: options.Model = "llama-3.1-8b",
     case: Annotated[
@@ -27,16 +28,8 @@ def bench_decode(
     ] = None,
     decode: Annotated[int, typer.Option(help="Generated tokens; the first is TTFT's.")] = 129,
     repeats: Annotated[int, typer.Option(help="The best of so many runs counts.")] = 3,
-    tp: options.Tp = 1,
-    pp: options.Pp = 1,
-    ep: options.Ep = 1,
-    stage_layers: options.StageLayers = None,
-    nnodes: ranks.NumNodes = 1,
-    node_rank: ranks.NodeRank = 0,
-    master_addr: ranks.MasterAddress = "127.0.0.1",
-    master_port: ranks.MasterPort = 29500,
-    device: ranks.Device = "auto",
-    timeout: ranks.Timeout = 120.0,
+    degrees: options.LayoutOptions,
+    place: ranks.RankOptions,
     weights: Annotated[str, typer.Option(help="dummy, or auto (the checkpoint's).")] = "dummy",
     all_reduce: ranks.AllReduce = "auto",
     graphs: Annotated[bool, typer.Option(help="Decode steps as CUDA graphs.")] = True,
@@ -52,9 +45,11 @@ def bench_decode(
 
     Example: weft bench decode llama-3.1-8b --tp 4 --case 1x128 --case 32x1024
     """
-    layout = options.make_layout(tp=tp, pp=pp, ep=ep, nodes=nnodes, stage_layers=stage_layers)
+    layout = degrees.on(place.nnodes)
     layout.check_model(runnable_model(model).spec)
     ranks.check_all_reduce(all_reduce)
+    if layout.dp > 1:
+        raise UserError(f"--dp {layout.dp}: replicas step independently; measure one of them")
     if decode < 2:
         raise UserError(f"--decode {decode}: TPOT needs at least 2 tokens")
     if repeats < 1:
@@ -71,20 +66,13 @@ def bench_decode(
             "graphs": graphs and None,
             "overlap": overlap,
         }
-        result = _measure(model, layout, cases, decode, repeats, profile, device, timeout, config)
+        result = _measure(model, layout, cases, decode, repeats, profile, place, config)
         if result is not None:
             if output is not None:
                 write_text(output, json.dumps(result, indent=1) + "\n")
             _print(result, output_format)
 
-    ranks.on_every_rank(
-        context,
-        layout,
-        work,
-        node_rank=node_rank,
-        master_address=master_addr,
-        master_port=master_port,
-    )
+    place.start(context, layout, work)
 
 
 def _measure(
@@ -94,8 +82,7 @@ def _measure(
     decode: int,
     repeats: int,
     with_profile: bool,
-    device: str,
-    timeout_s: float,
+    place: ranks.RankOptions,
     config: dict[str, Any],
 ) -> dict[str, Any] | None:
     """The result document on the first rank, None on others."""
@@ -104,7 +91,7 @@ def _measure(
 
     bench.check_cases(cases, decode, load_spec(model))
     config |= bench.limits_for(cases, decode, layout) | {"prefix_caching": False}
-    with LLM(model, layout, device=device, timeout_s=timeout_s, **config) as llm:
+    with LLM(model, layout, device=place.device, timeout_s=place.timeout, **config) as llm:
         copy_gb_s = bench.copy_bandwidth_gb_s(llm.groups.device)
         results, profiles = [], {}
         for one in cases:

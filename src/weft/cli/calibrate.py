@@ -74,7 +74,7 @@ def calibrate(
 
         measure(name, kind, seconds, timeout, publish, check=check)
 
-    ranks.on_every_rank(context, Layout(tp=_num_ranks(kind)), work)
+    ranks.RankOptions().start(context, Layout(tp=_num_ranks(kind)), work)
 
 
 def _num_ranks(device: str) -> int:

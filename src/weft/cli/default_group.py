@@ -11,6 +11,8 @@ from typing import Any, Final
 import typer
 from typer.core import TyperGroup
 
+from weft.cli.option_groups import grouped
+
 DEFAULT: Final = "default command"
 
 
@@ -35,7 +37,7 @@ def app_with_default(
     ``epilog`` ends the default command's help and should name the others.
     """
     app = typer.Typer(cls=_DefaultGroup, rich_markup_mode=None)
-    app.command(DEFAULT, hidden=True, epilog=epilog)(default)
+    app.command(DEFAULT, hidden=True, epilog=epilog)(grouped(default))
     for name, command in commands.items():
-        app.command(name)(command)
+        app.command(name)(grouped(command))
     return app

@@ -32,6 +32,7 @@ from weft.cli import (
 )
 from weft.cli import run as run_command
 from weft.cli.messages import command_of, in_options
+from weft.cli.option_groups import grouped
 from weft.cli.output import guarded_stdout
 from weft.errors import WeftError
 from weft.launch.environment import silence_libraries
@@ -62,24 +63,24 @@ def _root(
     pass
 
 
-app.command("models")(models.models)
-app.command("run")(run_command.run)
-study.app.command("scaling")(study_scaling.study_scaling)
-study.app.command("slo")(study_slo.study_slo)
+app.command("models")(grouped(models.models))
+app.command("run")(grouped(run_command.run))
+study.app.command("scaling")(grouped(study_scaling.study_scaling))
+study.app.command("slo")(grouped(study_slo.study_slo))
 app.add_typer(study.app, name="study")
-app.command("trace")(trace.trace)
+app.command("trace")(grouped(trace.trace))
 app.add_typer(predict.app, name="predict")
 app.add_typer(calibrate.app, name="calibrate")
-app.command("plan")(plan.plan)
-app.command("fabrics")(fabrics.fabrics)
-app.command("doctor")(doctor.doctor)
-app.command("import")(import_.import_)
-app.command("report")(report.report)
-app.command("serve")(serve.serve)
+app.command("plan")(grouped(plan.plan))
+app.command("fabrics")(grouped(fabrics.fabrics))
+app.command("doctor")(grouped(doctor.doctor))
+app.command("import")(grouped(import_.import_))
+app.command("report")(grouped(report.report))
+app.command("serve")(grouped(serve.serve))
 bench = typer.Typer(help="Measure collectives and servers.", no_args_is_help=True)
-bench.command("allreduce")(bench_allreduce.bench_allreduce)
-bench.command("decode")(bench_decode.bench_decode)
-bench.command("serve")(bench_serve.bench_serve)
+bench.command("allreduce")(grouped(bench_allreduce.bench_allreduce))
+bench.command("decode")(grouped(bench_decode.bench_decode))
+bench.command("serve")(grouped(bench_serve.bench_serve))
 app.add_typer(bench, name="bench")
 
 

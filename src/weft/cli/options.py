@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated
 
 import typer
@@ -12,18 +13,7 @@ from weft.vocabulary.layout import Layout
 from weft.vocabulary.workload import Workload, workload_named
 
 Model = Annotated[str, typer.Argument(help="Built-in name, directory with config.json, or hub id.")]
-Tp = Annotated[int, typer.Option(help="Tensor-parallel degree.")]
-Pp = Annotated[int, typer.Option(help="Pipeline stages.")]
-Sp = Annotated[int, typer.Option(help="Sequence parallelism: 1, or the value of --tp.")]
-Ep = Annotated[int, typer.Option(help="Expert-parallel degree (models with experts).")]
-Dp = Annotated[int, typer.Option(help="Data-parallel replicas.")]
-Nodes = Annotated[int, typer.Option(help="Machines that the ranks are spread over.")]
-StageLayers = Annotated[
-    str | None, typer.Option(help="Layers of each pipeline stage, e.g. 10,12,10.")
-]
-Prompt = Annotated[int | None, typer.Option(help="Prompt tokens a sequence [128].")]
 Decode = Annotated[int | None, typer.Option(help="Generated tokens a sequence [128].")]
-Batch = Annotated[int | None, typer.Option(help="Sequences in the batch [1].")]
 WorkloadName = Annotated[
     str,
     typer.Option("--workload", help="Named workload: paper, prefill-heavy, decode-heavy, chat."),
@@ -32,19 +22,31 @@ Engine = Annotated[str, typer.Option(help=f"Whose schedule: {', '.join(ENGINES)}
 Format = Annotated[OutputFormat, typer.Option("--format", help="table, json or csv.")]
 
 
-def make_layout(
-    *,
-    tp: int = 1,
-    pp: int = 1,
-    sp: int = 1,
-    ep: int = 1,
-    dp: int = 1,
-    nodes: int = 1,
-    stage_layers: str | None = None,
-) -> Layout:
-    """The Layout that the options describe, or a one-line LayoutError."""
-    split = None if stage_layers is None else _integers(stage_layers)
-    return Layout(tp=tp, pp=pp, sp=sp, ep=ep, dp=dp, nodes=nodes, stage_layers=split)
+@dataclass(frozen=True, kw_only=True)
+class LayoutOptions:
+    """How the ranks divide the model."""
+
+    tp: Annotated[int, typer.Option(help="Tensor-parallel degree.")] = 1
+    pp: Annotated[int, typer.Option(help="Pipeline stages.")] = 1
+    sp: Annotated[int, typer.Option(help="Sequence parallelism: 1, or the value of --tp.")] = 1
+    ep: Annotated[int, typer.Option(help="Expert-parallel degree (models with experts).")] = 1
+    dp: Annotated[int, typer.Option(help="Data-parallel replicas.")] = 1
+    stage_layers: Annotated[
+        str | None, typer.Option(help="Layers of each pipeline stage, e.g. 10,12,10.")
+    ] = None
+
+    def on(self, nodes: int = 1) -> Layout:
+        """The Layout on so many machines, or a one-line LayoutError."""
+        split = None if self.stage_layers is None else _integers(self.stage_layers)
+        return Layout(
+            tp=self.tp,
+            pp=self.pp,
+            sp=self.sp,
+            ep=self.ep,
+            dp=self.dp,
+            nodes=nodes,
+            stage_layers=split,
+        )
 
 
 def _integers(text: str) -> tuple[int, ...]:
@@ -56,11 +58,22 @@ def _integers(text: str) -> tuple[int, ...]:
         ) from None
 
 
-def make_workload(name: str, prompt: int | None, decode: int | None, batch: int | None) -> Workload:
-    """The named workload with the given parts replaced."""
-    base = workload_named(name)
-    return Workload(
-        prompt_tokens=base.prompt_tokens if prompt is None else prompt,
-        decode_tokens=base.decode_tokens if decode is None else decode,
-        batch=base.batch if batch is None else batch,
-    )
+@dataclass(frozen=True, kw_only=True)
+class SizeOptions:
+    """How much is asked for; None: what the named workload says."""
+
+    prompt: Annotated[int | None, typer.Option(help="Prompt tokens a sequence [128].")] = None
+    decode: Decode = None
+    batch: Annotated[int | None, typer.Option(help="Sequences in the batch [1].")] = None
+
+    def of(self, name: str) -> Workload:
+        """The named workload with these parts replaced."""
+        return self.on(workload_named(name))
+
+    def on(self, base: Workload) -> Workload:
+        """The workload with these parts replaced."""
+        return Workload(
+            prompt_tokens=base.prompt_tokens if self.prompt is None else self.prompt,
+            decode_tokens=base.decode_tokens if self.decode is None else self.decode,
+            batch=base.batch if self.batch is None else self.batch,
+        )

@@ -23,6 +23,7 @@ Fabric = Annotated[
 
 
 def plan(
+    *,
     model: options.Model,
     gpus: Gpus = 4,
     gpus_per_node: GpusPerNode = None,
@@ -33,9 +34,7 @@ def plan(
         str | None, typer.Option(help="Type of the layers' weights, e.g. float8_e4m3fn.")
     ] = None,
     workload: options.WorkloadName = "chat",
-    prompt: options.Prompt = None,
-    decode: options.Decode = None,
-    batch: options.Batch = None,
+    sizes: options.SizeOptions,
     ttft: Annotated[float | None, typer.Option(help="Limit on TTFT in ms.")] = None,
     tpot: Annotated[float | None, typer.Option(help="Limit on TPOT in ms.")] = None,
     objective: Annotated[
@@ -66,7 +65,7 @@ def plan(
         found = api.plan(
             model,
             gpus,
-            options.make_workload(workload, prompt, decode, batch),
+            sizes.of(workload),
             gpus_per_node=gpus_per_node,
             accelerator=accelerator,
             fabric=fabric,

@@ -19,12 +19,9 @@ from weft.errors import UserError
 
 
 def predict(
+    *,
     model: options.Model,
-    tp: options.Tp = 1,
-    pp: options.Pp = 1,
-    sp: options.Sp = 1,
-    ep: options.Ep = 1,
-    dp: options.Dp = 1,
+    degrees: options.LayoutOptions,
     nodes: Annotated[
         int | None,
         typer.Option(
@@ -32,11 +29,8 @@ def predict(
             "fabric's GPUs a node allow]."
         ),
     ] = None,
-    stage_layers: options.StageLayers = None,
     workload: options.WorkloadName = "paper",
-    prompt: options.Prompt = None,
-    decode: options.Decode = None,
-    batch: options.Batch = None,
+    sizes: options.SizeOptions,
     engine: options.Engine = "weft",
     accelerator: Annotated[
         str | None,
@@ -82,13 +76,12 @@ def predict(
     from weft import api
     from weft.vocabulary.schedule import Schedule
 
-    layout = options.make_layout(tp=tp, pp=pp, sp=sp, ep=ep, dp=dp, stage_layers=stage_layers)
     if inputs and accelerator is None:
         raise UserError("--inputs: is about latency; name a device (--accelerator)")
     found = api.predict(
         model,
-        layout,
-        options.make_workload(workload, prompt, decode, batch),
+        degrees.on(),
+        sizes.of(workload),
         engine=engine,
         accelerator=accelerator,
         fabric=fabric,

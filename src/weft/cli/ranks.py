@@ -4,31 +4,33 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from weft.cli import options
 from weft.cli.messages import in_options
 from weft.cli.output import check_written
+from weft.engine.config import EngineConfig
+from weft.errors import UserError
 from weft.launch import elastic
 from weft.launch.environment import SlurmTask, is_launched, slurm_task
 from weft.vocabulary import conventions
 from weft.vocabulary.checks import check_seconds
 from weft.vocabulary.layout import Layout
 
-NumNodes = Annotated[
-    int, typer.Option("--nnodes", "--nodes", help="Machines; one launcher is started on each.")
-]
-NodeRank = Annotated[int, typer.Option(min=0, help="This machine's number, from 0.")]
-MasterPort = Annotated[int, typer.Option(min=1, max=65535, help="Free port on machine 0.")]
 AllReduce = Annotated[
     str, typer.Option(help="auto (weft's where it can be used), weft or library (nccl's, gloo's).")
 ]
 
 
 def _positive_seconds(value: float) -> float:
-    check_seconds("timeout_s", value)
+    try:
+        check_seconds("timeout_s", value)
+    except UserError as error:
+        raise typer.BadParameter(str(error).partition(": ")[2]) from None
     return value
 
 
@@ -45,9 +47,6 @@ def _device(value: str) -> str:
 
 
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.", callback=_device)]
-MasterAddress = Annotated[
-    str, typer.Option("--master-addr", help="Address of machine 0.", callback=_address)
-]
 Timeout = Annotated[
     float,
     typer.Option(help="Longest wait for another rank, in seconds.", callback=_positive_seconds),
@@ -58,51 +57,83 @@ check_all_reduce = conventions.check_all_reduce
 """UserError for an unknown --all-reduce, before anything is started."""
 
 
-def on_every_rank(
-    context: typer.Context,
-    layout: Layout,
-    work: Callable[[], None],
-    *,
-    node_rank: int = 0,
-    master_address: str = "127.0.0.1",
-    master_port: int = 29500,
-) -> None:
-    """Call ``work`` in every rank's process.
+@dataclass(frozen=True, kw_only=True)
+class EngineOptions:
+    """What an engine of ours is built with."""
 
-    A layout of one rank runs here. Under torchrun this process is one of the ranks.
-    Otherwise it becomes the launcher of this machine, or of this task of srun: it starts
-    the same command line once a rank and waits.
-    """
-    launch = launch_of(layout, node_rank, master_address, master_port)
-    if launch is None:
-        from weft.launch.worker import worker
-
-        with worker(partial(in_options, command=context.command)):
-            work()
-            check_written()
-    elif layout.world_size == 1:
-        work()
-    else:
-        elastic.run_ranks(["-m", "weft", *context.obj], launch)
-
-
-def launch_of(
-    layout: Layout, node_rank: int = 0, master_address: str = "127.0.0.1", master_port: int = 29500
-) -> elastic.Launch | None:
-    """What ``on_every_rank`` will start, None inside a launched rank; UserError where it cannot."""
-    if is_launched():
-        return None
-    layout.check_started()
-    task = slurm_task()
-    if task is not None:
-        return _launch_of_task(layout, task)
-    return elastic.Launch(
-        ranks_per_node=layout.ranks_per_node,
-        num_nodes=layout.nodes,
-        node_rank=node_rank,
-        master_address=master_address,
-        master_port=master_port,
+    seed: Annotated[
+        int, typer.Option(help="Of unseeded sampling, dummy weights and made-up prompts.")
+    ] = 0
+    weights: Annotated[str, typer.Option(help="auto (checkpoint if there is one) or dummy.")] = (
+        "auto"
     )
+    dtype: Annotated[str | None, typer.Option(help="Instead of the model's own.")] = None
+    engine: options.Engine = "weft"
+    all_reduce: AllReduce = "auto"
+
+    def config(self, **more: Any) -> dict[str, Any]:
+        """Keyword arguments of LLM, checked; None among ``more``: the engine's own default."""
+        chosen = {name: value for name, value in more.items() if value is not None}
+        chosen |= {"conventions": self.engine, "seed": self.seed, "weights": self.weights}
+        if self.dtype is not None:
+            chosen["dtype"] = self.dtype
+        check_all_reduce(self.all_reduce)
+        EngineConfig(**chosen)
+        return chosen | {"all_reduce": self.all_reduce}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankOptions:
+    """Where the ranks are, what they run on and how long they wait for each other."""
+
+    nnodes: Annotated[
+        int,
+        typer.Option("--nnodes", "--nodes", help="Machines; one launcher is started on each."),
+    ] = 1
+    node_rank: Annotated[int, typer.Option(min=0, help="This machine's number, from 0.")] = 0
+    master_addr: Annotated[str, typer.Option(help="Address of machine 0.", callback=_address)] = (
+        "127.0.0.1"
+    )
+    master_port: Annotated[int, typer.Option(min=1, max=65535, help="Free port on machine 0.")] = (
+        29500
+    )
+    device: Device = "auto"
+    timeout: Timeout = 120.0
+
+    def start(self, context: typer.Context, layout: Layout, work: Callable[[], None]) -> None:
+        """Call ``work`` in every rank's process.
+
+        A layout of one rank runs here. Under torchrun this process is one of the ranks.
+        Otherwise it becomes the launcher of this machine, or of this task of srun: it starts
+        the same command line once a rank and waits.
+        """
+        launch = self.launch_of(layout)
+        if launch is None:
+            from weft.launch.worker import worker
+
+            with worker(partial(in_options, command=context.command)):
+                work()
+                check_written()
+        elif layout.world_size == 1:
+            work()
+        else:
+            elastic.run_ranks(["-m", "weft", *context.obj], launch)
+
+    def launch_of(self, layout: Layout) -> elastic.Launch | None:
+        """What ``start`` will start, None inside a launched rank; UserError where it cannot."""
+        if is_launched():
+            return None
+        layout.check_started()
+        task = slurm_task()
+        if task is not None:
+            return _launch_of_task(layout, task)
+        return elastic.Launch(
+            ranks_per_node=layout.ranks_per_node,
+            num_nodes=layout.nodes,
+            node_rank=self.node_rank,
+            master_address=self.master_addr,
+            master_port=self.master_port,
+        )
 
 
 def _launch_of_task(layout: Layout, task: SlurmTask) -> elastic.Launch:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from weft.cli import options, ranks
 from weft.cli.output import OutputFormat, print_rows, progress
 from weft.closed_form.schedule import check_length
-from weft.engine.config import EngineConfig
 from weft.engine.request import SamplingParams
 from weft.errors import UserError, WorkloadError
 from weft.vocabulary.layout import Layout
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
 
 
 def run(
+    *,
     context: typer.Context,
     model: options.Model = "embedded",
     text: Annotated[
@@ -31,53 +31,32 @@ def run(
     ids: Annotated[
         list[str] | None, typer.Option(help="Prompt as token ids: 1,2,3; may be repeated.")
     ] = None,
-    prompt: options.Prompt = None,
-    decode: options.Decode = None,
-    batch: options.Batch = None,
-    tp: options.Tp = 1,
-    pp: options.Pp = 1,
-    sp: options.Sp = 1,
-    ep: options.Ep = 1,
-    dp: options.Dp = 1,
-    stage_layers: options.StageLayers = None,
-    nnodes: ranks.NumNodes = 1,
-    node_rank: ranks.NodeRank = 0,
-    master_addr: ranks.MasterAddress = "127.0.0.1",
-    master_port: ranks.MasterPort = 29500,
-    device: ranks.Device = "auto",
-    timeout: ranks.Timeout = 120.0,
+    sizes: options.SizeOptions,
+    degrees: options.LayoutOptions,
+    place: ranks.RankOptions,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
     top_k: Annotated[int, typer.Option(help="Keep the k likeliest tokens; 0 keeps all.")] = 0,
     top_p: Annotated[float, typer.Option(help="Keep the likeliest tokens up to this sum.")] = 1.0,
-    seed: Annotated[int, typer.Option(help="Of sampling, dummy weights and made-up prompts.")] = 0,
     ignore_eos: Annotated[bool, typer.Option(help="Go on after an end-of-text token.")] = False,
     stop_id: Annotated[
         list[int] | None, typer.Option(help="Token id that ends a request; may be repeated.")
     ] = None,
-    weights: Annotated[
-        str, typer.Option(help="auto (checkpoint if there is one) or dummy.")
-    ] = "auto",
-    dtype: Annotated[str | None, typer.Option(help="Instead of the model's own.")] = None,
-    engine: options.Engine = "weft",
-    all_reduce: ranks.AllReduce = "auto",
+    how: ranks.EngineOptions,
     output_format: options.Format = OutputFormat.TABLE,
 ) -> None:
     """Generate with MODEL on a layout; starts its own ranks, or joins torchrun's or srun's.
 
     Example: weft run embedded --tp 2 --text "Hello" --decode 32
     """
-    layout = options.make_layout(
-        tp=tp, pp=pp, sp=sp, ep=ep, dp=dp, nodes=nnodes, stage_layers=stage_layers
-    )
+    layout = degrees.on(place.nnodes)
     spec = runnable_model(model).spec
     layout.check_model(spec)
-    ranks.check_all_reduce(all_reduce)
-    load = options.make_workload("paper", prompt, decode, batch)
+    load = sizes.of("paper")
     if text or ids:
-        _refuse_sizes(prompt=prompt, batch=batch)
+        _refuse_sizes(prompt=sizes.prompt, batch=sizes.batch)
     else:
         check_length(spec, load)
-    prompts = _prompts(text, ids, load, seed, spec.vocab_size)
+    prompts = _prompts(text, ids, load, how.seed, spec.vocab_size)
 
     sampling = SamplingParams(
         max_tokens=load.decode_tokens,
@@ -88,30 +67,15 @@ def run(
         stop_token_ids=tuple(stop_id or ()),
     )
     sampling.check_vocabulary(spec.vocab_size)
-    config: dict[str, Any] = {
-        "conventions": engine,
-        "seed": seed,
-        "weights": weights,
-        "dtype": dtype,
-    }
-    EngineConfig(**config)
+    config = how.config()
 
     def work() -> None:
         from weft.engine.llm import LLM
 
-        with LLM(
-            model, layout, device=device, timeout_s=timeout, all_reduce=all_reduce, **config
-        ) as llm:
+        with LLM(model, layout, device=place.device, timeout_s=place.timeout, **config) as llm:
             _generate(llm, prompts, sampling, output_format)
 
-    ranks.on_every_rank(
-        context,
-        layout,
-        work,
-        node_rank=node_rank,
-        master_address=master_addr,
-        master_port=master_port,
-    )
+    place.start(context, layout, work)
 
 
 def _refuse_sizes(**sizes: int | None) -> None:

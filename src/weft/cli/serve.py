@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from weft.cli import options, ranks
-from weft.engine.config import EngineConfig
 from weft.errors import EnvironmentUnavailable, UserError
 from weft.vocabulary.layout import Layout
 from weft.vocabulary.model_source import runnable_model
@@ -33,6 +32,7 @@ CPU_DEFAULTS: Final = {"cache_tokens": 16384, "max_batch_tokens": 64}
 
 
 def serve(
+    *,
     context: typer.Context,
     model: options.Model = "embedded",
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
@@ -41,18 +41,8 @@ def serve(
     api_key: Annotated[
         str | None, typer.Option(envvar="WEFT_API_KEY", help="Ask this bearer token of clients.")
     ] = None,
-    tp: options.Tp = 1,
-    pp: options.Pp = 1,
-    sp: options.Sp = 1,
-    ep: options.Ep = 1,
-    dp: options.Dp = 1,
-    stage_layers: options.StageLayers = None,
-    nnodes: ranks.NumNodes = 1,
-    node_rank: ranks.NodeRank = 0,
-    master_addr: ranks.MasterAddress = "127.0.0.1",
-    master_port: ranks.MasterPort = 29500,
-    device: ranks.Device = "auto",
-    timeout: ranks.Timeout = 120.0,
+    degrees: options.LayoutOptions,
+    place: ranks.RankOptions,
     max_batch: Annotated[int, typer.Option(help="Requests in one step.")] = 256,
     max_waiting: Annotated[int, typer.Option(help="Requests queued beyond that; then 429.")] = 512,
     max_prompt: Annotated[int | None, typer.Option(help="Longest prompt in tokens.")] = None,
@@ -78,22 +68,15 @@ def serve(
     stall: Annotated[
         float, typer.Option(help="Not ready if the engine says nothing for this long (s).")
     ] = 10.0,
-    seed: Annotated[int, typer.Option(help="Of dummy weights and unseeded sampling.")] = 0,
-    weights: Annotated[str, typer.Option(help="auto or dummy.")] = "auto",
-    dtype: Annotated[str | None, typer.Option(help="Instead of the model's own.")] = None,
-    engine: options.Engine = "weft",
-    all_reduce: ranks.AllReduce = "auto",
+    how: ranks.EngineOptions,
 ) -> None:
     """Serve MODEL over the OpenAI API (completions, chat, streaming, /metrics, /ready).
 
     Example: weft serve embedded --tp 2 --port 8000
     """
-    layout = options.make_layout(
-        tp=tp, pp=pp, sp=sp, ep=ep, dp=dp, nodes=nnodes, stage_layers=stage_layers
-    )
+    layout = degrees.on(place.nnodes)
     source = runnable_model(model)
     layout.check_model(source.spec)
-    ranks.check_all_reduce(all_reduce)
     _check_at_least(
         ("--max-waiting", max_waiting, 0),
         ("--max-prompt", max_prompt, 1),
@@ -102,35 +85,18 @@ def serve(
         ("--drain", drain, 0),
     )
     _check_above_zero(("--max-body-mb", max_body_mb), ("--stall", stall))
-    launch = ranks.launch_of(layout, node_rank, master_addr, master_port)
-    config: dict[str, Any] = {
-        "conventions": engine,
-        "seed": seed,
-        "weights": weights,
-        "max_batch_requests": max_batch,
-        "prefix_caching": prefix_caching,
-    }
-    if dtype is not None:
-        config["dtype"] = dtype
-    if max_batch_tokens is not None:
-        config["max_batch_tokens"] = max_batch_tokens
-    if cache_tokens is not None:
-        config["cache_tokens"] = cache_tokens
-    EngineConfig(**config)
-    config["all_reduce"] = all_reduce
+    launch = place.launch_of(layout)
+    config = how.config(
+        max_batch_requests=max_batch,
+        prefix_caching=prefix_caching,
+        max_batch_tokens=max_batch_tokens,
+        cache_tokens=cache_tokens,
+    )
 
     def work() -> None:
-        _work_as_rank(model, layout, device, timeout, max_waiting, config)
+        _work_as_rank(model, layout, place, max_waiting, config)
 
-    start_ranks = partial(
-        ranks.on_every_rank,
-        context,
-        layout,
-        work,
-        node_rank=node_rank,
-        master_address=master_addr,
-        master_port=master_port,
-    )
+    start_ranks = partial(place.start, context, layout, work)
     if _has_only_ranks(launch):
         start_ranks()
         return
@@ -144,14 +110,14 @@ def serve(
         max_prompt_tokens=max_prompt,
         stream_interval=stream_interval,
     )
-    place = _HttpPlace(
+    listen = _HttpPlace(
         host=host,
         port=port,
-        meeting_host=_meeting_host(launch, nnodes),
+        meeting_host=_meeting_host(launch, place.nnodes),
         drain_s=drain,
         stall_s=stall,
     )
-    _serve_http(context, place, source.with_tokenizer().directory, settings, start_ranks)
+    _serve_http(context, listen, source.with_tokenizer().directory, settings, start_ranks)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -273,8 +239,7 @@ def _app(engine: EngineClient, directory: Path | None, settings: ServerSettings)
 def _work_as_rank(
     model: str,
     layout: Layout,
-    device: str,
-    timeout_s: float,
+    place: ranks.RankOptions,
     max_waiting: int,
     config: dict[str, Any],
 ) -> None:
@@ -283,7 +248,7 @@ def _work_as_rank(
     from weft.serve.rank_loop import serve_rank
     from weft.serve.wire import MeetingPoint
 
-    if pick_device(device, current_rank().local_rank).type == "cpu":
+    if pick_device(place.device, current_rank().local_rank).type == "cpu":
         config = CPU_DEFAULTS | config
-    with LLM(model, layout, device=device, timeout_s=timeout_s, **config) as llm:
+    with LLM(model, layout, device=place.device, timeout_s=place.timeout, **config) as llm:
         serve_rank(llm.engine, llm.groups, MeetingPoint.from_environment(), max_waiting)

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from weft.cli import options, ranks
+from weft.cli.option_groups import grouped
 from weft.cli.output import OutputFormat, check_folder, print_json, print_rows, progress, write_text
 from weft.errors import CheckFailed
 from weft.study.published import PUBLISHED
@@ -19,14 +20,14 @@ app = typer.Typer(invoke_without_command=True, rich_markup_mode=None)
 
 
 @app.callback()
+@grouped
 def study(
+    *,
     context: typer.Context,
     model: Annotated[str, typer.Option(help="Built-in name, directory or hub id.")] = "embedded",
     layouts: Annotated[str, typer.Option(help="Layouts separated by commas.")] = ",".join(LAYOUTS),
     workload: options.WorkloadName = "paper",
-    prompt: options.Prompt = None,
-    decode: options.Decode = None,
-    batch: options.Batch = None,
+    sizes: options.SizeOptions,
     engine: options.Engine = "weft",
     device: ranks.Device = "auto",
     output: Annotated[
@@ -44,7 +45,7 @@ def study(
     plan = StudyPlan(
         model=model,
         layouts=tuple(Layout.parse(name.strip()) for name in layouts.split(",")),
-        workload=options.make_workload(workload, prompt, decode, batch),
+        workload=sizes.of(workload),
         engine=engine,
         device=device,
     )

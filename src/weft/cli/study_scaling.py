@@ -24,6 +24,7 @@ WORKLOADS = {
 
 
 def study_scaling(
+    *,
     model: Annotated[str, typer.Option(help="Built-in name, directory or hub id.")] = "embedded",
     layouts: Annotated[
         str, typer.Option(help="Layouts separated by commas; speed-ups are over the first.")
@@ -34,9 +35,7 @@ def study_scaling(
     all_reduce: Annotated[
         str, typer.Option(help="library (gloo's or NCCL's own), weft, or both with a comma.")
     ] = ",".join(ALL_REDUCES),
-    prompt: options.Prompt = None,
-    decode: options.Decode = None,
-    batch: options.Batch = None,
+    sizes: options.SizeOptions,
     device: ranks.Device = "auto",
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Folder for scaling.json and scaling.html.")
@@ -52,7 +51,7 @@ def study_scaling(
     plan = ScalingPlan(
         model=model,
         layouts=tuple(Layout.parse(name.strip()) for name in layouts.split(",")),
-        workloads=_workloads(workloads, on, prompt, decode, batch),
+        workloads=_workloads(workloads, on, sizes),
         device=on,
         all_reduces=tuple(name.strip() for name in all_reduce.split(",")),
     )
@@ -74,17 +73,10 @@ def _write_report(document: dict[str, Any], path: Path) -> None:
     report.write_report(page, path)
 
 
-def _workloads(
-    names: str, device: str, prompt: int | None, decode: int | None, batch: int | None
-) -> dict[str, Workload]:
+def _workloads(names: str, device: str, sizes: options.SizeOptions) -> dict[str, Workload]:
     chosen = {}
     for name in (part.strip() for part in names.split(",")):
         if name not in WORKLOADS:
             raise UserError(f"--workloads {name}: unknown; choose from {', '.join(WORKLOADS)}")
-        base = WORKLOADS[name] if device == "cpu" else workload_named(name)
-        chosen[name] = Workload(
-            prompt_tokens=base.prompt_tokens if prompt is None else prompt,
-            decode_tokens=base.decode_tokens if decode is None else decode,
-            batch=base.batch if batch is None else batch,
-        )
+        chosen[name] = sizes.on(WORKLOADS[name] if device == "cpu" else workload_named(name))
     return chosen

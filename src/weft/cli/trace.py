@@ -16,38 +16,25 @@ from weft.vocabulary.workload import Workload
 
 
 def trace(
+    *,
     context: typer.Context,
     model: options.Model = "embedded",
-    tp: options.Tp = 1,
-    pp: options.Pp = 1,
-    sp: options.Sp = 1,
-    ep: options.Ep = 1,
-    dp: options.Dp = 1,
-    stage_layers: options.StageLayers = None,
+    degrees: options.LayoutOptions,
     workload: options.WorkloadName = "paper",
-    prompt: options.Prompt = None,
-    decode: options.Decode = None,
-    batch: options.Batch = None,
+    sizes: options.SizeOptions,
     engine: options.Engine = "weft",
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="No device, no peers: shapes only, any scale.")
     ] = False,
-    nnodes: ranks.NumNodes = 1,
-    node_rank: ranks.NodeRank = 0,
-    master_addr: ranks.MasterAddress = "127.0.0.1",
-    master_port: ranks.MasterPort = 29500,
-    device: ranks.Device = "auto",
-    timeout: ranks.Timeout = 120.0,
+    place: ranks.RankOptions,
     output_format: options.Format = OutputFormat.TABLE,
 ) -> None:
     """Print the collectives of one request, recorded from a run (dummy weights if none).
 
     Example: weft trace llama-3.1-405b --tp 128 --prompt 128 --decode 128 --dry-run
     """
-    layout = options.make_layout(
-        tp=tp, pp=pp, sp=sp, ep=ep, dp=dp, nodes=nnodes, stage_layers=stage_layers
-    )
-    load = options.make_workload(workload, prompt, decode, batch)
+    layout = degrees.on(place.nnodes)
+    load = sizes.of(workload)
     spec = load_spec(model)
     layout.check_model(spec)
     check_length(spec, load)
@@ -56,13 +43,10 @@ def trace(
 
         print_schedule(run_dry(spec, layout, load, engine), output_format)
         return
-    ranks.on_every_rank(
+    place.start(
         context,
         layout,
-        lambda: _trace_run(model, layout, load, engine, device, timeout, output_format),
-        node_rank=node_rank,
-        master_address=master_addr,
-        master_port=master_port,
+        lambda: _trace_run(model, layout, load, engine, place.device, place.timeout, output_format),
     )
 
 

@@ -1,0 +1,44 @@
+"""Dataclasses of options: a command takes one as an argument and has each field as an option."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import MISSING, fields, is_dataclass
+from functools import wraps
+from typing import Any, get_type_hints
+
+
+def grouped(command: Callable[..., Any]) -> Callable[..., Any]:
+    """``command`` with the options of its dataclasses in their place, for typer."""
+    groups: dict[str, Any] = {}
+    options: dict[str, inspect.Parameter] = {}
+    for parameter in inspect.signature(command, eval_str=True).parameters.values():
+        if is_dataclass(parameter.annotation):
+            groups[parameter.name] = parameter.annotation
+            options |= {option.name: option for option in _options_of(parameter.annotation)}
+        else:
+            options[parameter.name] = parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+
+    @wraps(command)
+    def call(**values: Any) -> Any:
+        for name, group in groups.items():
+            values[name] = group(**{one.name: values.pop(one.name) for one in fields(group)})
+        return command(**values)
+
+    call.__signature__ = inspect.Signature(list(options.values()))  # type: ignore[attr-defined]
+    call.__annotations__ = {name: option.annotation for name, option in options.items()}
+    return call
+
+
+def _options_of(group: Any) -> list[inspect.Parameter]:
+    hints = get_type_hints(group, include_extras=True)
+    return [
+        inspect.Parameter(
+            one.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=inspect.Parameter.empty if one.default is MISSING else one.default,
+            annotation=hints[one.name],
+        )
+        for one in fields(group)
+    ]
