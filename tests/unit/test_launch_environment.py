@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from weft.cli.ranks import launch_of
+from weft.cli.ranks import RankOptions
 from weft.errors import LayoutError, UserError
 from weft.launch.elastic import Launch
 from weft.launch.environment import RankPlace, current_rank, first_host, slurm_task
@@ -43,7 +43,7 @@ def test_a_script_in_a_task_of_srun_is_a_rank(environment):
 @pytest.mark.parametrize("share", [1, 2])
 def test_a_command_in_a_task_of_srun_starts_its_share_of_the_ranks(environment, share):
     environment |= TASK
-    launch = launch_of(Layout(tp=4 * share))
+    launch = RankOptions().launch_of(Layout(tp=4 * share))
     assert launch == Launch(
         ranks_per_node=share,
         num_nodes=4,
@@ -55,14 +55,14 @@ def test_a_command_in_a_task_of_srun_starts_its_share_of_the_ranks(environment, 
     ranks = {"RANK": "7", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "WEFT_FIRST_LOCAL_RANK": "2"}
     environment |= ranks
     assert current_rank() == RankPlace(rank=7, world_size=8, local_rank=3)
-    assert launch_of(Layout(tp=8)) is None
+    assert RankOptions().launch_of(Layout(tp=8)) is None
 
 
 @pytest.mark.parametrize("layout", [Layout(), Layout(tp=2), Layout(tp=6)])
 def test_ranks_that_the_tasks_cannot_share_are_refused(environment, layout):
     environment |= TASK
     with pytest.raises(LayoutError, match="the launcher started 4"):
-        launch_of(layout)
+        RankOptions().launch_of(layout)
 
 
 def test_a_number_that_is_none_is_named(environment):
