@@ -16,8 +16,9 @@ check: $(VENV)/dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+# Two files at a time: many tests start ranks of their own.
 unit: $(VENV)/dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # 500,000 cases of the GPU kernels' source and the CPU's programs; docs/all-reduce-proof.md
 adversary: $(VENV)/dev

@@ -129,7 +129,11 @@ def test_a_bad_batch_is_refused_whole(clean, prompts):
     assert not clean.engine.has_work
 
 
-@pytest.mark.parametrize("prompts", [None, 5, iter([[5]]), b"a", {(5,)}, {(5,): 6}], ids=str)
+@pytest.mark.parametrize(
+    "prompts",
+    [None, 5, iter([[5]]), b"a", {(5,)}, {(5,): 6}],
+    ids=lambda prompts: type(prompts).__name__,
+)
 def test_prompts_that_are_no_list_are_named(clean, prompts):
     with pytest.raises(WorkloadError, match=r"^`prompts` .*must be a list"):
         clean.generate(prompts, GOOD)
