@@ -21,6 +21,7 @@ from weft.layers.expert_exchange import LocalExperts
 from weft.layers.linear import Placement
 from weft.layers.shards import Piece, ShardedParameter
 from weft.models.decoder import DecoderStage
+from weft.models.float8 import FLOAT8, Float8Scales
 from weft.vocabulary.families import names_of
 
 _INDEX = "model.safetensors.index.json"
@@ -37,6 +38,7 @@ def load_weights(model: DecoderStage, directory: Path) -> None:
     of another type or shape, not finite, or that no part of the whole model reads.
     """
     files = _weight_files(directory)
+    scales = Float8Scales(directory, files, lambda name: _whole(files[name], name))
     by_file: dict[Path, list[tuple[ShardedParameter, Piece]]] = {}
     for parameter, piece in _pieces(model):
         path = files.get(piece.source)
@@ -44,10 +46,10 @@ def load_weights(model: DecoderStage, directory: Path) -> None:
             raise FileFormatError(f"{directory}: the checkpoint has no tensor {piece.source!r}")
         by_file.setdefault(path, []).append((parameter, piece))
     for path, wanted in by_file.items():
-        _check_file(path, [piece for _, piece in wanted])
+        _check_file(path, [piece for _, piece in wanted], scales)
     _check_leftovers(files, model)
     for path, wanted in by_file.items():
-        _read_file(path, wanted)
+        _read_file(path, wanted, scales)
 
 
 def fill_dummy(model: nn.Module, seed: int) -> None:
@@ -118,16 +120,23 @@ def _open(path: Path):  # type: ignore[no-untyped-def]
         ) from None
 
 
-def _check_file(path: Path, wanted: list[Piece]) -> None:
+def _whole(path: Path, name: str) -> torch.Tensor:
+    with _open(path) as file:
+        found: torch.Tensor = file.get_tensor(name)
+        return found
+
+
+def _check_file(path: Path, wanted: list[Piece], scales: Float8Scales) -> None:
     """Types and shapes, from the file's header alone."""
     with _open(path) as file:
         for piece in wanted:
             source = file.get_slice(piece.source)
             shape, dtype = tuple(source.get_shape()), source.get_dtype()
-            if dtype not in _DTYPES:
+            has_scales = piece.index is None and scales.name_for(piece.source) is not None
+            if dtype not in _DTYPES and not (dtype == FLOAT8 and has_scales):
                 raise FileFormatError(
-                    f"{path}: tensor {piece.source!r} is {dtype}; weft reads {', '.join(_DTYPES)}: "
-                    "use a checkpoint that is not quantized"
+                    f"{path}: tensor {piece.source!r} is {dtype}; weft reads {', '.join(_DTYPES)}, "
+                    f"and matrices of {FLOAT8} with scales: use another checkpoint"
                 )
             if shape != piece.shape:
                 raise FileFormatError(
@@ -145,6 +154,7 @@ def _check_leftovers(files: dict[str, Path], stage: DecoderStage) -> None:
     ignored = tuple(part.format(num_layers=spec.num_layers) for part in names.ignored)
     for name, path in files.items():
         is_ours = not name.endswith(_HARMLESS) and not name.startswith(ignored)
+        is_ours = is_ours and not (spec.formats and Float8Scales.belongs(name))
         if name not in read and is_ours:
             raise FileFormatError(
                 f"{path}: has tensor {name!r}, which {spec.name} as config.json describes it does "
@@ -161,10 +171,15 @@ def _whole_model(stage: DecoderStage) -> DecoderStage:
     return DecoderStage(spec, range(spec.num_layers), streams, where)
 
 
-def _read_file(path: Path, wanted: list[tuple[ShardedParameter, Piece]]) -> None:
+def _read_file(
+    path: Path, wanted: list[tuple[ShardedParameter, Piece]], scales: Float8Scales
+) -> None:
     with _open(path) as file:
         for parameter, piece in wanted:
-            _place(parameter, piece, piece.read_from(file.get_slice(piece.source)))
+            values = piece.read_from(file.get_slice(piece.source))
+            if values.dtype == torch.float8_e4m3fn:
+                values = scales.weights(piece, values)
+            _place(parameter, piece, values)
             if not _is_finite(parameter.data.narrow(piece.dim, piece.at, piece.stop - piece.start)):
                 dtype = str(parameter.dtype).removeprefix("torch.")
                 raise FileFormatError(

@@ -13,6 +13,7 @@ from weft.errors import ModelConfigError
 from weft.vocabulary.builtin_models import BUILTIN_MODELS
 from weft.vocabulary.families import spec_from_config
 from weft.vocabulary.model_spec import ModelSpec
+from weft.vocabulary.weight_formats import FORMATS
 
 _CONFIGS: Final = ["config.json", "hf_quant_config.json"]
 _TEXT_FILES: Final = ["tokenizer*", "*.jinja", "vocab*", "merges.txt", "*_tokens*.json"]
@@ -81,9 +82,10 @@ def _is_directory(path: Path) -> bool:
 def runnable_model(name: str) -> ModelSource:
     """:func:`find_model`, for a run. ModelConfigError where weft does not run its weights."""
     found = find_model(name)
-    if found.spec.formats:
+    unread = [form for form in found.spec.format_names if not FORMATS[form].is_read]
+    if unread:
         raise ModelConfigError(
-            f"model {name}: its weights are stored as {' and '.join(found.spec.format_names)}, "
+            f"model {name}: its weights are stored as {' and '.join(unread)}, "
             "which weft describes and predicts but does not run; dequantise it first (a "
             "checkpoint in bfloat16 whose config.json has no quantization_config)"
         )

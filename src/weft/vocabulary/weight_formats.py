@@ -12,6 +12,7 @@ from weft.errors import WorkloadError
 class WeightFormat:
     """``bytes`` of a weight with its scales; rate: 0, 1, 2 for products in 16, 8, 4 bits.
 
+    is_read: whether a checkpoint in it can be run (8-bit floats: as what they stand for).
     like: formats whose kernels are taken where its own have no curve.
     projections: the format of what is not an expert in a model with experts, where a whole
     model is said to be in this one.
@@ -22,6 +23,7 @@ class WeightFormat:
     rate: int = 0
     projections: str = ""
     like: tuple[str, ...] = ()
+    is_read: bool = False
 
     @property
     def curves(self) -> tuple[str, ...]:
@@ -36,12 +38,18 @@ class WeightFormat:
 FORMATS: Final = {
     form.name: form
     for form in (
-        WeightFormat(name="bfloat16", bytes=2.0),
-        WeightFormat(name="float16", bytes=2.0, like=("bfloat16",)),
-        WeightFormat(name="float32", bytes=4.0),
-        WeightFormat(name="float64", bytes=8.0),
-        WeightFormat(name="float8_e4m3fn", bytes=1.0, rate=1, like=("fp8_block",)),
-        WeightFormat(name="fp8_block", bytes=1 + 4 / 128**2, rate=1, like=("float8_e4m3fn",)),
+        WeightFormat(name="bfloat16", bytes=2.0, is_read=True),
+        WeightFormat(name="float16", bytes=2.0, like=("bfloat16",), is_read=True),
+        WeightFormat(name="float32", bytes=4.0, is_read=True),
+        WeightFormat(name="float64", bytes=8.0, is_read=True),
+        WeightFormat(name="float8_e4m3fn", bytes=1.0, rate=1, like=("fp8_block",), is_read=True),
+        WeightFormat(
+            name="fp8_block",
+            bytes=1 + 4 / 128**2,
+            rate=1,
+            like=("float8_e4m3fn",),
+            is_read=True,
+        ),
         WeightFormat(name="int8", bytes=1.0, rate=1, like=("float8_e4m3fn",)),
         WeightFormat(name="nvfp4", bytes=0.5625, rate=2, projections="bfloat16"),
         WeightFormat(

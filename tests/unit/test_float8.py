@@ -1,0 +1,122 @@
+"""Checkpoints in 8-bit floats give the tokens of transformers' model of the dequantised weights."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from checkpoints import make_checkpoint, reference_greedy, reference_model
+from unit.test_weights import stage_of
+from weft.engine.llm import LLM
+from weft.engine.request import SamplingParams
+from weft.errors import FileFormatError
+from weft.models.weights import load_weights
+from weft.vocabulary.layout import Layout
+from weft.vocabulary.model_source import load_spec
+
+MOST = torch.finfo(torch.float8_e4m3fn).max
+FORMS = {
+    "fp8 blocks": {"quant_method": "fp8", "weight_block_size": [16, 32]},
+    "fp8 tensor": {"quant_method": "fp8"},
+    "compressed-tensors channel": {
+        "quant_method": "compressed-tensors",
+        "config_groups": {
+            "group_0": {
+                "targets": ["Linear"],
+                "weights": {"num_bits": 8, "type": "float", "strategy": "channel"},
+            }
+        },
+        "ignore": ["lm_head"],
+    },
+    "modelopt": {"quant_method": "modelopt", "quant_algo": "FP8", "ignore": ["lm_head"]},
+}
+
+
+def quantized(weight: torch.Tensor, form: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(stored, scales, what they mean) of a matrix."""
+    rows, columns = weight.shape
+    size = {"fp8 blocks": (16, 32), "compressed-tensors channel": (1, columns)}.get(
+        form, (rows, columns)
+    )
+    places = [torch.arange(n) // s for n, s in zip(weight.shape, size, strict=True)]
+    shape = [-(-n // s) for n, s in zip(weight.shape, size, strict=True)]
+    scales = torch.zeros(shape)
+    index = (places[0][:, None] * shape[1] + places[1]).flatten()
+    scales.view(-1).scatter_reduce_(0, index, weight.abs().flatten() / MOST, "amax")
+    spread = scales[places[0]][:, places[1]]
+    stored = (weight / spread).to(torch.float8_e4m3fn)
+    return stored, scales.reshape(()) if form == "modelopt" else scales, stored.float() * spread
+
+
+def quantize(plain, directory, form):
+    """The checkpoint ``plain`` stored in 8 bits in ``directory``; ``plain`` becomes what that means."""
+    tensors, stored = load_file(plain / "model.safetensors"), {}
+    name_of_scales = "weight_scale_inv" if form.startswith("fp8") else "weight_scale"
+    for name, value in list(tensors.items()):
+        if value.dim() == 2 and ".layers." in name and name.endswith("proj.weight"):
+            stored[name], scales, tensors[name] = quantized(value, form)
+            stored[name.replace("weight", name_of_scales)] = scales
+            if form == "modelopt":
+                stored[name.replace("weight", "input_scale")] = torch.tensor(0.5)
+        else:
+            stored[name] = value
+    save_file(tensors, plain / "model.safetensors", {"format": "pt"})
+    directory.mkdir()
+    save_file(stored, directory / "model.safetensors", {"format": "pt"})
+    config = json.loads((plain / "config.json").read_text())
+    config["quantization_config"] = FORMS[form]
+    (directory / "config.json").write_text(json.dumps(config))
+    return directory
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("family", ["llama", "qwen3-moe", "deepseek-v3"])
+def test_tokens_are_those_of_the_dequantised_model(family, form, tmp_path):
+    plain = make_checkpoint(tmp_path / "plain", family)
+    stored = quantize(plain, tmp_path / "stored", form)
+    prompts = [[5, 6, 7, 8, 9], [11], list(range(3, 60))]
+    with LLM(str(stored), dtype="float32", device="cpu") as llm:
+        found = llm.generate(prompts, SamplingParams(max_tokens=24, ignore_eos=True))
+    model = reference_model(plain)
+    for prompt, completion in zip(prompts, found, strict=True):
+        assert list(completion.token_ids) == reference_greedy(model, prompt, 24)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", ["tp2", "tp4", "tp2xpp2"])
+def test_every_rank_holds_its_shard_of_the_dequantised_model(form, name, tmp_path):
+    plain = make_checkpoint(tmp_path / "plain", "qwen3-moe")
+    stored = quantize(plain, tmp_path / "stored", form)
+    layout = Layout.parse(name)
+    for rank in range(layout.world_size):
+        expected, found = (stage_of(load_spec(str(d)), layout, rank) for d in (plain, stored))
+        load_weights(expected, plain)
+        load_weights(found, stored)
+        for one, other in zip(expected.parameters(), found.parameters(), strict=True):
+            assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda t, name: t.pop(name.replace("weight", "weight_scale_inv")), "with scales"),
+        (
+            lambda t, name: t.__setitem__(
+                name.replace("weight", "weight_scale_inv"), torch.ones(3, 7)
+            ),
+            "fits neither rows nor blocks",
+        ),
+    ],
+)
+def test_scales_that_do_not_fit_are_named(change, words, tmp_path):
+    plain = make_checkpoint(tmp_path / "plain", "llama")
+    stored = quantize(plain, tmp_path / "stored", "fp8 blocks")
+    tensors = load_file(stored / "model.safetensors")
+    change(tensors, "model.layers.1.mlp.down_proj.weight")
+    save_file(tensors, stored / "model.safetensors", {"format": "pt"})
+    with pytest.raises(FileFormatError, match=words) as caught:
+        LLM(str(stored), device="cpu")
+    assert "\n" not in str(caught.value)
