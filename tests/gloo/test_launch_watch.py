@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import socket
+import subprocess
 import threading
 import time
+from collections.abc import Iterator
 
-from weft.errors import LostRankError
-from weft.launch import watch
+import pytest
+
+from weft.errors import FrozenRankError, LostRankError
+from weft.launch import siblings, watch
+from weft.launch.bounded import within
+from weft.launch.siblings import FrozenRanks
 from weft.launch.watch import Watch
 
 
@@ -39,3 +47,42 @@ def test_machine_0_stays_until_the_others_know(monkeypatch):
     for thread in threads:
         thread.join()
     assert ended == ["rank 0 was killed"] * 2
+
+
+@pytest.fixture
+def rank_3() -> Iterator[subprocess.Popen]:
+    child = subprocess.Popen(["sleep", "60"], env={"RANK": "3"})
+    yield child
+    child.kill()
+    child.wait()
+
+
+def test_a_rank_is_frozen_once_it_was_seen_stopped_for_long(rank_3, monkeypatch):
+    """Seen again and again: a launcher that was stopped with its ranks has looked once."""
+    monkeypatch.setattr(siblings, "LOOK_S", 3.0)
+    frozen = FrozenRanks(os.getpid())
+    for _ in range(2):  # stopped for 9 s, and well again
+        rank_3.send_signal(signal.SIGSTOP)
+        os.waitpid(rank_3.pid, os.WUNTRACED)
+        for _ in range(3):
+            frozen.check()
+        rank_3.send_signal(signal.SIGCONT)
+        os.waitpid(rank_3.pid, os.WCONTINUED)
+        frozen.check()
+    rank_3.send_signal(signal.SIGSTOP)
+    os.waitpid(rank_3.pid, os.WUNTRACED)
+    for _ in range(3):
+        frozen.check()
+    with pytest.raises(FrozenRankError, match="rank 3 does not answer"):
+        frozen.check()
+    assert rank_3.wait(5) == -signal.SIGKILL
+
+
+def test_a_call_that_does_not_come_back_is_given_up_on():
+    release = threading.Event()
+    with pytest.raises(TimeoutError):
+        within(0.05, release.wait)
+    release.set()
+    assert within(5, release.wait) is True
+    with pytest.raises(ZeroDivisionError):
+        within(5, lambda: 1 // 0)
