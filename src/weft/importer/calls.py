@@ -206,6 +206,7 @@ def _call(layer: Layer, operation: str, source: Source, kernels: Sequence[Layer]
         start_us=start,
         duration_us=spans[0].duration_us if len(spans) == 1 else end - start,
         host_us=layer.start_us,
+        function_id=layer.args.function_id,
         on_device=bool(kernels),
         variant=traffic.variant if traffic else None,
         fused=traffic.fused if traffic else None,

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from weft.importer.calls import MOST_RANKS, join_layers
 from weft.importer.events import Event, decode_args, decode_correlation, dtype_name
+from weft.importer.execution_trace import ExecutionTraceReader, is_execution_trace
 from weft.importer.labels import StepLabel, parse_label
 from weft.importer.layers import LAYER_KINDS, Layer, Layers
 from weft.importer.nsys import MAGIC, NsysReader, exported
@@ -131,7 +132,7 @@ def read_rank(path: Path, on_bytes: Callable[[int], None] | None = None) -> Rank
     if path.suffix == ".nsys-rep":
         with tempfile.TemporaryDirectory(prefix="weft-nsys-") as folder:
             return replace(read_rank(exported(path, folder), on_bytes), path=path)
-    reader = NsysReader(path, on_bytes) if _is_database(path) else TraceReader(path, on_bytes)
+    reader = _reader(path)(path, on_bytes)
     collector = _Collector()
     for batch in reader.batches():
         collector.add(batch)
@@ -157,7 +158,14 @@ def read_rank(path: Path, on_bytes: Callable[[int], None] | None = None) -> Rank
         ignored=ignored,
         activation_dtype=collector.activation_dtype(),
         num_graph_launches=len(collector.layers.graphs),
+        is_timed=not isinstance(reader, ExecutionTraceReader),
     )
+
+
+def _reader(path: Path) -> type[TraceReader | NsysReader | ExecutionTraceReader]:
+    if _is_database(path):
+        return NsysReader
+    return ExecutionTraceReader if is_execution_trace(path) else TraceReader
 
 
 def _is_database(path: Path) -> bool:

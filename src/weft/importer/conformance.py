@@ -185,7 +185,9 @@ def _deviations(
     }
     locator = Locator(run, evidence.traces, calls, evidence.schedule.model)
     found = [*locator.deviations(wanted), *map(_unexplained, evidence.tally.unexplained)]
-    return sorted(found, key=lambda d: (d.step is None, d.step or 0, d.time_us))
+    found.sort(key=lambda d: (d.step is None, d.step or 0, d.time_us))
+    is_timed = all(trace.is_timed for trace in evidence.traces.values())
+    return found if is_timed else [replace(d, time_us=None) for d in found]
 
 
 def _beyond(

@@ -23,6 +23,7 @@ class Args(msgspec.Struct, gc=False, rename=None):
     """The arguments of an event of interest, of any type: who uses one checks it."""
 
     external_id: Any = msgspec.field(default=None, name="External id")
+    function_id: Any = msgspec.field(default=None, name="Record function id")
     correlation: Any = None
     stream: Any = None
     collective: Any = msgspec.field(default=None, name="Collective name")

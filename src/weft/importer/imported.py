@@ -73,11 +73,12 @@ class ImportedTrace:
         document["notes"] = list(self.notes)
         document["partial"] = self.is_partial
         clocks = {clock.rank: clock for clock in self.clocks}
-        document["time_share"] = time_share(next(iter(self.traces.values())))
+        timed = {rank: trace for rank, trace in self.traces.items() if trace.is_timed}
+        document["time_share"] = time_share(next(iter(timed.values()))) if timed else []
         document["gains"] = [gain.to_json() for gain in self.gains]
         document["replicas"] = [replica.to_json() for replica in self.replicas]
-        document["waiting"] = waiting(self.traces)
-        document["timeline"] = timeline(self.traces, clocks, self._place())
+        document["waiting"] = waiting(timed)
+        document["timeline"] = timeline(timed, clocks, self._place()) if timed else []
         return document
 
     def _place(self) -> tuple[int, int] | None:

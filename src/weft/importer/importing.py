@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Final
 
 from weft.errors import FileFormatError
 from weft.importer.clocks import estimate_offsets, split_waiting
@@ -32,6 +33,10 @@ from weft.vocabulary.layout import Layout
 from weft.vocabulary.model_spec import ModelSpec
 from weft.vocabulary.schedule import Schedule
 from weft.vocabulary.workload import Workload
+
+_NO_TIMES: Final = (
+    "execution traces have no times: give the profiler's traces of the same run with them"
+)
 
 
 def import_traces(
@@ -64,9 +69,10 @@ def import_traces(
     check_models({rank: read_facts({rank: trace}, run) for rank, trace in traces.items()}, traces)
     found = meetings(traces, run)
     share_sizes(found)
-    clocks = estimate_offsets(list(traces), found)
-    notes = check_clocks(clocks, traces)
-    split_waiting(found, clocks)
+    is_timed = all(trace.is_timed for trace in ranks)
+    clocks = estimate_offsets(list(traces), found if is_timed else [])
+    notes = check_clocks(clocks, traces) if is_timed else [_NO_TIMES]
+    split_waiting(found if is_timed else [], clocks)
     conventions, more = conventions_of(name, ranks, run.layout)
     facts = read_facts(traces, run)
     run, split_notes = _with_stage_layers(run, facts, given.spec if given else None)
@@ -116,11 +122,13 @@ def import_traces(
         control=(*tally.control, *_ignored(traces, run.layout)),
         unexplained=(*tally.unexplained, *_surplus(verdict)),
         conformance=verdict,
-        clocks=tuple(clocks[rank] for rank in sorted(clocks)) if len(clocks) > 1 else (),
+        clocks=tuple(clocks[rank] for rank in sorted(clocks))
+        if len(clocks) > 1 and is_timed
+        else (),
         notes=tuple(notes),
         traces=traces,
-        gains=tuple(gains(traces, tuple(tally.rows), best)),
-        replicas=tuple(replicas(traces, run)),
+        gains=tuple(gains(traces, tuple(tally.rows), best)) if is_timed else (),
+        replicas=tuple(replicas(traces, run)) if is_timed else (),
     )
 
 

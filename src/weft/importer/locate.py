@@ -31,7 +31,7 @@ class Deviation:
 
     ``layer`` is the model's layer and ``part`` the block of it, None where the call belongs
     to no layer or cannot be placed; ``time_us`` is on the clock of the rank's own trace:
-    that of the call, or of the call before it where it is missing.
+    that of the call, or of the call before it where it is missing; None in traces without times.
     """
 
     kind: Literal["missing", "surplus", "unexplained"]
@@ -43,7 +43,7 @@ class Deviation:
     part: str | None
     op: str
     shape: tuple[int, ...] | None
-    time_us: float
+    time_us: float | None
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self) | {"text": self.text()}
@@ -58,7 +58,8 @@ class Deviation:
             place.append(self.part)
         size = "of unknown size" if self.shape is None else f"{list(self.shape)}"
         when = "after" if self.kind == "missing" else "at"
-        return f"{', '.join(place)}: {self.op} {size} {self.kind}, {when} {self.time_us:,.3f} us"
+        clock = "" if self.time_us is None else f", {when} {self.time_us:,.3f} us"
+        return f"{', '.join(place)}: {self.op} {size} {self.kind}{clock}"
 
 
 class Locator:

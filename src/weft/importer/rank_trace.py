@@ -36,7 +36,7 @@ class TracedCall:
     the all-gather that puts the slices of a received tensor together, ``returns_rows`` the one
     after the experts; ``is_idle``: of a step that a replica without requests runs. ``wait_us`` and ``transfer_us`` are
     known only where the ranks it met are there too (see pairing.py); ``waited_for`` is the
-    rank that came last.
+    rank that came last. ``function_id`` is the profiler's number of the operator.
     """
 
     operation: str
@@ -68,6 +68,7 @@ class TracedCall:
     wait_us: float | None = None
     transfer_us: float | None = None
     waited_for: int | None = None
+    function_id: int | None = None
 
     @property
     def end_us(self) -> float:
@@ -96,7 +97,7 @@ class TracedStep:
 
 @dataclass(kw_only=True)
 class RankTrace:
-    """Everything that later stages need of one file."""
+    """Everything that later stages need of one file; of one without times only the order counts."""
 
     path: Path
     rank: int | None
@@ -114,6 +115,7 @@ class RankTrace:
     ignored: dict[str, int] = field(default_factory=dict)
     activation_dtype: str | None = None
     num_graph_launches: int = 0
+    is_timed: bool = True
 
     @cached_property
     def busy_steps(self) -> list[TracedStep]:
@@ -122,4 +124,5 @@ class RankTrace:
 
     @property
     def on_device(self) -> bool:
-        return bool(self.compute_starts) or any(call.on_device for call in self.calls)
+        untimed = not self.is_timed and self.backend == "nccl"
+        return untimed or bool(self.compute_starts) or any(call.on_device for call in self.calls)

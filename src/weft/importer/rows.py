@@ -108,9 +108,11 @@ class Adder:
             lambda: defaultdict(list)
         )
         self._first: dict[tuple[Any, ...], float] = {}
+        self._is_timed = True
         self._ranks_of_stage: dict[tuple[int, int], list[int]] = defaultdict(list)
 
     def tally(self, traces: Mapping[int, RankTrace]) -> Tally:
+        self._is_timed = all(trace.is_timed for trace in traces.values())
         for rank, trace in sorted(traces.items()):
             place = self.layout.replica_of(rank), self.layout.stage_of(rank)
             self._ranks_of_stage[place].append(rank)
@@ -128,7 +130,7 @@ class Adder:
                 count=max(counts.values()),
                 reason=reason,
                 ranks=tuple(sorted(counts)),
-                first_us=round(self._first[key], 3),
+                first_us=round(self._first[key], 3) if self._is_timed else None,
             )
             (result.control if is_control else result.unexplained).append(other)
         return result
@@ -214,7 +216,8 @@ class Adder:
             self._calls[rank][call.step].append((cell.first, call.start_us, call.end_us))
         cell.counts[rank] += 1
         cell.is_timed &= call.on_device or call.source != "backend"
-        cell.durations.append(call.duration_us * share)
+        if self._is_timed:
+            cell.durations.append(call.duration_us * share)
         if call.wait_us is not None and call.transfer_us is not None:
             cell.waits.append(call.wait_us * share)
             cell.transfers.append(call.transfer_us * share)
@@ -259,7 +262,7 @@ class Adder:
             duration_us=_statistics(cell.durations, num_ranks),
             wait_us=_statistics(cell.waits, num_ranks) if known else None,
             transfer_us=_statistics(cell.transfers, num_ranks) if known else None,
-            bound=None if known else "upper",
+            bound=None if known or not cell.durations else "upper",
         )
         times = row.transfer_us or row.duration_us
         algbw = None
@@ -281,8 +284,10 @@ class Adder:
         )
 
 
-def _statistics(values: Sequence[float], num_ranks: int) -> Statistics:
+def _statistics(values: Sequence[float], num_ranks: int) -> Statistics | None:
     """Spread over all calls of all ranks; the total is what one rank spends (the mean)."""
+    if not values:
+        return None
     return Statistics(
         min=round(min(values), 3),
         median=round(median(values), 3),

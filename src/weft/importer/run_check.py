@@ -7,6 +7,7 @@ from typing import Final
 
 from weft.errors import FileFormatError
 from weft.importer.clocks import ClockOffset
+from weft.importer.execution_trace import complete
 from weft.importer.facts import ModelFacts
 from weft.importer.pairing import same_steps
 from weft.importer.rank_trace import RankTrace
@@ -18,6 +19,7 @@ _MOST_APART_US: Final = 10e6
 
 def by_rank(traces: Sequence[RankTrace]) -> dict[int, RankTrace]:
     """The traces by rank. Raises FileFormatError where they cannot be of one run."""
+    traces = _completed(traces)
     if len(traces) == 1 and traces[0].rank is None:
         return {0: traces[0]}
     found: dict[int, RankTrace] = {}
@@ -35,6 +37,26 @@ def by_rank(traces: Sequence[RankTrace]) -> dict[int, RankTrace]:
         found[trace.rank] = trace
     _check_alike(list(found.values()))
     return dict(sorted(found.items()))
+
+
+def _completed(traces: Sequence[RankTrace]) -> list[RankTrace]:
+    """One trace a rank where a profiler's comes with the execution trace of the same rank."""
+    timed = {trace.rank: trace for trace in traces if trace.is_timed}
+    found = [trace for trace in traces if trace.is_timed]
+    for other in traces:
+        if other.is_timed:
+            continue
+        same = next(iter(timed.values())) if len(traces) == 2 and timed else timed.get(other.rank)
+        if same is None:
+            found.append(other)
+        else:
+            complete(same, other)
+    if len({trace.is_timed for trace in found}) > 1:
+        raise FileFormatError(
+            f"{next(t.path for t in found if not t.is_timed)}: an execution trace without the "
+            "profiler's trace of its rank; give both of every rank, or only one kind"
+        )
+    return found
 
 
 def _check_alike(traces: Sequence[RankTrace]) -> None:

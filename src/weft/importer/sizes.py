@@ -47,8 +47,10 @@ class Sizer:
 
     def size(self, call: TracedCall, label: StepLabel | None, group_size: int | None) -> Sized:
         """Shapes of ``call`` over a group of ``group_size`` ranks in the step of ``label``."""
-        if call.input_shape is not None:
-            shape = _with_rows(call, label)
+        shape = call.input_shape
+        if call.input_elements or (shape is not None and len(shape) == 1):
+            return self._from_elements(call, label, group_size)
+        if shape is not None:
             output = call.output_shape or _output(call.operation, shape, group_size)
             return Sized(
                 input_shape=shape,
@@ -56,8 +58,6 @@ class Sizer:
                 dtype=call.dtype or self.dtype,
                 provenance="shape",
             )
-        if call.input_elements:
-            return self._from_elements(call, label, group_size)
         return self._from_model(call, label, group_size)
 
     def exchanged(self, call: TracedCall, label: StepLabel, everywhere: int | None) -> list[Sized]:
@@ -102,8 +102,9 @@ class Sizer:
     def _from_elements(
         self, call: TracedCall, label: StepLabel | None, group_size: int | None
     ) -> Sized:
-        elements = call.input_elements or 0
-        rows = self._rows_of_experts(call, label) or _rows(call, label, elements)
+        flat, is_flat = call.input_shape or (), call.input_elements is None
+        elements = prod(flat) if is_flat else call.input_elements or 0
+        rows = self._rows_of_experts(call, label, elements) or _rows(call, label, elements)
         shape = (elements,) if rows is None else (rows, elements // rows)
         if call.operation == "gather" and rows == 1:
             shape = (elements,)
@@ -111,15 +112,20 @@ class Sizer:
         if call.output_elements and output and prod(output) != call.output_elements:
             output = (call.output_elements,)
         return Sized(
-            input_shape=shape, output_shape=output, dtype=call.dtype, provenance="metadata"
+            input_shape=shape,
+            output_shape=call.output_shape or output,
+            dtype=call.dtype or (self.dtype if is_flat else None),
+            provenance="shape" if is_flat else "metadata",
         )
 
-    def _rows_of_experts(self, call: TracedCall, label: StepLabel | None) -> int | None:
+    def _rows_of_experts(
+        self, call: TracedCall, label: StepLabel | None, elements: int
+    ) -> int | None:
         """A rank's share of the rows, where the experts' outputs are put together in a replica."""
         if self.spec is None or label is None or self.layout.ep == 1:
             return None
         share = -(-(label.num_tokens or 0) // self.layout.tp)
-        is_share = call.input_elements == share * self.spec.hidden_size
+        is_share = elements == share * self.spec.hidden_size
         return share if is_share and call.operation == "all_gather" else None
 
     def _from_model(
@@ -161,21 +167,12 @@ class Sizer:
 
 def _rows(call: TracedCall, label: StepLabel | None, elements: int) -> int | None:
     """Rows of a flat element count: tokens of the step, or its sequences for logits and ids."""
-    if label is None:
+    if label is None or (call.input_elements is None and call.dtype == "int32"):
         return None
     if call.operation == "broadcast" and elements == 2 * label.num_sequences:
         return 2 if call.dtype == "int32" else label.num_sequences
     of_tokens = call.operation in _ROWS_OF_TOKENS or call.gathers_slices
     return _divisor(elements, label.num_tokens if of_tokens else label.num_sequences)
-
-
-def _with_rows(call: TracedCall, label: StepLabel | None) -> tuple[int, ...]:
-    """The recorded shape; a flat one of a step's tokens gets its rows back."""
-    shape = call.input_shape or ()
-    if len(shape) != 1 or label is None or call.operation not in _ROWS_OF_TOKENS:
-        return shape
-    rows = _divisor(shape[0], label.num_tokens)
-    return shape if rows is None or call.dtype == "int32" else (rows, shape[0] // rows)
 
 
 def _divisor(elements: int, rows: int | None) -> int | None:
