@@ -1,12 +1,14 @@
 """Import every trace below the given folders and hold the rows against counts of our own.
 
-Usage: python benchmarks/import_public_traces.py FOLDER… [--output FILE]
+Usage: python benchmarks/import_public_traces.py SOURCE… [--output FILE]
 
-Made for the traces that others keep as test data (facebookresearch/HolisticTraceAnalysis
-tests/data, AMD-AGI/TraceLens tests/traces: clone them and name the folders); works on any. The
-counts here are made with json alone, from the raw events: nothing of weft's reader, table of
-kernels or joining of layers is used. Each file is either imported (operations, calls, elements
-and group sizes as counted here) or refused by one line. Leaves with 1 where one is neither.
+Made for the traces that others keep as test data: facebookresearch/HolisticTraceAnalysis,
+AMD-AGI/TraceLens, facebookresearch/param and mlcommons/chakra. A source is a folder, or a git
+repository (bare or not), of which every file of its newest commit that may be a trace is taken;
+files whose content the copy lacks are listed with that reason. The counts here are made with json
+alone, from the raw events or nodes: nothing of weft's reader, table of kernels or joining of layers
+is used. Each file is either imported (operations, calls, elements and group sizes as counted here)
+or refused by one line. Leaves with 1 where one is neither.
 """
 
 from __future__ import annotations
@@ -15,7 +17,10 @@ import argparse
 import gzip
 import json
 import re
+import shutil
+import subprocess
 import sys
+import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,6 +49,8 @@ DEVICE = re.compile(
     r"nccl|rccl|cross_device_reduce|multimem_all_reduce|deep_ep|nvshmem", re.IGNORECASE
 )
 MOST_BUSBW = 4000.0
+NAMES = re.compile(r"\.(json|json\.gz|tar\.gz|tgz)$")
+PLACES = re.compile(r"(^|/)(tests?|traces?)/")
 
 
 def raw_events(path: Path) -> tuple[list[dict[str, Any]], dict[str, Any]] | None:
@@ -55,7 +62,7 @@ def raw_events(path: Path) -> tuple[list[dict[str, Any]], dict[str, Any]] | None
     except (OSError, ValueError, EOFError):
         return None
     if isinstance(document, dict):
-        events = document.get("traceEvents")
+        events = document.get("traceEvents", document.get("nodes"))
         return (events, document) if isinstance(events, list) else None
     return None
 
@@ -66,6 +73,8 @@ def operation(name: str) -> str | None:
 
 def counted(events: list[dict[str, Any]]) -> Counter[tuple[str, int | None, int | None]]:
     """Calls by (operation, input elements, group size), from one layer of the trace alone."""
+    if any("ph" not in event and "id" in event for event in events[:3]):
+        return counted_nodes(events)
     spans = [e for e in events if isinstance(e, dict) and e.get("ph") == "X"]
     named = [
         e
@@ -92,6 +101,25 @@ def counted(events: list[dict[str, Any]]) -> Counter[tuple[str, int | None, int 
             ] += 1
         elif name.startswith(("symm_mem::multimem_all_reduce", "symm_mem::one_shot_all_reduce")):
             found["all_reduce", _elements(dims), None] += 1
+    return found
+
+
+def counted_nodes(nodes: list[dict[str, Any]]) -> Counter[tuple[str, int | None, int | None]]:
+    """The same of an execution trace: its records of torch.distributed, else gloo's own nodes."""
+    found: Counter[tuple[str, int | None, int | None]] = Counter()
+    records = [node for node in nodes if node["name"] == "record_param_comms"]
+    for node in records or [n for n in nodes if n["name"].startswith("gloo:")]:
+        inputs = node["inputs"]
+        is_flat = isinstance(inputs, list)
+        values = inputs if is_flat else inputs["values"]
+        shapes = node["input_shapes"] if is_flat else inputs["shapes"]
+        name = next((v for v in values if isinstance(v, str)), node["name"].split(":")[-1])
+        sizes = [a["value"] for a in node.get("attrs", []) if a["name"] == "pg_size"]
+        first = shapes[0] if shapes and isinstance(shapes[0], list) else []
+        nested = first[0] if first and isinstance(first[0], list) else first
+        op = operation(name)
+        if op:
+            found[op, _elements([nested]), sizes[0] if sizes else None] += 1
     return found
 
 
@@ -186,21 +214,59 @@ def _by(counts: Counter[Any], positions: tuple[int, ...]) -> Counter[Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("folders", type=Path, nargs="+")
+    parser.add_argument("sources", type=Path, nargs="+")
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
     results: list[dict[str, Any]] = []
-    for folder in arguments.folders:
-        files = sorted(p for p in folder.rglob("*") if p.name.endswith((".json", ".json.gz")))
-        results += [_check(path, folder) for path in files]
+    sources = []
+    for source in arguments.sources:
+        with tempfile.TemporaryDirectory() as folder:
+            commit, absent = (
+                taken_out(source, Path(folder)) if is_repository(source) else (None, [])
+            )
+            place = Path(folder) if commit else source
+            files = sorted(p for p in place.rglob("*") if p.name.endswith((".json", ".json.gz")))
+            sources.append({"source": source.resolve().parent.name.replace("+", "/") if commit else source.name,
+                            "commit": commit})  # fmt: skip
+            results += [_check(path, place) for path in files]
+            results += [{"file": name, "outcome": "not in the copy of the repository", "problems": []}
+                        for name in absent]  # fmt: skip
     wrong = [entry for entry in results if entry["problems"]]
     outcomes = Counter(entry["outcome"] for entry in results)
     summary = f"{len(results)} files: {dict(outcomes)}; {len(wrong)} wrong"
     print(summary)
     if arguments.output:
-        document = {"summary": summary, "files": results}
+        document = {"summary": summary, "sources": sources, "files": results}
         arguments.output.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     sys.exit(bool(wrong))
+
+
+def is_repository(path: Path) -> bool:
+    return (path / "HEAD").is_file() or (path / ".git").exists()
+
+
+def taken_out(repository: Path, folder: Path) -> tuple[str, list[str]]:
+    """Write the files of the newest commit that may be traces; its id, and the files that are lacking."""
+
+    def git(*arguments: str) -> subprocess.CompletedProcess[bytes]:
+        where = repository / ".git" if (repository / ".git").is_dir() else repository
+        command = ["git", f"--git-dir={where}", *arguments]
+        return subprocess.run(command, capture_output=True, check=False)
+
+    absent = []
+    for name in git("ls-tree", "-r", "--name-only", "HEAD").stdout.decode().splitlines():
+        if not (NAMES.search(name) and PLACES.search(name)):
+            continue
+        content = git("cat-file", "blob", f"HEAD:{name}")
+        if content.returncode:
+            absent.append(name)
+            continue
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content.stdout)
+        if name.endswith(("tar.gz", ".tgz")):
+            shutil.unpack_archive(path, path.with_suffix(".d"), "gztar", filter="data")
+    return git("rev-parse", "HEAD").stdout.decode().strip(), absent
 
 
 def _check(path: Path, folder: Path) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """Time and memory of reading a trace: weft import, plain json.load and HTA in one run.
 
-Usage: python benchmarks/import_speed.py TRACE.json.gz [--hta PYTHON] [--repeats 3] [--output FILE]
+Usage: python benchmarks/import_speed.py TRACE.json.gz [--events 500000] [--hta PYTHON] [--repeats 3] [--output FILE]
 
+``--events`` repeats the trace's events until there are as many (later, and with ids of their own).
 ``--hta`` names the interpreter of an environment with HolisticTraceAnalysis; each
 measurement is a process of its own, start and imports included.
 """
@@ -9,6 +10,7 @@ measurement is a process of its own, start and imports included.
 from __future__ import annotations
 
 import argparse
+import gzip
 import json
 import os
 import platform
@@ -66,10 +68,30 @@ def measure(python: str, code: str, files: list[Path], repeats: int) -> dict[str
     }
 
 
+def grown(trace: Path, events: int, folder: Path) -> Path:
+    """The same run several times over, one after the other."""
+    document = json.loads(gzip.decompress(trace.read_bytes()))
+    own = [e for e in document["traceEvents"] if e.get("ph") == "X"]
+    span = max(e["ts"] + e["dur"] for e in own) - min(e["ts"] for e in own) + 1000
+    number = 1
+    while len(document["traceEvents"]) < events:
+        for event in own[: events - len(document["traceEvents"])]:
+            args = event.get("args", {})
+            ids = {
+                k: args[k] + number * 10_000_000
+                for k in ("External id", "correlation")
+                if k in args
+            }
+            later = {"ts": event["ts"] + number * span, "args": args | ids}
+            document["traceEvents"].append(event | later)
+        number += 1
+    path = folder / f"grown_{trace.name}"
+    path.write_bytes(gzip.compress(json.dumps(document).encode(), 6))
+    return path
+
+
 def copies(trace: Path, ranks: int, folder: Path) -> list[Path]:
     """The same trace as several ranks: the rank number is rewritten, nothing else."""
-    import gzip
-
     text = gzip.decompress(trace.read_bytes())
     paths = []
     for rank in range(ranks):
@@ -94,16 +116,28 @@ def many_ranks(trace: Path, ranks: int, repeats: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("trace", type=Path)
+    parser.add_argument("--events", type=int, default=0)
     parser.add_argument("--hta")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--ranks", type=int, default=8)
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/import_speed.json"))
     arguments = parser.parse_args()
-    files, repeats = [arguments.trace], arguments.repeats
+    with tempfile.TemporaryDirectory() as folder:
+        result = measured(arguments, Path(folder))
+    arguments.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(result, indent=1))
+
+
+def measured(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    trace, repeats = arguments.trace, arguments.repeats
+    if arguments.events:
+        trace = grown(trace, arguments.events, folder)
+    files = [trace]
     result: dict[str, Any] = {
-        "command": "python benchmarks/import_speed.py " + arguments.trace.name,
+        "command": f"python benchmarks/import_speed.py {arguments.trace.name} --events {arguments.events}",
         "trace": arguments.trace.name,
-        "packed_bytes": arguments.trace.stat().st_size,
+        "events": arguments.events or "as recorded",
+        "packed_bytes": trace.stat().st_size,
         "cores": len(os.sched_getaffinity(0)),
         "load_average": [round(value, 2) for value in os.getloadavg()],
         "python": platform.python_version(),
@@ -111,6 +145,9 @@ def main() -> None:
         "weft_import": measure(sys.executable, WEFT, files, repeats),
         "json_load": measure(sys.executable, JSON, files, repeats),
     }
+    for kind in ("wall_s_min", "processor_s_min"):
+        share = result["weft_import"][kind] / result["json_load"][kind]
+        result[f"{kind}_to_json_load"] = round(share, 3)
     if arguments.hta:
         result["hta"] = measure(arguments.hta, HTA, files, repeats)
         code = "from importlib.metadata import version; print(version('HolisticTraceAnalysis'))"
@@ -120,10 +157,9 @@ def main() -> None:
         result["hta"]["version"] = found.stdout.strip()
     if arguments.ranks:
         result[f"weft_import_{arguments.ranks}_ranks"] = many_ranks(
-            arguments.trace, arguments.ranks, max(1, repeats - 1)
+            trace, arguments.ranks, max(1, repeats - 1)
         )
-    arguments.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps(result, indent=1))
+    return result
 
 
 if __name__ == "__main__":

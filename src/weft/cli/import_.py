@@ -95,16 +95,23 @@ def import_(
 
         write_perfetto(imported, perfetto)
     if report is not None:
-        _write_report(imported, report)
+        _write_report(_document(imported, before), report)
     _print(imported, before, output_format)
     if imported.conformance.conforms is False:
         raise CheckFailed(f"does not conform: {imported.conformance.reason}")
 
 
-def _write_report(imported: ImportedTrace, path: Path) -> None:
+def _write_report(content: dict[str, Any], path: Path) -> None:
     from weft.report import document, report_of, write_report
 
-    write_report(report_of([document(imported.to_json(), "import")]), path)
+    write_report(report_of([document(content, "import")]), path)
+
+
+def _document(imported: ImportedTrace, before: ImportedTrace | None) -> dict[str, Any]:
+    from weft.importer.compared import changes_json
+
+    against = {"against": changes_json(before, imported)} if before else {}
+    return imported.to_json() | against
 
 
 def _best_on(name: str) -> BestTime:
@@ -130,15 +137,13 @@ def _best_on(name: str) -> BestTime:
 def _print(
     imported: ImportedTrace, before: ImportedTrace | None, output_format: OutputFormat
 ) -> None:
-    from weft.importer.compared import changes, changes_json
+    from weft.importer.compared import changes
 
     schedule = imported.schedule
     layout = schedule.layout.name if imported.run.is_known else "layout unknown"
     title = f"{schedule.model.name} · {layout} · engine {schedule.engine} · import"
     rows = [_row(row) for row in imported.rows]
-    document = imported.to_json() if output_format is OutputFormat.JSON else None
-    if document is not None and before is not None:
-        document["against"] = changes_json(before, imported)
+    document = _document(imported, before) if output_format is OutputFormat.JSON else None
     verdict = imported.conformance
     if output_format is OutputFormat.TABLE:
         print(f"{verdict.verdict}: {verdict.reason}")

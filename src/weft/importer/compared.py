@@ -33,6 +33,8 @@ class Change:
     def to_json(self) -> dict[str, Any]:
         return {
             "verdict": self.verdict,
+            "changed": not self.is_alike,
+            "text": self.text(),
             "row": self.row.to_json(),
             "counts": {"before": self.counts[0], "after": self.counts[1]},
             "per_step": {"before": self.per_step[0], "after": self.per_step[1]},

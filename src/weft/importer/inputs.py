@@ -24,8 +24,11 @@ def trace_files(paths: Sequence[Path]) -> list[Path]:
     for path in paths:
         inside = sorted(p for p in path.iterdir() if _is_trace(p)) if path.is_dir() else [path]
         if not inside:
+            below = next(
+                (p.parent for p in sorted(path.rglob("*")) if _is_trace(p)), "their folder"
+            )
             raise FileFormatError(
-                f"{path}: a folder without traces ({', '.join(TRACE_ENDINGS)}); name their folder"
+                f"{path}: a folder without traces ({', '.join(TRACE_ENDINGS)}); name {below}"
             )
         found += inside
     return found

@@ -32,7 +32,7 @@ def by_rank(traces: Sequence[RankTrace]) -> dict[int, RankTrace]:
         if trace.rank in found:
             raise FileFormatError(
                 f"{trace.path}: is rank {trace.rank}, and so is {found[trace.rank].path}; "
-                "give each rank of one run once"
+                "give each rank of one run once (of a run to compare with, name the folder in `against`)"
             )
         found[trace.rank] = trace
     _check_alike(list(found.values()))
@@ -46,7 +46,8 @@ def _completed(traces: Sequence[RankTrace]) -> list[RankTrace]:
     for other in traces:
         if other.is_timed:
             continue
-        same = next(iter(timed.values())) if len(traces) == 2 and timed else timed.get(other.rank)
+        is_only = other.rank is None and len(timed) == 1
+        same = next(iter(timed.values())) if is_only else timed.get(other.rank)
         if same is None:
             found.append(other)
         else:

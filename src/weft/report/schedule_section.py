@@ -6,7 +6,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from weft.report import figures
-from weft.report.blocks import Badge, Block, Chart, Facts, Prose, Section, Table, verdict_badge
+from weft.report.blocks import (
+    Badge,
+    Block,
+    Cell,
+    Chart,
+    Facts,
+    Prose,
+    Section,
+    Table,
+    verdict_badge,
+)
 from weft.report.node import Node
 from weft.report.rows import (
     comparison_cells,
@@ -71,6 +81,8 @@ def sections_of_schedule(schedule: Node) -> list[Section]:
     sections = []
     if "conformance" in schedule:
         sections.append(_conformance(schedule.child("conformance")))
+    if "against" in schedule:
+        sections.append(_against(schedule.child("against")))
     blocks: list[Block] = [Facts(items=_facts(schedule)), *_volume_charts(schedule)]
     sections.append(Section(title="Volume", blocks=blocks))
     times = [*_time_charts(schedule)]
@@ -191,6 +203,18 @@ def _conformance(conformance: Node) -> Section:
         blocks.append(_deviations(conformance.child("deviations").elements()))
     blocks.append(Table(caption="Expected and actual calls", rows=rows))
     return Section(title="Conformance", blocks=blocks)
+
+
+def _against(against: Node) -> Section:
+    rows: list[dict[str, Cell]] = [
+        {
+            "": "changed" if node.child("changed").value else "as before",
+            "call": node.child("text").text(),
+        }
+        for node in against.child("rows").elements()
+    ]
+    caption = f"{against.child('changed').integer()} of {len(rows)} kinds of call changed"
+    return Section(title="Against the other run", blocks=[Table(caption=caption, rows=rows)])
 
 
 _MOST_DEVIATIONS: Final = 30

@@ -114,9 +114,8 @@ def test_mistakes_are_one_line_and_exit_2(
 def test_layout_option_overrides(capsys: pytest.CaptureFixture[str]) -> None:
     assert weft(*CPU_TP2, "--layout", "tp2", "--jobs", "1") == 0
     capsys.readouterr()
-    assert weft(*CPU_TP2, "--layout", "pp2", "--format", "json") == 1
-    document = json.loads(capsys.readouterr().out)
-    assert document["layout"]["pp"] == 2
+    assert weft(*CPU_TP2, "--layout", "pp2", "--format", "json") == 2
+    assert "those of tp2" in capsys.readouterr().err
 
 
 def test_two_processes_read_the_same(capsys: pytest.CaptureFixture[str]) -> None:
@@ -243,3 +242,22 @@ def test_importing_does_not_import_torch() -> None:
         [sys.executable, "-c", code, *CPU_TP2], check=True, capture_output=True, timeout=60
     ).stdout
     assert output.strip() == b"[]"
+
+
+def test_a_folder_of_folders_names_the_one_with_traces(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    inner = tmp_path / "run" / "profile"
+    inner.mkdir(parents=True)
+    (inner / "rank0.json").write_text("{}")
+    assert main.run(["import", str(tmp_path)]) == 2
+    assert f"name {inner}" in capsys.readouterr().err
+
+
+def test_a_pattern_after_against_says_how_to_name_many_files(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The shell makes the second file of the pattern one of the run itself."""
+    one, two = CPU_TP2
+    assert main.run(["import", str(one), str(two), "--against", str(one), str(two)]) == 2
+    assert "--against" in capsys.readouterr().err

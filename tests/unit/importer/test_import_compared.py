@@ -40,6 +40,11 @@ def test_what_changed_between_two_runs(tmp_path: Path, capsys: pytest.CaptureFix
     assert main.run([*arguments, "--format", "json"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert document["against"]["changed"] == 2
+    report = tmp_path / "report.html"
+    assert main.run([*arguments, "--report", str(report)]) == 0
+    text = report.read_text()
+    assert "2 of 4 kinds of call changed" in text
+    assert "21 -&gt; 25 calls" in text
 
 
 def test_a_step_is_told_apart_into_waiting_and_transfer(

@@ -157,6 +157,10 @@ def test_a_pair_of_unlike_runs_is_refused(tmp_path: Path) -> None:
         import_traces([profiled[0], executed[0]])
     with pytest.raises(FileFormatError, match="give both of every rank"):
         import_traces([profiled[1], executed[0], executed[1]])
+    with pytest.raises(FileFormatError, match="without the profiler's trace of its rank"):
+        import_traces([profiled[1], executed[0]])
+    unnamed = executed[1].rename(tmp_path / "trace.json.gz")
+    assert len(import_traces([profiled[1], unnamed]).traces) == 1
 
 
 @pytest.mark.parametrize("text", [
