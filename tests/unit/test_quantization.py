@@ -177,21 +177,21 @@ def test_what_is_unknown_is_named(quantization, words):
 
 @pytest.fixture
 def checkpoint(tmp_path):
-    quantization = {"quant_method": "mxfp4"}
+    quantization = {"quant_method": "awq", "bits": 4, "group_size": 128}
     (tmp_path / "config.json").write_text(json.dumps(LLAMA | {"quantization_config": quantization}))
     return str(tmp_path)
 
 
 def test_such_a_checkpoint_is_described_but_not_run(checkpoint, capsys):
-    assert find_model(checkpoint).spec.format_names == ("mxfp4",)
-    with pytest.raises(ModelConfigError, match=r"stored as mxfp4.*dequantise it first"):
+    assert find_model(checkpoint).spec.format_names == ("int4",)
+    with pytest.raises(ModelConfigError, match=r"stored as int4.*dequantise it first"):
         runnable_model(checkpoint)
     for words in (["run"], ["bench", "decode"]):
         assert run([*words, checkpoint, "--device", "cpu"]) == 2
         assert "dequantise it first" in capsys.readouterr().err
     assert run(["trace", checkpoint, "--dry-run", "--tp", "2"]) == 0
     assert run(["models", checkpoint]) == 0
-    assert "mxfp4" in capsys.readouterr().out
+    assert "int4" in capsys.readouterr().out
 
 
 def test_formats_of_older_checkpoints_stand_in_a_file_of_their_own(tmp_path):

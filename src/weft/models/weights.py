@@ -9,9 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -22,6 +23,7 @@ from weft.layers.linear import Placement
 from weft.layers.shards import Piece, ShardedParameter
 from weft.models.decoder import DecoderStage
 from weft.models.float8 import FLOAT8, Float8Scales
+from weft.models.mxfp4 import MXFP4, PackedStack, packed_names
 from weft.vocabulary.families import names_of
 
 _INDEX = "model.safetensors.index.json"
@@ -41,15 +43,15 @@ def load_weights(model: DecoderStage, directory: Path) -> None:
     scales = Float8Scales(directory, files, lambda name: _whole(files[name], name))
     by_file: dict[Path, list[tuple[ShardedParameter, Piece]]] = {}
     for parameter, piece in _pieces(model):
-        path = files.get(piece.source)
+        path = files.get(piece.source) or files.get(packed_names(piece.source)[0])
         if path is None:
             raise FileFormatError(f"{directory}: the checkpoint has no tensor {piece.source!r}")
         by_file.setdefault(path, []).append((parameter, piece))
     for path, wanted in by_file.items():
-        _check_file(path, [piece for _, piece in wanted], scales)
+        _check_file(path, files, [piece for _, piece in wanted], scales)
     _check_leftovers(files, model)
     for path, wanted in by_file.items():
-        _read_file(path, wanted, scales)
+        _read_file(path, files, wanted, scales)
 
 
 def fill_dummy(model: nn.Module, seed: int) -> None:
@@ -126,14 +128,27 @@ def _whole(path: Path, name: str) -> torch.Tensor:
         return found
 
 
-def _check_file(path: Path, wanted: list[Piece], scales: Float8Scales) -> None:
+def _source(file: Any, files: Mapping[str, Path], piece: Piece) -> Any:
+    """What gives slices of the piece's tensor, stored as it is or packed."""
+    if piece.source in files:
+        return file.get_slice(piece.source)
+    blocks, scales = packed_names(piece.source)
+    path = files.get(scales)
+    if path is None or piece.index is None:
+        raise FileFormatError(f"{files[blocks]}: tensor {blocks!r} has no {scales!r} beside it")
+    return PackedStack(file.get_slice(blocks), _open(path).get_slice(scales))
+
+
+def _check_file(
+    path: Path, files: Mapping[str, Path], wanted: list[Piece], scales: Float8Scales
+) -> None:
     """Types and shapes, from the file's header alone."""
     with _open(path) as file:
         for piece in wanted:
-            source = file.get_slice(piece.source)
+            source = _source(file, files, piece)
             shape, dtype = tuple(source.get_shape()), source.get_dtype()
             has_scales = piece.index is None and scales.name_for(piece.source) is not None
-            if dtype not in _DTYPES and not (dtype == FLOAT8 and has_scales):
+            if dtype not in (*_DTYPES, MXFP4) and not (dtype == FLOAT8 and has_scales):
                 raise FileFormatError(
                     f"{path}: tensor {piece.source!r} is {dtype}; weft reads {', '.join(_DTYPES)}, "
                     f"and matrices of {FLOAT8} with scales: use another checkpoint"
@@ -149,6 +164,7 @@ def _check_leftovers(files: dict[str, Path], stage: DecoderStage) -> None:
     """A tensor that nobody reads means that the model is another than config.json says."""
     spec, names = stage.spec, names_of(stage.spec)
     read = {piece.source for _, piece in _pieces(_whole_model(stage))}
+    read |= {part for name in read if name not in files for part in packed_names(name)}
     if spec.tie_embeddings:
         read.add(f"{names.head}.weight")
     ignored = tuple(part.format(num_layers=spec.num_layers) for part in names.ignored)
@@ -172,11 +188,14 @@ def _whole_model(stage: DecoderStage) -> DecoderStage:
 
 
 def _read_file(
-    path: Path, wanted: list[tuple[ShardedParameter, Piece]], scales: Float8Scales
+    path: Path,
+    files: Mapping[str, Path],
+    wanted: list[tuple[ShardedParameter, Piece]],
+    scales: Float8Scales,
 ) -> None:
     with _open(path) as file:
         for parameter, piece in wanted:
-            values = piece.read_from(file.get_slice(piece.source))
+            values = piece.read_from(_source(file, files, piece))
             if values.dtype == torch.float8_e4m3fn:
                 values = scales.weights(piece, values)
             _place(parameter, piece, values)

@@ -12,7 +12,7 @@ from weft.errors import WorkloadError
 class WeightFormat:
     """``bytes`` of a weight with its scales; rate: 0, 1, 2 for products in 16, 8, 4 bits.
 
-    is_read: whether a checkpoint in it can be run (8-bit floats: as what they stand for).
+    is_read: whether a checkpoint in it can be run (stored floats: as what they stand for).
     like: formats whose kernels are taken where its own have no curve.
     projections: the format of what is not an expert in a model with experts, where a whole
     model is said to be in this one.
@@ -53,7 +53,12 @@ FORMATS: Final = {
         WeightFormat(name="int8", bytes=1.0, rate=1, like=("float8_e4m3fn",)),
         WeightFormat(name="nvfp4", bytes=0.5625, rate=2, projections="bfloat16"),
         WeightFormat(
-            name="mxfp4", bytes=0.53125, rate=1, projections="bfloat16", like=("mxfp4_a16",)
+            name="mxfp4",
+            bytes=0.53125,
+            rate=1,
+            projections="bfloat16",
+            like=("mxfp4_a16",),
+            is_read=True,
         ),
         WeightFormat(name="int4", bytes=0.5625, projections="bfloat16"),
     )

@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 from checkpoints import make_checkpoint, reference_greedy, reference_model
 from unit.test_weights import stage_of
@@ -120,3 +121,37 @@ def test_scales_that_do_not_fit_are_named(change, words, tmp_path):
     with pytest.raises(FileFormatError, match=words) as caught:
         LLM(str(stored), device="cpu")
     assert "\n" not in str(caught.value)
+
+
+def test_packed_experts_are_those_of_the_plain_checkpoint(tmp_path):
+    """gpt-oss's own form; transformers' unpacking is the reference."""
+    plain = make_checkpoint(tmp_path / "plain", "gpt-oss")
+    stored = tmp_path / "stored"
+    stored.mkdir()
+    tensors, packed = load_file(plain / "model.safetensors"), {}
+    for name, value in list(tensors.items()):
+        if not name.endswith(("experts.gate_up_proj", "experts.down_proj")):
+            packed[name] = value
+            continue
+        experts, columns, rows = value.shape
+        blocks = torch.randint(0, 256, (experts, rows, columns // 32, 16), dtype=torch.uint8)
+        scales = torch.randint(118, 123, blocks.shape[:-1], dtype=torch.uint8)
+        packed |= {f"{name}_blocks": blocks, f"{name}_scales": scales}
+        tensors[name] = convert_moe_packed_tensors(blocks, scales, dtype=torch.float32)
+    save_file(tensors, plain / "model.safetensors", {"format": "pt"})
+    save_file(packed, stored / "model.safetensors", {"format": "pt"})
+    config = json.loads((plain / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "mxfp4"}
+    (stored / "config.json").write_text(json.dumps(config))
+    for name in ("1", "tp2"):
+        layout = Layout.parse(name)
+        for rank in range(layout.world_size):
+            expected, found = (stage_of(load_spec(str(d)), layout, rank) for d in (plain, stored))
+            load_weights(expected, plain)
+            load_weights(found, stored)
+            for one, other in zip(expected.parameters(), found.parameters(), strict=True):
+                assert torch.equal(one, other)
+    del packed[next(name for name in packed if name.endswith("_scales"))]
+    save_file(packed, stored / "model.safetensors", {"format": "pt"})
+    with pytest.raises(FileFormatError, match=r"has no .*_scales"):
+        LLM(str(stored), device="cpu")
