@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from statistics import mean
 from typing import Any
@@ -94,19 +94,19 @@ def _gain(
         step_us=round(mean(steps), 3),
         communication_us=round(sum(call.duration_us for call in calls) / len(steps), 3),
         waiting_us=round(waiting / len(steps), 3) if is_split else None,
-        waits_for=_latest(calls) if is_split else None,
+        waits_for=latest(calls) if is_split else None,
         faster_us=None if faster is None else round(faster / per_rank_steps, 3),
         algorithms=algorithms,
     )
 
 
-def _latest(calls: list[TracedCall]) -> int | None:
-    """The rank that the others waited for longest."""
+def latest(calls: Iterable[TracedCall], place: Callable[[int], int] = int) -> int | None:
+    """The rank that the others waited for longest, or its ``place`` (a replica)."""
     waits: Counter[int] = Counter()
     for call in calls:
         if call.waited_for is not None:
-            waits[call.waited_for] += round(1e3 * (call.wait_us or 0.0))
-    return max(waits, key=lambda rank: waits[rank]) if waits.total() else None
+            waits[place(call.waited_for)] += round(1e3 * (call.wait_us or 0.0))
+    return max(waits, key=lambda place: waits[place]) if waits.total() else None
 
 
 def _faster(rows: list[MeasuredRow], best: BestTime | None) -> tuple[float | None, tuple[str, ...]]:

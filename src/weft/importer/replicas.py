@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from weft.importer.gain import latest
 from weft.importer.layout_inference import RunLayout
 from weft.importer.rank_trace import RankTrace, TracedCall
 
@@ -67,16 +68,8 @@ def _replica(replica: int, own: Mapping[int, RankTrace], run: RunLayout) -> Repl
         tokens=sum(step.label.num_tokens or 0 for step in first.busy_steps),
         busy_us=round(sum(s.end_us - s.start_us for s in first.busy_steps), 3),
         wait_us=round(sum(call.wait_us or 0.0 for call in met) / len(own), 3) if met else None,
-        waits_for=_latest(met, run),
+        waits_for=latest(met, run.layout.replica_of),
     )
-
-
-def _latest(met: Sequence[TracedCall], run: RunLayout) -> int | None:
-    waits: Counter[int] = Counter()
-    for call in met:
-        if call.waited_for is not None:
-            waits[run.layout.replica_of(call.waited_for)] += round(1e3 * (call.wait_us or 0.0))
-    return max(waits, key=lambda other: waits[other]) if waits.total() else None
 
 
 def _idle_steps(calls: Sequence[TracedCall]) -> int:
