@@ -8,8 +8,9 @@ Replicas step together: one without requests runs a step of one row outside any 
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import prod
 from typing import Final
@@ -22,8 +23,8 @@ from weft.vocabulary.model_spec import ModelSpec
 _OUT: Final = ("all_gather", "broadcast")
 _BACK: Final = ("reduce_scatter", "reduce")
 _MOST_COORDINATED: Final = 8
-_MOST_LAUNCHES: Final = 2
-"""Low-latency kernels are launched once to send and once more to receive."""
+_IN_TWO: Final = re.compile(r"_ll::|low_latency|nixl_ep")
+"""Low-latency kernels, which may be launched once to send and once more to receive."""
 
 Everywhere = Mapping[tuple[int, int], int]
 """Rows of all expert-parallel ranks together, by replica and step."""
@@ -151,21 +152,23 @@ def with_kernels(
 ) -> Conventions:
     """The conventions with the libraries' kernels that the traces show, and their launches a layer."""
     stages = run.layout.layers_of_stages(spec.num_layers)
-    launches: dict[str, Counter[int]] = {}
+    counts: dict[str, Counter[int]] = {}
+    in_two: set[str] = set()
     for rank, trace in traces.items():
         layers = sum(map(spec.has_experts, stages[run.layout.stage_of(rank)]))
-        for (variant, _), count in _variants(trace.calls).items():
-            launches.setdefault(variant, Counter())[round(count / layers) if layers else 1] += 1
-    kernels = [
-        (variant, min(max(counts, key=lambda number: counts[number]) or 1, _MOST_LAUNCHES))
-        for variant, counts in launches.items()
-    ]
-    return replace(conventions, expert_kernels=tuple(sorted(kernels)))
+        own = [c for c in trace.calls if c.operation == "all_to_all" and c.variant]
+        in_two |= {call.variant or "" for call in own if _IN_TWO.search(call.name)}
+        for (variant, _), count in Counter((c.variant or "", c.step) for c in own).items():
+            counts.setdefault(variant, Counter())[round(count / layers) if layers else 1] += 1
+    kernels = [(v, _launches(v, seen) if v in in_two else 1) for v, seen in sorted(counts.items())]
+    return replace(conventions, expert_kernels=tuple(kernels))
 
 
-def _variants(calls: Iterable[TracedCall]) -> Counter[tuple[str, int]]:
-    return Counter(
-        (call.variant, call.step)
-        for call in calls
-        if call.operation == "all_to_all" and call.variant and call.step is not None
-    )
+def _launches(variant: str, seen: Counter[int]) -> int:
+    """VLLM always receives a low-latency dispatch by a second launch, a combine only when it overlaps.
+
+    Were the dispatch's number taken from the trace too, half as many layers would fit as well.
+    """
+    if variant.endswith("dispatch"):
+        return 2
+    return min(max(seen, key=lambda number: seen[number]) or 1, 2)

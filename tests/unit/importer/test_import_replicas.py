@@ -141,6 +141,17 @@ def test_dry_runs_written_as_traces_conform(engine: str, layout: Layout, tmp_pat
     assert not result.conformance.differences
 
 
+@pytest.mark.parametrize("library", ["nccl", "records", "deepep", "deepep_low_latency"])
+@pytest.mark.parametrize("layers", [1, 3, 4])
+def test_another_number_of_layers_does_not_fit(
+    library: Library, layers: int, tmp_path: Path
+) -> None:
+    """Half the layers with every kernel launched twice must not do."""
+    run = replicas(library=library)
+    result = import_traces(run.write(tmp_path), model=spec_of(run, num_layers=layers))
+    assert result.conformance.conforms is False
+
+
 def test_without_a_model_the_experts_are_not_judged(tmp_path: Path) -> None:
     result = import_traces(replicas().write(tmp_path))
     assert result.conformance.conforms is None
