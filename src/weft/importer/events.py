@@ -70,6 +70,7 @@ def decode_args(raw: msgspec.Raw) -> Args:
         return NO_ARGS
     args.external_id = _identity(args.external_id)
     args.correlation = _identity(args.correlation)
+    args.function_id = _identity(args.function_id)
     return args
 
 

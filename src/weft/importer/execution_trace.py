@@ -11,11 +11,12 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from math import prod
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import msgspec
 
 from weft.errors import FileFormatError
+from weft.importer.calls import MOST_RANKS
 from weft.importer.events import Event
 from weft.importer.inflate import TraceBytes
 from weft.importer.rank_trace import RankTrace, TracedCall
@@ -66,6 +67,16 @@ class _Node(msgspec.Struct):
     def _side(self, values: Any, shapes: Any, types: Any) -> _Values:
         flat = {"values": values or [], "shapes": shapes or [], "types": types or []}
         return msgspec.convert(values if isinstance(values, dict) else flat, _Values)
+
+
+class _Group(msgspec.Struct):
+    """A process group; no ranks where it has all of them."""
+
+    pg_name: str = ""
+    pg_desc: str = ""
+    backend_config: str = ""
+    ranks: list[int] = []
+    group_size: Annotated[int, msgspec.Meta(ge=0, le=MOST_RANKS)] = 0
 
 
 class _Document(msgspec.Struct):
@@ -145,7 +156,8 @@ def _element(kind: str) -> str:
 def _record(node: _Node) -> dict[str, Any]:
     """What a profiler's record of the same call would say."""
     values, types = node.before.values, node.before.types
-    place = next((n for n, kind in enumerate(types) if kind == "String"), None)
+    named = (n for n, (kind, _) in enumerate(zip(types, values, strict=False)) if kind == "String")
+    place = next(named, None)
     group = values[place - 2] if place is not None and place >= 2 else None
     pair = group if isinstance(group, list) and len(group) == 2 else [group, None]
     numbers = [value for value in values[(place or 0) + 1 :] if isinstance(value, int)]
@@ -173,24 +185,27 @@ def _elements(shapes: Any) -> int | None:
 
 def _distributed(nodes: Iterable[_Node]) -> dict[str, Any]:
     """Groups, world size and rank, as far as the nodes tell them."""
-    groups: list[dict[str, Any]] = []
+    groups: list[_Group] = []
     rank = None
     for node in nodes:
         values = node.before.values
         if node.name == _GROUPS and values:
-            groups += msgspec.json.decode(values[0], type=list[dict[str, Any]])
+            groups += msgspec.json.decode(values[0], type=list[_Group])
         elif node.name == _RECORD and rank is None and node.attribute("pg_desc") == "default_pg":
             rank = next((values[n - 1] for n, v in enumerate(values) if isinstance(v, str)), None)
-    for group in groups:
-        group["ranks"] = group.get("ranks") or list(range(group.get("group_size") or 0))
-    whole = next((group for group in groups if group.get("pg_name") == "0"), {})
-    return {"pg_config": groups, "world_size": whole.get("group_size"), "rank": rank,
-            "backend": _backend(whole)}  # fmt: skip
-
-
-def _backend(group: dict[str, Any]) -> str | None:
-    config = str(group.get("backend_config") or "")
-    return next((name for name in ("nccl", "gloo") if name in config), None)
+    whole = next((group for group in groups if group.pg_name == "0"), _Group())
+    config = [
+        {
+            "pg_name": group.pg_name,
+            "pg_desc": group.pg_desc,
+            "backend_config": group.backend_config,
+            "ranks": group.ranks or list(range(group.group_size)),
+        }
+        for group in groups
+    ]
+    backend = next((name for name in ("nccl", "gloo") if name in whole.backend_config), None)
+    size = whole.group_size or None
+    return {"pg_config": config, "world_size": size, "rank": rank, "backend": backend}
 
 
 def complete(timed: RankTrace, untimed: RankTrace) -> None:

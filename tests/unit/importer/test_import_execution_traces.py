@@ -169,6 +169,7 @@ def test_a_pair_of_unlike_runs_is_refused(tmp_path: Path) -> None:
     '{"schema": "1.1.1-chakra.0.0.4", "nodes": [{"id": "x", "name": 3}]}',
     '{"schema": "1.1.1-chakra.0.0.4", "nodes": [{"id": 1, "name": "record_param_comms", "inputs": {"values": 3}}]}',
     '{"schema": "1.1.1-chakra.0.0.4", "nodes": [{"id": 1, "name": "## process_group:init ##", "inputs": {"values": ["{"]}}]}',
+    '{"schema": "1.1.1-chakra.0.0.4", "nodes": [{"id": 1, "name": "## process_group:init ##", "inputs": {"values": ["[{\\"pg_name\\": \\"0\\", \\"group_size\\": 1000000000000}]"]}}]}',
 ])  # fmt: skip
 def test_a_broken_one_is_one_line(
     text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -179,3 +180,11 @@ def test_a_broken_one_is_one_line(
     captured = capsys.readouterr()
     assert captured.out == ""
     assert len(captured.err.strip().splitlines()) == 1
+
+
+def test_a_record_without_values_is_a_call_of_unknown_kind(tmp_path: Path) -> None:
+    document = {"schema": "1.1.1-chakra.0.0.4", "nodes": [
+        {"id": 1, "name": "record_param_comms", "inputs": {"types": ["Int", "Int", "String"]}},
+    ]}  # fmt: skip
+    result = import_traces([write_trace(document, tmp_path / "et_rank0.json")])
+    assert [calls.count for calls in result.unexplained] == [1]
