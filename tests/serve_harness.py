@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
+import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from typing import Any
 
 from fake_engine import FakeEngine
 from weft.engine.tokenizer import ByteTokenizer, Tokenizer
@@ -62,3 +65,15 @@ def serving(
         server.should_exit = True
         thread.join(20)
         listener.close()
+
+
+def call(
+    server: Harness, method: str, path: str, body: Any = None, **headers: str
+) -> tuple[int, dict[str, Any]]:
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=20)
+    data = body if isinstance(body, bytes | None) else json.dumps(body).encode()
+    connection.request(method, path, data, {"Content-Type": "application/json"} | headers)
+    response = connection.getresponse()
+    text = response.read()
+    connection.close()
+    return response.status, json.loads(text) if text[:1] == b"{" else {"text": text}

@@ -14,7 +14,7 @@ import openai
 import pytest
 
 from fake_engine import FakeEngine
-from serve_harness import Harness, serving
+from serve_harness import Harness, call, serving
 from weft.serve.engine_client import EngineLimits
 
 
@@ -28,18 +28,6 @@ def server() -> Iterator[Harness]:
 def client(server: Harness) -> Iterator[openai.OpenAI]:
     with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
         yield client
-
-
-def call(
-    server: Harness, method: str, path: str, body: Any = None, **headers: str
-) -> tuple[int, dict[str, Any]]:
-    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=20)
-    data = body if isinstance(body, bytes | None) else json.dumps(body).encode()
-    connection.request(method, path, data, {"Content-Type": "application/json"} | headers)
-    response = connection.getresponse()
-    text = response.read()
-    connection.close()
-    return response.status, json.loads(text) if text[:1] == b"{" else {"text": text}
 
 
 # The engine repeats the prompt's tokens: begin-of-text (no character), then its bytes.

@@ -40,9 +40,11 @@ class AnswerKind:
         name = f"{'chatcmpl' if self.chat else 'cmpl'}-{self.id}"
         return {"id": name, "object": kind, "created": self.created, "model": self.model}
 
-    def streamed_choice(self, piece: TextPiece) -> dict[str, Any]:
-        content = {"delta": {"content": piece.text}} if self.chat else {"text": piece.text}
-        return self._choice(piece, content)
+    def streamed_choice(self, piece: TextPiece, *, first: bool) -> dict[str, Any]:
+        if not self.chat:
+            return self._choice(piece, {"text": piece.text})
+        role = {"role": "assistant"} if first else {}
+        return self._choice(piece, {"delta": {**role, "content": piece.text}})
 
     def whole_choice(self, piece: TextPiece) -> dict[str, Any]:
         message = {"role": "assistant", "content": piece.text, "refusal": None}
@@ -118,36 +120,33 @@ async def event_stream(
 ) -> AsyncIterator[bytes]:
     """Server-sent events, each with ``interval`` tokens of a choice, written as they come.
 
+    There is none without tokens before the end: clients time the first token by the first event.
     An engine that dies becomes an error event, never a silent end.
     """
     envelope = kind.envelope(streamed=True)
     groups = Grouped(interval)
+    begun: set[int] = set()
 
-    def chunk(choice: dict[str, Any], num_tokens: int) -> bytes:
+    def chunk(piece: TextPiece) -> bytes:
+        choice = kind.streamed_choice(piece, first=piece.index not in begun)
+        begun.add(piece.index)
         document = {**envelope, "choices": [choice]}
         if options.include_usage:
             running = options.continuous_usage_stats
-            count = usage(generation.num_prompt_tokens, num_tokens) if running else None
+            count = usage(generation.num_prompt_tokens, piece.num_tokens) if running else None
             document["usage"] = count
         return _event(document)
 
     try:
-        if kind.chat:
-            yield b"".join(chunk(_opening(one.index), 0) for one in generation.choices)
         async for pieces in generation.pieces():
             whole = [group for piece in pieces if (group := groups.add(piece)) is not None]
             if whole:
-                yield b"".join(chunk(kind.streamed_choice(one), one.num_tokens) for one in whole)
+                yield b"".join(map(chunk, whole))
         if options.include_usage:
             yield _event({**envelope, "choices": [], "usage": _usage(generation)})
     except EngineLostError as error:
         yield _event(error_body(503, str(error), code="engine_unavailable"))
     yield b"data: [DONE]\n\n"
-
-
-def _opening(index: int) -> dict[str, Any]:
-    delta = {"role": "assistant", "content": ""}
-    return {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
 
 
 def _usage(generation: Generation) -> dict[str, int]:

@@ -234,6 +234,7 @@ class Message(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
+    type: Literal["text"] | None = None
     content: Text | list[TextPart] | None = None
     name: Text | None = None
     refusal: Text | None = None
