@@ -157,7 +157,9 @@ def _config(launch: Launch) -> Any:
 
 
 def _variables(launch: Launch) -> dict[str, str]:
-    threads = max(1, len(os.sched_getaffinity(0)) // launch.ranks_per_node)
+    usable = getattr(os, "sched_getaffinity", None)  # not on macOS
+    cores = len(usable(0)) if usable else os.cpu_count() or 1
+    threads = max(1, cores // launch.ranks_per_node)
     variables = {
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)),
         FIRST_LOCAL_RANK: str(launch.first_local_rank),
