@@ -57,7 +57,7 @@ def test_pipeline(recorded: dict[str, Path]) -> None:
     ]
     tokens = sum(row.count * (row.input_shape or (0,))[0] for row in sent)
     assert tokens == 2 * (20 + 12 + 3 + 3)
-    headers = sum(calls.count for calls in result.control if calls.operation == "send")
+    headers = sum(calls.count for calls in result.control if calls.op == "send")
     assert headers == len(result.traces[0].busy_steps)
 
 
