@@ -165,6 +165,7 @@ def test_groups_name_their_matrices():
         (compressed({"num_bits": 2, "type": "int"}), "2-bit int"),
         (compressed({}, config_groups={}), "no config_groups"),
         (compressed({}, config_groups={"a": 3}), "group 3"),
+        (compressed({}, transform_config={"config_groups": {"u": {}}}), "transform_config"),
         (FP8 | {"weight_block_size": [128]}, r"\[128\]"),
         (FP8 | {"modules_to_not_convert": ["q_proj"]}, "takes as one part"),
     ],

@@ -73,6 +73,16 @@ def quantize(plain, directory, form):
     return directory
 
 
+def assert_same_shards(plain, stored, layout):
+    """Every rank reads the same weights from both checkpoints."""
+    for rank in range(layout.world_size):
+        expected, found = (stage_of(load_spec(str(d)), layout, rank) for d in (plain, stored))
+        load_weights(expected, plain)
+        load_weights(found, stored)
+        for one, other in zip(expected.parameters(), found.parameters(), strict=True):
+            assert torch.equal(one, other)
+
+
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("family", ["llama", "qwen3-moe", "deepseek-v3"])
 def test_tokens_are_those_of_the_dequantised_model(family, form, tmp_path):
@@ -91,13 +101,7 @@ def test_tokens_are_those_of_the_dequantised_model(family, form, tmp_path):
 def test_every_rank_holds_its_shard_of_the_dequantised_model(form, name, tmp_path):
     plain = make_checkpoint(tmp_path / "plain", "qwen3-moe")
     stored = quantize(plain, tmp_path / "stored", form)
-    layout = Layout.parse(name)
-    for rank in range(layout.world_size):
-        expected, found = (stage_of(load_spec(str(d)), layout, rank) for d in (plain, stored))
-        load_weights(expected, plain)
-        load_weights(found, stored)
-        for one, other in zip(expected.parameters(), found.parameters(), strict=True):
-            assert torch.equal(one, other)
+    assert_same_shards(plain, stored, Layout.parse(name))
 
 
 @pytest.mark.parametrize(
@@ -109,6 +113,13 @@ def test_every_rank_holds_its_shard_of_the_dequantised_model(form, name, tmp_pat
                 name.replace("weight", "weight_scale_inv"), torch.ones(3, 7)
             ),
             "fits neither rows nor blocks",
+        ),
+        (
+            lambda t, name: t.__setitem__(
+                name.replace("weight", "weight_scale_inv"),
+                t[name.replace("weight", "weight_scale_inv")].byte(),
+            ),
+            "not scales of 8-bit floats",
         ),
     ],
 )
@@ -144,13 +155,7 @@ def test_packed_experts_are_those_of_the_plain_checkpoint(tmp_path):
     config["quantization_config"] = {"quant_method": "mxfp4"}
     (stored / "config.json").write_text(json.dumps(config))
     for name in ("1", "tp2"):
-        layout = Layout.parse(name)
-        for rank in range(layout.world_size):
-            expected, found = (stage_of(load_spec(str(d)), layout, rank) for d in (plain, stored))
-            load_weights(expected, plain)
-            load_weights(found, stored)
-            for one, other in zip(expected.parameters(), found.parameters(), strict=True):
-                assert torch.equal(one, other)
+        assert_same_shards(plain, stored, Layout.parse(name))
     del packed[next(name for name in packed if name.endswith("_scales"))]
     save_file(packed, stored / "model.safetensors", {"format": "pt"})
     with pytest.raises(FileFormatError, match=r"has no .*_scales"):

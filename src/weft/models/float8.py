@@ -44,11 +44,17 @@ class Float8Scales:
     def weights(self, piece: Piece, stored: torch.Tensor) -> torch.Tensor:
         """What the stored part of a matrix [O, I] means, in fp32.
 
-        Raises FileFormatError where the scales fit neither the matrix, nor its rows or blocks.
+        Raises FileFormatError where the scales are no numbers or fit neither the matrix, nor its rows or blocks.
         """
         name = self.name_for(piece.source)
         assert name is not None
-        scales = self._read(name).float()
+        scales = self._read(name)
+        if not scales.is_floating_point():
+            raise FileFormatError(
+                f"{self._directory}: tensor {name!r} is {scales.dtype}, not scales of 8-bit floats "
+                "that weft knows; use another checkpoint"
+            )
+        scales = scales.float()
         if scales.numel() == 1:
             return stored.float() * scales.reshape(())
         if scales.dim() == 1:
@@ -80,6 +86,6 @@ def _block_size(config: Path) -> tuple[int, int]:
     given: dict[str, Any] = json.loads(config.read_text(encoding="utf-8"))
     quantization = given.get("quantization_config") or {}
     groups = (quantization.get("config_groups") or {}).values()
-    sizes = [group.get("weights", {}).get("block_structure") for group in groups]
+    sizes = [(group.get("weights") or {}).get("block_structure") for group in groups]
     rows, columns = quantization.get("weight_block_size") or next(filter(None, sizes), (128, 128))
     return int(rows), int(columns)

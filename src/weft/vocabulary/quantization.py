@@ -152,6 +152,7 @@ def _integers(given: ConfigReader) -> WeightFormat:
 
 
 def _compressed_tensors(given: ConfigReader) -> Read:
+    given.refuse("transform_config")
     groups = [_group(given, group) for group in given.mapping("config_groups").values()]
     if not groups:
         raise given.error("quantization_config has no config_groups")
