@@ -90,6 +90,7 @@ def test_bench_decode_over_two_launchers(model, tmp_path):
         (["--repeats", "0"], "--repeats 0"),
         (["--weights", "none"], "--weights 'none'"),
         (["--tp", "3"], "--tp 3"),
+        (["--dp", "2"], "--dp 2: replicas"),
     ],
 )
 def test_bench_decode_names_mistakes(words, message, model, capsys):

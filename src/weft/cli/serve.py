@@ -110,14 +110,14 @@ def serve(
         max_prompt_tokens=max_prompt,
         stream_interval=stream_interval,
     )
-    listen = _HttpPlace(
+    http = _HttpPlace(
         host=host,
         port=port,
         meeting_host=_meeting_host(launch, place.nnodes),
         drain_s=drain,
         stall_s=stall,
     )
-    _serve_http(context, listen, source.with_tokenizer().directory, settings, start_ranks)
+    _serve_http(context, http, source.with_tokenizer().directory, settings, start_ranks)
 
 
 @dataclass(frozen=True, kw_only=True)
