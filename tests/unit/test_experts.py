@@ -43,9 +43,9 @@ def test_all_ways_agree(experts, rows, kind):
     for parameter in (*layer.parameters(), *router.parameters()):
         parameter.data.normal_(0, 0.2)
     x = torch.randn(rows, 64, dtype=torch.bfloat16)
-    gates = router(x)[:, experts.start : experts.stop]
-    expected = layer.each_on_its_rows(x, gates).float()
-    for got in (layer.each_on_all_rows(x, gates), layer.grouped(x, gates)):
+    routes = router(x).among(experts)
+    expected = layer.each_on_its_rows(x, routes).float()
+    for got in (layer.each_on_all_rows(x, routes), layer.grouped(x, routes)):
         torch.testing.assert_close(got.float(), expected, atol=0.05, rtol=0.02)
 
 
@@ -55,7 +55,7 @@ def test_router(normalize):
     where = Placement(tp_rank=0, tp_size=1, dtype=torch.float32, device=torch.device("cpu"))
     router = Router(kind_of(normalize=normalize), 64, "x", TensorNames(), where)
     router.weight.data.normal_()
-    gates = router(torch.randn(9, 64))
+    gates = router(torch.randn(9, 64)).gates()
     assert ((gates > 0).sum(dim=1) == 3).all()
     sums = gates.sum(dim=1)
     if normalize:
@@ -94,19 +94,18 @@ def test_gathered_experts_give_each_rank_its_rows_sums():
     for parameter in (*router.parameters(), *whole.parameters()):
         parameter.data.normal_(0, 0.2)
     rows = [torch.randn(5, 64), torch.randn(5, 64)]
-    gates = [router(x) for x in rows]
-    tops = [gate.topk(3, dim=1) for gate in gates]
-    sent = [[x, top.values, top.indices.int()] for x, top in zip(rows, tops, strict=True)]
+    routes = [router(x) for x in rows]
+    sent = [[x, own.weights, own.ids.int()] for x, own in zip(rows, routes, strict=True)]
     total = torch.zeros(10, 64)
     for rank in (0, 1):
         group = TwoRanks(rank, sent)
-        exchange = GatheredExperts(group, 8, 3)
-        every, own = exchange.dispatch(rows[rank], gates[rank], "")
+        exchange = GatheredExperts(group, 8)
+        every, own = exchange.dispatch(rows[rank], routes[rank], "")
         layer = RoutedExperts(kind, 64, "x", TensorNames(), exchange.experts, where)
         half = slice(rank * 4 * 96 * 2, (rank + 1) * 4 * 96 * 2)
         layer.gate_up.values.data = whole.gate_up.values[half].clone()
         layer.down.values.data = whole.down.values[:, rank * 4 * 96 : (rank + 1) * 4 * 96].clone()
         exchange.combine(layer(every, own), "")
         total += group.partial
-    expected = torch.cat([whole(x, gate) for x, gate in zip(rows, gates, strict=True)])
+    expected = torch.cat([whole(x, own) for x, own in zip(rows, routes, strict=True)])
     torch.testing.assert_close(total, expected)

@@ -41,7 +41,7 @@ def _exchange(spec: ModelSpec, groups: ProcessGroups, conventions: Conventions) 
     if exchange == "all_to_all":
         return AllToAllExperts(groups.ep, experts)
     if exchange == "all_gather":
-        return GatheredExperts(groups.ep, experts, spec.experts_per_token)
+        return GatheredExperts(groups.ep, experts)
     layout = groups.layout
     if layout.ep not in (1, layout.tp):
         raise LayoutError(

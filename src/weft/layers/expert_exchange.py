@@ -11,6 +11,7 @@ from typing import Protocol
 import torch
 
 from weft.comm.communicator import Communicator
+from weft.layers.routes import Routes
 
 
 class ExpertExchange(Protocol):
@@ -21,10 +22,8 @@ class ExpertExchange(Protocol):
     adds_up: bool
     """Whether every rank of the group has all rows and their sum is made elsewhere."""
 
-    def dispatch(
-        self, x: torch.Tensor, gates: torch.Tensor, site: str
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Rows [R, h] and gates [R, E] -> the rows for this rank's experts and gates [.., e]."""
+    def dispatch(self, x: torch.Tensor, routes: Routes, site: str) -> tuple[torch.Tensor, Routes]:
+        """Rows [R, h] and their routes -> the rows for this rank's experts, with their routes."""
 
     def combine(self, partial: torch.Tensor, site: str) -> torch.Tensor:
         """Outputs of this rank's experts for the dispatched rows -> sums for its own rows [R, h]."""
@@ -41,10 +40,10 @@ class LocalExperts:
     def dispatch(
         self,
         x: torch.Tensor,
-        gates: torch.Tensor,
+        routes: Routes,
         site: str,  # noqa: ARG002
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        return x, gates[:, self.experts.start : self.experts.stop]
+    ) -> tuple[torch.Tensor, Routes]:
+        return x, routes if len(self.experts) == routes.nobody else routes.among(self.experts)
 
     def combine(self, partial: torch.Tensor, site: str) -> torch.Tensor:  # noqa: ARG002
         return partial
@@ -65,13 +64,12 @@ class AllToAllExperts:
         share = num_experts // ep.size
         self.experts = range(ep.rank * share, (ep.rank + 1) * share)
 
-    def dispatch(
-        self, x: torch.Tensor, gates: torch.Tensor, site: str
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        of_rank = gates.unflatten(1, (self._ep.size, -1)).transpose(0, 1)
+    def dispatch(self, x: torch.Tensor, routes: Routes, site: str) -> tuple[torch.Tensor, Routes]:
+        of_rank = routes.gates().unflatten(1, (self._ep.size, -1)).transpose(0, 1)
         wanted = (of_rank != 0).any(dim=-1, keepdim=True)
         rows = self._ep.all_to_all((x * wanted).flatten(0, 1), site)
-        return rows, self._ep.all_to_all(of_rank.flatten(0, 1).contiguous(), site)
+        gates = self._ep.all_to_all(of_rank.flatten(0, 1).contiguous(), site)
+        return rows, Routes.of_gates(gates, routes.ids.shape[1])
 
     def combine(self, partial: torch.Tensor, site: str) -> torch.Tensor:
         returned: torch.Tensor = self._ep.all_to_all(partial, site).unflatten(
@@ -88,20 +86,17 @@ class GatheredExperts:
 
     adds_up = False
 
-    def __init__(self, ep: Communicator, num_experts: int, experts_per_token: int) -> None:
-        self._ep, self._chosen = ep, experts_per_token
+    def __init__(self, ep: Communicator, num_experts: int) -> None:
+        self._ep = ep
         share = num_experts // ep.size
         self.experts = range(ep.rank * share, (ep.rank + 1) * share)
 
-    def dispatch(
-        self, x: torch.Tensor, gates: torch.Tensor, site: str
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        weights, ids = gates.topk(self._chosen, dim=1)
+    def dispatch(self, x: torch.Tensor, routes: Routes, site: str) -> tuple[torch.Tensor, Routes]:
         rows = self._ep.all_gather(x, 0, site)
-        weights = self._ep.all_gather(weights, 0, site)
-        ids = self._ep.all_gather(ids.int(), 0, site)
-        every = gates.new_zeros((len(rows), gates.shape[1])).scatter(1, ids.long(), weights)
-        return rows, every[:, self.experts.start : self.experts.stop]
+        weights = self._ep.all_gather(routes.weights, 0, site)
+        ids = self._ep.all_gather(routes.ids.int(), 0, site)
+        every = Routes(ids=ids.long(), weights=weights, nobody=routes.nobody)
+        return rows, every.among(self.experts)
 
     def combine(self, partial: torch.Tensor, site: str) -> torch.Tensor:
         return self._ep.reduce_scatter(partial, site)

@@ -8,26 +8,32 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import product
+from typing import Final
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from weft.layers import fused
 from weft.layers.activation import gated
 from weft.layers.expert_exchange import ExpertExchange
 from weft.layers.linear import Placement
+from weft.layers.routes import Routes
 from weft.layers.shards import Piece, rows_of
 from weft.models.dense import DenseFeedForward
 from weft.models.expert_tensors import ExpertTensors
 from weft.models.routing import Router
 from weft.vocabulary.families import names_of
-from weft.vocabulary.feed_forward_kinds import Experts
+from weft.vocabulary.feed_forward_kinds import ClampedSwiglu, Experts
 from weft.vocabulary.model_spec import ModelSpec
 from weft.vocabulary.tensor_names import TensorNames
 
+FEW_ROWS: Final = 64
+"""Up to which our own kernels read an expert's weights."""
+
 
 class RoutedExperts(nn.Module):
-    """Rows [R, h] and gates [R, e] -> gated sum of down(act(gate(x)) * up(x)), [R, h].
+    """Rows [R, h] and their routes -> weighted sums of down(act(gate(x)) * up(x)), [R, h].
 
     A rank that holds all experts holds its tensor-parallel slice of each; one that holds
     some of them holds those whole.
@@ -49,7 +55,6 @@ class RoutedExperts(nn.Module):
             start, stop = rows_of(inner, where.tp_rank, where.tp_size)
         self.num_experts, self.width = len(experts), stop - start
         self.activation, self.weighs_inputs = kind.activation, kind.routing.weighs_inputs
-        self.most_per_row = min(kind.experts_per_token, len(experts))
         source = ExpertTensors(f"{prefix}.experts", names.experts, kind, hidden)
         rows, columns = [], []
         for place, expert in enumerate(experts):
@@ -75,55 +80,87 @@ class RoutedExperts(nn.Module):
             ]
             self.outer_bias = where.parameter((self.num_experts * hidden,), pieces)
 
-    def forward(self, x: torch.Tensor, gates: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, routes: Routes) -> torch.Tensor:
         if x.is_meta:  # a dry run has no values, and may have hundreds of experts
             return torch.empty_like(x)
         if x.device.type == "cpu":
-            return self.each_on_its_rows(x, gates)
+            return self.each_on_its_rows(x, routes)
+        if fused.takes(x) and len(x) <= FEW_ROWS and self._has_kernels:
+            return self.few(x, routes)
         if x.device.type == "cuda" and x.dtype == torch.bfloat16:
-            return self.grouped(x, gates)
-        return self.each_on_all_rows(x, gates)
+            return self.grouped(x, routes)
+        return self.each_on_all_rows(x, routes)
 
-    def each_on_its_rows(self, x: torch.Tensor, gates: torch.Tensor) -> torch.Tensor:
+    @property
+    def _has_kernels(self) -> bool:
+        return self.activation == "silu" or isinstance(self.activation, ClampedSwiglu)
+
+    def few(self, x: torch.Tensor, routes: Routes) -> torch.Tensor:
+        """Our kernels, which read the weights of the experts that are taken once."""
+        from weft.layers.fused.few_experts import ExpertWeights, few_experts
+        from weft.layers.fused.products import workspace
+
+        weights = ExpertWeights(
+            gate_up=self.gate_up.values,
+            down=self.down.values,
+            inner_bias=self.inner_bias,
+            outer_bias=self.outer_bias,
+            activation=self.activation,
+            weighs_inputs=self.weighs_inputs,
+        )
+        return few_experts(x, routes, weights, workspace=workspace(x.device))
+
+    def each_on_its_rows(self, x: torch.Tensor, routes: Routes) -> torch.Tensor:
         """Sizes come from the values: for the CPU."""
         out = torch.zeros_like(x)
-        for expert in range(self.num_experts):
-            rows = gates[:, expert].nonzero()[:, 0]
-            if len(rows):
-                weighted = self._weighted(expert, x[rows], gates[rows, expert, None])
-                out.index_add_(0, rows, weighted.to(out.dtype))
+        for expert in routes.ids.unique().tolist():
+            if expert < self.num_experts:
+                rows, places = (routes.ids == expert).nonzero(as_tuple=True)
+                weights = routes.weights[rows, places, None]
+                out.index_add_(0, rows, self._weighted(expert, x[rows], weights).to(out.dtype))
         return out
 
-    def each_on_all_rows(self, x: torch.Tensor, gates: torch.Tensor) -> torch.Tensor:
+    def each_on_all_rows(self, x: torch.Tensor, routes: Routes) -> torch.Tensor:
         """Sizes are known before the values: for types that no grouped product takes."""
-        out = torch.zeros_like(x)
+        out, gates = torch.zeros_like(x), routes.gates()
         for expert in range(self.num_experts):
             out += self._weighted(expert, x, gates[:, expert, None]).to(out.dtype)
         return out
 
-    def grouped(self, x: torch.Tensor, gates: torch.Tensor) -> torch.Tensor:
+    def grouped(self, x: torch.Tensor, routes: Routes) -> torch.Tensor:
         """One grouped matrix product for all experts, no sizes on the host (bf16)."""
-        expert_of, row_of = self._by_expert(gates)
-        ends = torch.searchsorted(
-            expert_of, torch.arange(self.num_experts, device=x.device), right=True
-        ).int()
-        gate_up = (
-            self.gate_up.part(slice(None)).view(self.num_experts, -1, x.shape[1]).transpose(1, 2)
-        )
-        down = self.down.part(slice(None)).view(x.shape[1], self.num_experts, -1).permute(1, 2, 0)
-        is_real = expert_of < self.num_experts
+        per_row = routes.ids.shape[1]
+        expert_of, order = routes.ids.flatten().sort(stable=True)
+        every = torch.arange(self.num_experts, device=x.device)
+        ends = torch.searchsorted(expert_of, every, right=True).int()
         place = expert_of.clamp(max=self.num_experts - 1)
-        weights = (gates[row_of, place] * is_real)[:, None]
-        rows = (x[row_of] * weights).to(x.dtype) if self.weighs_inputs else x[row_of]
-        gate, up = self._with_bias(
-            F.grouped_mm(rows, gate_up, offs=ends), self.inner_bias, place
-        ).chunk(2, dim=1)
-        inner = gated(self.activation, gate, up)
+        weights = routes.weights.flatten()[order, None]
+        rows = x[order // per_row]
+        if self.weighs_inputs:
+            rows = (rows * weights).to(x.dtype)
+        count, hidden = self.num_experts, x.shape[1]
+        gate_up = self.gate_up.part(slice(None)).view(count, -1, hidden).transpose(1, 2)
+        down = self.down.part(slice(None)).view(hidden, count, -1).permute(1, 2, 0)
+        products = F.grouped_mm(rows, gate_up, offs=ends)
+        products = self._with_bias(products, self.inner_bias, place)
+        if fused.takes(x) and self.activation == "silu":
+            from weft.layers.fused.elementwise import silu_mul
+
+            inner = silu_mul(products)
+        else:
+            inner = gated(self.activation, *products.chunk(2, dim=1))
         outputs = self._with_bias(F.grouped_mm(inner, down, offs=ends), self.outer_bias, place)
-        outputs = outputs.masked_fill(~is_real[:, None], 0)
+        places = torch.empty_like(order).scatter_(
+            0, order, torch.arange(len(order), device=x.device)
+        )
+        if fused.takes(x):
+            from weft.layers.fused.expert_sums import sum_of_slots
+
+            return sum_of_slots(outputs, places, routes, weighs=not self.weighs_inputs)
         if not self.weighs_inputs:
-            outputs = (outputs * weights).to(x.dtype)
-        return torch.zeros_like(x).index_add_(0, row_of, outputs)
+            outputs = outputs * weights
+        outputs = outputs.masked_fill((expert_of >= count)[:, None], 0)
+        return outputs[places].unflatten(0, (-1, per_row)).sum(dim=1).to(x.dtype)
 
     def _with_bias(
         self, products: torch.Tensor, bias: torch.Tensor | None, place: torch.Tensor
@@ -134,15 +171,6 @@ class RoutedExperts(nn.Module):
             if bias is None
             else products + bias.unflatten(0, (-1, products.shape[1]))[place]
         )
-
-    def _by_expert(self, gates: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(expert, row) of every gate that is not zero, by expert; places left over say expert e."""
-        used = gates.t() != 0
-        experts = torch.arange(self.num_experts, device=gates.device)[:, None].expand_as(used)
-        marked = torch.where(used, experts, self.num_experts).flatten()
-        expert_of, order = marked.sort(stable=True)
-        most = len(gates) * self.most_per_row
-        return expert_of[:most], order[:most] % len(gates)
 
     def _weighted(self, expert: int, x: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """One expert on rows [R, h] with weights [R, 1]."""
@@ -192,8 +220,8 @@ class MixtureOfExperts(nn.Module):
             self.shared_gate = where.parameter((1, hidden), [piece])
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        rows, gates = self.exchange.dispatch(x, self.router(x), self.site)
-        out = self.exchange.combine(self.experts(rows, gates), self.site)
+        rows, routes = self.exchange.dispatch(x, self.router(x), self.site)
+        out = self.exchange.combine(self.experts(rows, routes), self.site)
         if self.shared is None:
             return out
         shared: torch.Tensor = self.shared(x)

@@ -11,14 +11,17 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from weft.layers import fused
 from weft.layers.linear import Placement
+from weft.layers.matrix import linear
+from weft.layers.routes import Routes
 from weft.layers.shards import Piece
 from weft.vocabulary.feed_forward_kinds import Experts
 from weft.vocabulary.tensor_names import TensorNames
 
 
 class Router(nn.Module):
-    """Token rows [R, h] -> gates [R, E] in fp32: zero but for the k experts of a row."""
+    """Token rows [R, h] -> the routes of each to k of E experts."""
 
     def __init__(
         self, kind: Experts, hidden_size: int, prefix: str, names: TensorNames, where: Placement
@@ -41,19 +44,26 @@ class Router(nn.Module):
                 (kind.num_experts,), [_whole(name, (kind.num_experts,))]
             )
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        scores = self._scores(x)
+    def forward(self, x: torch.Tensor) -> Routes:
+        logits = self._logits(x)
+        if fused.installed() and logits.is_cuda:
+            from weft.layers.fused import routing
+
+            if routing.takes(logits, self.rule):
+                return routing.choose(logits, self.correction, self.rule, self.experts_per_token)
+        scores = self._scores(logits)
         chosen = self._merit(scores).topk(self.experts_per_token, dim=-1).indices
         weights = scores.gather(1, chosen)
         if self.rule.normalize:
             weights = weights / weights.sum(dim=-1, keepdim=True)
-        return torch.zeros_like(scores).scatter(1, chosen, weights * self.rule.scale)
+        return Routes(ids=chosen, weights=weights * self.rule.scale, nobody=scores.shape[1])
 
-    def _scores(self, x: torch.Tensor) -> torch.Tensor:
+    def _logits(self, x: torch.Tensor) -> torch.Tensor:
         if self.rule.fp32:
-            logits = F.linear(x.float(), self.weight.float())
-        else:
-            logits = F.linear(x, self.weight, self.bias)
+            return F.linear(x.float(), self.weight.float())
+        return linear(x, self.weight, self.bias)
+
+    def _scores(self, logits: torch.Tensor) -> torch.Tensor:
         if self.rule.scores == "sigmoid":
             return logits.float().sigmoid()
         return logits.softmax(dim=-1, dtype=torch.float32)

@@ -1,0 +1,356 @@
+"""Experts for few rows, bound by reading the weights of those experts that are taken, once.
+
+A slot is one of the R k places of the routes. A block takes one slot and some columns; the first
+slot of an expert does the work for all slots of that expert, the others leave at once, so nothing
+is sorted in front. Two kernels: activation(gate) * up of all slots, and the weighted sums.
+
+Shapes: R rows, k experts a row, S = R k slots, e experts, h hidden size, i inner size.
+Gate and up rows [e (2 i), h] alternate by expert; down [h, e i].
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from triton.language.extra import cuda as tl_cuda
+
+from weft.layers.fused.language import begin, launch_options
+from weft.layers.fused.skinny_linear import LinearWorkspace
+from weft.layers.routes import Routes
+from weft.vocabulary.feed_forward_kinds import Activation, ClampedSwiglu
+
+
+@triton.jit
+def _activated(gate, up, CLAMPED: tl.constexpr, ALPHA: tl.constexpr, LIMIT: tl.constexpr):
+    """Gate and up projection in fp32, as the model's type has them -> their product."""
+    if CLAMPED:
+        gate = tl.minimum(gate, LIMIT)
+        up = tl.minimum(tl.maximum(up, -LIMIT), LIMIT)
+        return gate * tl.sigmoid(ALPHA * gate) * (up + 1)
+    return gate * tl.sigmoid(gate) * up
+
+
+@triton.jit
+def _slots_of(ids_ptr, slot, num_slots, SLOTS: tl.constexpr):
+    """The slot's expert, who else has it [SLOTS], and whether the slot is its first."""
+    slots = tl.arange(0, SLOTS)
+    expert = tl.load(ids_ptr + slot)
+    same = (tl.load(ids_ptr + slots, mask=slots < num_slots, other=-1) == expert).to(tl.int32)
+    first = tl.min(tl.where(same > 0, slots, SLOTS), axis=0)
+    return expert, same, first == slot
+
+
+@triton.jit
+def _some_slots(same, start, SLOTS: tl.constexpr, BLOCK_M: tl.constexpr):
+    """The slots [BLOCK_M] of those marked that come from the ``start``-th on."""
+    place = tl.cumsum(same, axis=0) - 1
+    wanted = start + tl.arange(0, BLOCK_M)
+    matches = (same[:, None] > 0) & (place[:, None] == wanted[None, :])
+    return tl.sum(tl.where(matches, tl.arange(0, SLOTS)[:, None], 0), axis=0)
+
+
+@triton.jit(do_not_specialize=["num_slots"])
+def _inner(
+    x_ptr, w_ptr, bias_ptr, ids_ptr, weights_ptr, inner_ptr, num_slots, num_experts,
+    K: tl.constexpr, WIDTH: tl.constexpr, TOP: tl.constexpr, SLOTS: tl.constexpr,
+    HAS_BIAS: tl.constexpr, WEIGHS_INPUTS: tl.constexpr,
+    CLAMPED: tl.constexpr, ALPHA: tl.constexpr, LIMIT: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, DEPENDENT: tl.constexpr,
+):  # fmt: skip
+    slot = tl.program_id(1)
+    if DEPENDENT:
+        tl_cuda.gdc_wait()
+    expert, same, is_first = _slots_of(ids_ptr, slot, num_slots, SLOTS)
+    if (expert >= num_experts) | (is_first == 0):
+        return
+    columns = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    inner = tl.arange(0, BLOCK_K)
+    has_column = columns < WIDTH
+    w_at = w_ptr + (expert * 2 * WIDTH + columns)[:, None] * K + inner[None, :]
+    up_at = w_at + WIDTH * K
+    count = tl.sum(same, axis=0)
+    element = inner_ptr.dtype.element_ty
+    for start in range(0, count, BLOCK_M):
+        slots = _some_slots(same, start, SLOTS, BLOCK_M)
+        is_slot = start + tl.arange(0, BLOCK_M) < count
+        x_at = x_ptr + (slots // TOP)[None, :] * K + inner[:, None]
+        if WEIGHS_INPUTS:
+            weights = tl.load(weights_ptr + slots, mask=is_slot, other=0.0)
+        acc = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
+        up_acc = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
+        for k in range(0, K, BLOCK_K):
+            has_inner = k + inner < K
+            x = tl.load(x_at + k, mask=is_slot[None, :] & has_inner[:, None], other=0.0)
+            if WEIGHS_INPUTS:
+                x = (x.to(tl.float32) * weights[None, :]).to(x.dtype)
+            mask = has_column[:, None] & has_inner[None, :]
+            w = tl.load(w_at + k, mask=mask, other=0.0, eviction_policy="evict_first")
+            up = tl.load(up_at + k, mask=mask, other=0.0, eviction_policy="evict_first")
+            acc = tl.dot(w, x, acc)
+            up_acc = tl.dot(up, x, up_acc)
+        if HAS_BIAS:
+            bias_at = bias_ptr + expert * 2 * WIDTH + columns
+            acc += tl.load(bias_at, mask=has_column, other=0.0).to(tl.float32)[:, None]
+            up_bias = tl.load(bias_at + WIDTH, mask=has_column, other=0.0)
+            up_acc += up_bias.to(tl.float32)[:, None]
+        gate, up = acc.to(element).to(tl.float32), up_acc.to(element).to(tl.float32)
+        out = _activated(gate, up, CLAMPED, ALPHA, LIMIT).to(element)
+        out_at = inner_ptr + slots[None, :] * WIDTH + columns[:, None]
+        tl.store(out_at, out, mask=is_slot[None, :] & has_column[:, None])
+
+
+@triton.jit
+def _inner_of_one_row(
+    x_ptr, w_ptr, bias_ptr, ids_ptr, weights_ptr, inner_ptr, num_experts,
+    K: tl.constexpr, WIDTH: tl.constexpr,
+    HAS_BIAS: tl.constexpr, WEIGHS_INPUTS: tl.constexpr,
+    CLAMPED: tl.constexpr, ALPHA: tl.constexpr, LIMIT: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, DEPENDENT: tl.constexpr,
+):  # fmt: skip
+    slot = tl.program_id(1)
+    begin(DEPENDENT)
+    expert = tl.load(ids_ptr + slot)
+    if expert >= num_experts:
+        return
+    columns = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    inner = tl.arange(0, BLOCK_K)
+    has_column = columns < WIDTH
+    w_at = w_ptr + (expert * 2 * WIDTH + columns)[:, None] * K + inner[None, :]
+    up_at = w_at + WIDTH * K
+    element = inner_ptr.dtype.element_ty
+    acc = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
+    up_acc = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
+    for k in tl.static_range(0, K, BLOCK_K):
+        mask = has_column[:, None] & (k + inner < K)[None, :]
+        w = tl.load(w_at + k, mask=mask, other=0.0, eviction_policy="evict_first")
+        up = tl.load(up_at + k, mask=mask, other=0.0, eviction_policy="evict_first")
+        x = tl.load(x_ptr + k + inner, mask=k + inner < K, other=0.0).to(tl.float32)
+        if WEIGHS_INPUTS:
+            x = (x * tl.load(weights_ptr + slot)).to(element).to(tl.float32)
+        acc += w.to(tl.float32) * x[None, :]
+        up_acc += up.to(tl.float32) * x[None, :]
+    gate, up = tl.sum(acc, axis=1), tl.sum(up_acc, axis=1)
+    if HAS_BIAS:
+        bias_at = bias_ptr + expert * 2 * WIDTH + columns
+        gate += tl.load(bias_at, mask=has_column, other=0.0).to(tl.float32)
+        up += tl.load(bias_at + WIDTH, mask=has_column, other=0.0).to(tl.float32)
+    gate, up = gate.to(element).to(tl.float32), up.to(element).to(tl.float32)
+    out = _activated(gate, up, CLAMPED, ALPHA, LIMIT).to(element)
+    tl.store(inner_ptr + slot * WIDTH + columns, out, mask=has_column)
+
+
+@triton.jit(do_not_specialize=["num_rows"])
+def _outer(
+    inner_ptr, w_ptr, bias_ptr, ids_ptr, weights_ptr, out_ptr, partial_ptr, counters_ptr,
+    num_rows, num_experts, hidden,
+    WIDTH: tl.constexpr, TOP: tl.constexpr, SLOTS: tl.constexpr,
+    HAS_BIAS: tl.constexpr, WEIGHS_INPUTS: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, DEPENDENT: tl.constexpr,
+):  # fmt: skip
+    tile, slot = tl.program_id(0), tl.program_id(1)
+    num_slots = num_rows * TOP
+    if DEPENDENT:
+        tl_cuda.gdc_wait()
+    expert, same, is_first = _slots_of(ids_ptr, slot, num_slots, SLOTS)
+    columns = tile * BLOCK_N + tl.arange(0, BLOCK_N)
+    has_column = columns < hidden
+    if (expert < num_experts) & (is_first != 0):
+        inner = tl.arange(0, BLOCK_K)
+        w_at = w_ptr + columns.to(tl.int64)[:, None] * num_experts * WIDTH
+        w_at += (expert * WIDTH + inner)[None, :]
+        count = tl.sum(same, axis=0)
+        for start in range(0, count, BLOCK_M):
+            slots = _some_slots(same, start, SLOTS, BLOCK_M)
+            is_slot = start + tl.arange(0, BLOCK_M) < count
+            x_at = inner_ptr + slots[None, :] * WIDTH + inner[:, None]
+            acc = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
+            for k in range(0, WIDTH, BLOCK_K):
+                has_inner = k + inner < WIDTH
+                x = tl.load(x_at + k, mask=is_slot[None, :] & has_inner[:, None], other=0.0)
+                mask = has_column[:, None] & has_inner[None, :]
+                w = tl.load(w_at + k, mask=mask, other=0.0, eviction_policy="evict_first")
+                acc = tl.dot(w, x, acc)
+            if HAS_BIAS:
+                bias = tl.load(bias_ptr + expert * hidden + columns, mask=has_column, other=0.0)
+                acc += bias.to(tl.float32)[:, None]
+            if not WEIGHS_INPUTS:
+                acc *= tl.load(weights_ptr + slots, mask=is_slot, other=0.0)[None, :]
+            at = partial_ptr + slots[None, :] * hidden + columns[:, None]
+            tl.store(at, acc, mask=is_slot[None, :] & has_column[:, None])
+    # The last block of these columns adds up each row's slots, in their order.
+    tl.debug_barrier()
+    if tl.atomic_add(counters_ptr + tile, 1) != num_slots - 1:
+        return
+    tl.store(counters_ptr + tile, 0)
+    if DEPENDENT:
+        tl_cuda.gdc_launch_dependents()
+    for row in range(0, num_rows, BLOCK_M):
+        rows = row + tl.arange(0, BLOCK_M)
+        has_row = rows < num_rows
+        total = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+        for place in range(TOP):
+            slots = rows * TOP + place
+            ids = tl.load(ids_ptr + slots, mask=has_row, other=num_experts)
+            mask = (ids < num_experts)[:, None] & has_column[None, :]
+            at = partial_ptr + slots[:, None] * hidden + columns[None, :]
+            total += tl.load(at, mask=mask, other=0.0, cache_modifier=".cg")
+        out_at = out_ptr + rows[:, None] * hidden + columns[None, :]
+        total = total.to(out_ptr.dtype.element_ty)
+        tl.store(out_at, total, mask=has_row[:, None] & has_column[None, :])
+
+
+@triton.jit
+def _outer_of_one_row(
+    inner_ptr, w_ptr, bias_ptr, ids_ptr, weights_ptr, out_ptr, num_experts, hidden,
+    WIDTH: tl.constexpr, TOP: tl.constexpr, HAS_BIAS: tl.constexpr, WEIGHS_INPUTS: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, DEPENDENT: tl.constexpr,
+):  # fmt: skip
+    columns = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    has_column = columns < hidden
+    flat = tl.arange(0, BLOCK_K)
+    row_at = w_ptr + columns.to(tl.int64)[:, None] * num_experts * WIDTH
+    acc = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
+    begin(DEPENDENT)
+    # The slots' inner rows lie side by side: one long row against the experts' columns.
+    for start in tl.static_range(0, TOP * WIDTH, BLOCK_K):
+        at = start + flat
+        slots = at // WIDTH
+        inside = at < TOP * WIDTH
+        experts = tl.load(ids_ptr + slots, mask=inside, other=num_experts)
+        inside = inside & (experts < num_experts)
+        w_at = row_at + (experts * WIDTH + at % WIDTH)[None, :]
+        mask = has_column[:, None] & inside[None, :]
+        w = tl.load(w_at, mask=mask, other=0.0, eviction_policy="evict_first")
+        x = tl.load(inner_ptr + at, mask=inside, other=0.0).to(tl.float32)
+        if not WEIGHS_INPUTS:
+            x *= tl.load(weights_ptr + slots, mask=inside, other=0.0)
+        acc += w.to(tl.float32) * x[None, :]
+    out = tl.sum(acc, axis=1)
+    if HAS_BIAS:
+        for place in tl.static_range(TOP):
+            expert = tl.load(ids_ptr + place)
+            mask = has_column & (expert < num_experts)
+            bias = tl.load(bias_ptr + expert * hidden + columns, mask=mask, other=0.0)
+            bias = bias.to(tl.float32)
+            if not WEIGHS_INPUTS:
+                bias *= tl.load(weights_ptr + place)
+            out += bias
+    tl.store(out_ptr + columns, out.to(out_ptr.dtype.element_ty), mask=has_column)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpertTile:
+    """How the work of one of the two kernels is divided: block sizes, warps, pipeline stages."""
+
+    block_n: int
+    block_k: int
+    num_warps: int = 4
+    num_stages: int = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpertTiles:
+    """Of both kernels."""
+
+    inner: ExpertTile
+    outer: ExpertTile
+
+
+ONE_ROW = ExpertTiles(
+    inner=ExpertTile(block_n=4, block_k=2048), outer=ExpertTile(block_n=4, block_k=2048)
+)
+SOME_ROWS = ExpertTiles(
+    inner=ExpertTile(block_n=64, block_k=64, num_stages=4),
+    outer=ExpertTile(block_n=64, block_k=64, num_stages=4),
+)
+MAX_ROWS = 64
+_ROWS_AT_ONCE = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpertWeights:
+    """gate_up [e 2 i, h], down [h, e i], biases [e 2 i] and [e h]; how they are used."""
+
+    gate_up: torch.Tensor
+    down: torch.Tensor
+    inner_bias: torch.Tensor | None
+    outer_bias: torch.Tensor | None
+    activation: Activation
+    weighs_inputs: bool
+
+    @property
+    def options(self) -> dict[str, bool | float]:
+        """Of the first kernel."""
+        clamp = self.activation if isinstance(self.activation, ClampedSwiglu) else None
+        return {
+            "HAS_BIAS": self.inner_bias is not None,
+            "WEIGHS_INPUTS": self.weighs_inputs,
+            "CLAMPED": clamp is not None,
+            "ALPHA": clamp.alpha if clamp else 0.0,
+            "LIMIT": clamp.limit if clamp else 0.0,
+        }
+
+
+def few_experts(
+    x: torch.Tensor,
+    routes: Routes,
+    weights: ExpertWeights,
+    *,
+    workspace: LinearWorkspace,
+    tiles: ExpertTiles | None = None,
+) -> torch.Tensor:
+    """Rows x [R, h] (R <= 64) -> weighted sums of their experts' outputs [R, h]."""
+    (num_rows, hidden), top = x.shape, routes.ids.shape[1]
+    tiles = tiles or (ONE_ROW if num_rows == 1 else SOME_ROWS)
+    width = weights.down.shape[1] // routes.nobody
+    inner = x.new_empty((num_rows * top, width))
+    _inner_rows(x, routes, weights, inner, tiles.inner)
+    out = torch.empty_like(x)
+    biased = weights.outer_bias is not None
+    given = (
+        inner, weights.down, weights.outer_bias if biased else x, routes.ids, routes.weights, out
+    )  # fmt: skip
+    tile = tiles.outer
+    options = {
+        "WIDTH": width, "TOP": top, "HAS_BIAS": biased, "WEIGHS_INPUTS": weights.weighs_inputs,
+        "BLOCK_N": tile.block_n, "num_warps": tile.num_warps, **launch_options(x),
+    }  # fmt: skip
+    blocks = triton.cdiv(hidden, tile.block_n)
+    if num_rows == 1:
+        block_k = min(tile.block_k, triton.next_power_of_2(top * width))
+        _outer_of_one_row[(blocks,)](*given, routes.nobody, hidden, BLOCK_K=block_k, **options)
+        return out
+    assert num_rows * top * hidden <= workspace.partial.numel()
+    _outer[(blocks, num_rows * top)](
+        *given, workspace.partial, workspace.counters, num_rows, routes.nobody, hidden,
+        SLOTS=triton.next_power_of_2(num_rows * top), BLOCK_M=_ROWS_AT_ONCE,
+        BLOCK_K=min(tile.block_k, max(16, triton.next_power_of_2(width))),
+        num_stages=tile.num_stages, **options,
+    )  # fmt: skip
+    return out
+
+
+def _inner_rows(
+    x: torch.Tensor, routes: Routes, weights: ExpertWeights, inner: torch.Tensor, tile: ExpertTile
+) -> None:
+    """The slots' inner rows [S, i]."""
+    (num_slots, width), hidden = inner.shape, x.shape[1]
+    bias = weights.inner_bias if weights.inner_bias is not None else x
+    given = x, weights.gate_up, bias, routes.ids, routes.weights, inner
+    block_k = min(tile.block_k, max(16, triton.next_power_of_2(hidden)))
+    options = {
+        "K": hidden, "WIDTH": width, "BLOCK_N": tile.block_n, "BLOCK_K": block_k,
+        "num_warps": tile.num_warps, **weights.options, **launch_options(x),
+    }  # fmt: skip
+    grid = triton.cdiv(width, tile.block_n), num_slots
+    if len(x) == 1:
+        _inner_of_one_row[grid](*given, routes.nobody, **options)
+        return
+    _inner[grid](
+        *given, num_slots, routes.nobody, TOP=routes.ids.shape[1],
+        SLOTS=triton.next_power_of_2(num_slots), BLOCK_M=_ROWS_AT_ONCE,
+        num_stages=tile.num_stages, **options,
+    )  # fmt: skip
