@@ -15,7 +15,7 @@ import math
 from array import array
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
 import numpy as np
@@ -63,16 +63,8 @@ class ClockOffset:
         return self.offset_us + self.drift_ppm * 1e-6 * (time_us - self.origin_us)
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "rank": self.rank,
-            "reference": self.reference,
-            "offset_us": round(self.offset_us, 3),
-            "low_us": None if self.low_us is None else round(self.low_us, 3),
-            "high_us": None if self.high_us is None else round(self.high_us, 3),
-            "drift_ppm": round(self.drift_ppm, 3),
-            "contradiction_us": round(self.contradiction_us, 3),
-            "consistent": self.is_consistent,
-        }
+        values = asdict(self) | {"consistent": self.is_consistent}
+        return {k: round(v, 3) if isinstance(v, float) else v for k, v in values.items()}
 
 
 @dataclass

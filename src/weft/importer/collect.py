@@ -7,17 +7,18 @@ import tempfile
 from array import array
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 from weft.importer.calls import MOST_RANKS, join_layers
 from weft.importer.events import Event, decode_args, decode_correlation, dtype_name
 from weft.importer.execution_trace import ExecutionTraceReader, is_execution_trace
-from weft.importer.labels import StepLabel, parse_label
+from weft.importer.labels import parse_label
 from weft.importer.layers import LAYER_KINDS, Layer, Layers
 from weft.importer.nsys import MAGIC, NsysReader, exported
 from weft.importer.overlap import merged, set_overlaps
+from weft.importer.phases import attribute
 from weft.importer.rank_trace import ProcessGroup, RankTrace, TracedStep
 from weft.importer.reader import TraceReader
 from weft.importer.sources import Kind, Moved, classify
@@ -27,20 +28,12 @@ _MATRICES_LOOKED_AT: Final = 200
 _RANK_IN_FILE_NAME: Final = re.compile(r"(?:^|[^a-z])(?:rank|tp)[-_]?(\d+)", re.IGNORECASE)
 
 
-@dataclass(kw_only=True, slots=True)
-class _OpenStep:
-    label: StepLabel
-    start_us: float
-    end_us: float
-    external_id: Any
-
-
 class _Collector:
     def __init__(self) -> None:
         self.layers = Layers()
         self.num_events = 0
         self.compute_starts, self.compute_ends = array("d"), array("d")
-        self._steps: list[_OpenStep] = []
+        self._steps: list[tuple[TracedStep, Any]] = []
         self._device_spans: dict[Any, tuple[float, float]] = {}
         self._dtypes: Counter[str] = Counter()
         self._matrices_seen = 0
@@ -101,34 +94,21 @@ class _Collector:
         elif kind is Kind.STEP_ON_DEVICE:
             self._device_spans[args.external_id] = (event.ts, event.ts + event.dur)
         elif label := parse_label(event.name):
-            self._steps.append(
-                _OpenStep(
-                    label=label,
-                    start_us=event.ts,
-                    end_us=event.ts + event.dur,
-                    external_id=args.external_id,
-                )
-            )
+            step = TracedStep(label=label, start_us=event.ts, end_us=event.ts + event.dur)
+            self._steps.append((step, args.external_id))
 
     def steps(self) -> list[TracedStep]:
+        """In order of time, with the spans of their kernels where the trace links them."""
+        self._device_spans.pop(None, None)
         found = []
-        for step in sorted(self._steps, key=lambda step: step.start_us):
-            linked = step.external_id is not None
-            span = self._device_spans.get(step.external_id) if linked else None
-            found.append(
-                TracedStep(
-                    label=step.label,
-                    start_us=step.start_us,
-                    end_us=step.end_us,
-                    device_start_us=span[0] if span else None,
-                    device_end_us=span[1] if span else None,
-                )
-            )
+        for step, identity in sorted(self._steps, key=lambda pair: pair[0].start_us):
+            start, end = self._device_spans.get(identity, (None, None))
+            found.append(replace(step, device_start_us=start, device_end_us=end))
         return found
 
 
 def read_rank(path: Path, on_bytes: Callable[[int], None] | None = None) -> RankTrace:
-    """Read one trace file. Raises FileFormatError where it is no trace."""
+    """Read one trace file, its calls in their steps. Raises FileFormatError where it is no trace."""
     if path.suffix == ".nsys-rep":
         with tempfile.TemporaryDirectory(prefix="weft-nsys-") as folder:
             return replace(read_rank(exported(path, folder), on_bytes), path=path)
@@ -141,7 +121,7 @@ def read_rank(path: Path, on_bytes: Callable[[int], None] | None = None) -> Rank
     calls, ignored = join_layers(collector.layers)
     starts, ends = merged(collector.compute_starts, collector.compute_ends)
     set_overlaps(calls, starts, ends)
-    return RankTrace(
+    trace = RankTrace(
         path=path,
         rank=_below(MOST_RANKS, distributed.get("rank"), _rank_in_name(path)),
         world_size=_below(MOST_RANKS + 1, distributed.get("world_size")),
@@ -160,6 +140,8 @@ def read_rank(path: Path, on_bytes: Callable[[int], None] | None = None) -> Rank
         num_graph_launches=len(collector.layers.graphs),
         is_timed=not isinstance(reader, ExecutionTraceReader),
     )
+    attribute(trace)
+    return trace
 
 
 def _reader(path: Path) -> type[TraceReader | NsysReader | ExecutionTraceReader]:

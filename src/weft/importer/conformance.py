@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any, Final, Literal
 
 from weft.closed_form.schedule import StepRows, rows_of_steps
@@ -20,11 +20,13 @@ from weft.vocabulary.comparison import RowComparison, compare
 from weft.vocabulary.conventions import Conventions
 from weft.vocabulary.schedule import Collective, Schedule, merge_rows
 
+Rows = dict[tuple[Any, ...], Collective]
 ModelSource = Literal["given", "dimensions", "matched", "trace"]
 _NAME_IT: Final = "name the model to check it"
 PROMPT_LOGPROBS: Final = (
     "requests ask for prompt_logprobs: the logits of prompt tokens are gathered"
 )
+_TOLD: Final = frozenset({"input_shape", "output_shape", "dtype"})
 _EXPERT_COLUMNS: Final = 256
 """vLLM pads the outputs of quantized experts to a multiple of this."""
 
@@ -115,14 +117,12 @@ def judge(evidence: Evidence) -> Conformance:
         return Conformance(conforms=None, verdict="not checked", reason=obstacle)
     actual, conventions = evidence.schedule, evidence.conventions
     assert conventions is not None
-    of_step = _StepSchedules(evidence, conventions)
-    expected = of_step.of_run()
-    settings = _settings(expected, evidence, conventions)
-    rows = tuple(compare(replace(actual, collectives=settings.rows), actual))
+    expected = _Expected(evidence, conventions)
+    rows = tuple(compare(replace(actual, collectives=expected.of_run()), actual))
     multiple = None if conventions.logits == "candidates" else conventions.vocab_multiple
     differences = tuple(evidence.facts.differences(actual.model, multiple))
     faults = list(_faults(rows, differences, evidence))
-    deviations = tuple(_deviations(settings, evidence, of_step))
+    deviations = tuple(_deviations(expected.of_ranks, evidence))
     if deviations and not faults:
         faults.append(f"{len(deviations)} calls are in another step than theirs")
     if deviations:
@@ -134,76 +134,114 @@ def judge(evidence: Evidence) -> Conformance:
         reason=reason,
         rows=rows,
         differences=differences,
-        notes=tuple(settings.notes),
+        notes=tuple(expected.notes),
         deviations=deviations[:MOST_DEVIATIONS],
     )
 
 
-class _StepSchedules:
-    """The closed form of single steps, as far as the trace tells rows apart."""
+class _Expected:
+    """The rows of each step of each rank, with what the engine's settings and requests add.
+
+    ``notes`` name those settings.
+    """
 
     def __init__(self, evidence: Evidence, conventions: Conventions) -> None:
         self.evidence, self.conventions = evidence, conventions
-        self.of = lru_cache(maxsize=None)(self._of)
+        self.notes: dict[str, None] = {}
+        usual = cache(self._usual)
+        stage_of = evidence.run.layout.stage_of
+        self.of_ranks: dict[int, list[Rows]] = {
+            rank: [dict(usual(stage_of(rank), step)) for step in evidence.steps(rank)]
+            for rank in evidence.traces
+        }
+        self._add_settings()
 
-    def _of(self, stage: int, step: StepRows) -> tuple[Collective, ...]:
+    def _usual(self, stage: int, step: StepRows) -> Rows:
+        """The closed form of one step, as far as the trace tells rows apart."""
         schedule = self.evidence.schedule
         rows = rows_of_steps(schedule.model, schedule.layout, [step], self.conventions, [stage])
-        return loosened(rows, schedule.collectives)
+        return {row.key: row for row in loosened(rows, schedule.collectives)}
+
+    def _add_settings(self) -> None:
+        usual = {
+            key: row
+            for steps in self.of_ranks.values()
+            for rows in steps
+            for key, row in rows.items()
+        }
+        gathering = {(row.stage, row.phase) for row in usual.values() if row.op == "all_gather"}
+        stage_of = self.evidence.run.layout.stage_of
+        of_prompts: dict[tuple[int, int], Rows] = defaultdict(dict)
+        for rank, calls in self.evidence.tally.calls.items():
+            for number, placed in calls.items():
+                counts = Counter(row for row, *_ in placed if row.key not in usual)
+                for row, count in counts.items():
+                    if self._is_of_prompts(row) and (row.stage, row.phase) in gathering:
+                        own = of_prompts[stage_of(rank), number]
+                        own[row.key] = max(
+                            own.get(row.key, row), replace(row, count=count), key=_count
+                        )
+                    else:
+                        self._take_padded(row, count, self.of_ranks[rank][number])
+        for (stage, number), rows in of_prompts.items():
+            for rank, steps in self.of_ranks.items():
+                if stage_of(rank) == stage and number < len(steps):
+                    steps[number] |= rows
+        if of_prompts:
+            self.notes[PROMPT_LOGPROBS] = None
+
+    def _is_of_prompts(self, row: Collective) -> bool:
+        """Whether the logits of prompt tokens are gathered; requests decide how often."""
+        schedule = self.evidence.schedule
+        shard = self.conventions.logits_shard(schedule.model.vocab_size, schedule.layout.tp)
+        is_logits = row.op == "all_gather" and row.group == "tp" and _width(row) == shard
+        return is_logits and row.phase in ("prefill", "mixed")
+
+    def _take_padded(self, row: Collective, count: int, rows: Rows) -> None:
+        """Every second all-reduce of a step, the experts', may have padded columns."""
+        hidden = self.evidence.schedule.model.hidden_size
+        padded = -(-hidden // _EXPERT_COLUMNS) * _EXPERT_COLUMNS
+        if (
+            row.op != "all_reduce"
+            or row.group != "tp"
+            or _width(row) != padded
+            or row.input_shape is None
+        ):
+            return
+        plain = (row.input_shape[0], hidden)
+        whole = rows.get(replace(row, input_shape=plain, output_shape=plain).key)
+        if whole is not None and whole.count < 4 * count:
+            half = whole.count // 2
+            rows |= {
+                whole.key: replace(whole, count=whole.count - half),
+                row.key: replace(row, count=half),
+            }
+            self.notes[f"the experts' outputs are padded to {padded} columns"] = None
 
     def of_run(self) -> tuple[Collective, ...]:
-        """The steps that the labels of each stage name, of the replica with the most of a kind."""
-        most: dict[tuple[Any, ...], Collective] = {}
-        for (_, stage), rank in self.evidence.stages.items():
-            steps = self.evidence.steps(rank)
-            for row in merge_rows(row for step in steps for row in self.of(stage, step)):
-                if row.key not in most or most[row.key].count < row.count:
-                    most[row.key] = row
+        """The steps of each stage together, of the replica with the most of a kind."""
+        most: Rows = {}
+        for rank in self.evidence.stages.values():
+            for row in merge_rows(row for rows in self.of_ranks[rank] for row in rows.values()):
+                most[row.key] = max(most.get(row.key, row), row, key=_count)
         return merge_rows(most.values())
 
 
-def _deviations(
-    settings: _Settings, evidence: Evidence, schedules: _StepSchedules
-) -> list[Deviation]:
+def _count(row: Collective) -> int:
+    return row.count
+
+
+def _width(row: Collective) -> int | None:
+    return row.input_shape[1] if row.input_shape and len(row.input_shape) == 2 else None
+
+
+def _deviations(expected: Mapping[int, Sequence[Rows]], evidence: Evidence) -> list[Deviation]:
     """Every call that differs, step by step and rank by rank, earliest first."""
-    run = evidence.run
-    calls = {
-        rank: {
-            step: [(settings.usual.get(r.key, r), begin, end) for r, begin, end in placed]
-            for step, placed in steps.items()
-        }
-        for rank, steps in evidence.tally.calls.items()
-    }
-    beyond = _beyond(settings, evidence)
-    wanted = {
-        rank: [
-            {row.key: row for row in schedules.of(run.layout.stage_of(rank), step)}
-            | beyond.get((run.layout.stage_of(rank), number), {})
-            for number, step in enumerate(evidence.steps(rank))
-        ]
-        for rank in evidence.traces
-    }
-    locator = Locator(run, evidence.traces, calls, evidence.schedule.model)
-    found = [*locator.deviations(wanted), *map(_unexplained, evidence.tally.unexplained)]
+    locator = Locator(evidence.run, evidence.traces, evidence.tally.calls, evidence.schedule.model)
+    found = [*locator.deviations(expected), *map(_unexplained, evidence.tally.unexplained)]
     found.sort(key=lambda d: (d.step is None, d.step or 0, d.time_us))
     is_timed = all(trace.is_timed for trace in evidence.traces.values())
     return found if is_timed else [replace(d, time_us=None) for d in found]
-
-
-def _beyond(
-    settings: _Settings, evidence: Evidence
-) -> dict[tuple[int, int], dict[tuple[Any, ...], Collective]]:
-    """Rows that requests add, by stage and step: as often as the rank with most of them has them."""
-    found: dict[tuple[int, int], dict[tuple[Any, ...], Collective]] = defaultdict(dict)
-    for rank, steps in evidence.tally.calls.items():
-        for step, placed in steps.items():
-            own = found[evidence.run.layout.stage_of(rank), step]
-            counts = Counter(row.key for row, *_ in placed if row.key in settings.beyond)
-            rows = {row.key: row for row, *_ in placed}
-            for key, count in counts.items():
-                if key not in own or own[key].count < count:
-                    own[key] = replace(rows[key], count=count)
-    return found
 
 
 def _unexplained(calls: OtherCalls) -> Deviation:
@@ -211,12 +249,8 @@ def _unexplained(calls: OtherCalls) -> Deviation:
         kind="unexplained",
         rank=calls.ranks[0],
         stage=calls.stage,
-        step=None,
         phase=calls.phase,
-        layer=None,
-        part=None,
         op=calls.name,
-        shape=None,
         time_us=calls.first_us or 0.0,
     )
 
@@ -320,79 +354,19 @@ def _unknown_dimension(evidence: Evidence) -> list[str]:
     return [f"the traces do not show the model's {' and '.join(unknown)}"] if unknown else []
 
 
-@dataclass(kw_only=True)
-class _Settings:
-    """The expected rows with what a setting of the engine or of its requests adds to them.
-
-    ``beyond``: keys of rows that the usual schedule lacks; ``usual``: for a row that takes
-    the place of another one, that other one; ``notes`` name the settings.
-    """
-
-    rows: tuple[Collective, ...]
-    beyond: set[tuple[Any, ...]] = field(default_factory=set)
-    usual: dict[tuple[Any, ...], Collective] = field(default_factory=dict)
-    notes: dict[str, None] = field(default_factory=dict)
-
-
-def _settings(
-    expected: Sequence[Collective], evidence: Evidence, conventions: Conventions
-) -> _Settings:
-    wanted = {row.key: row for row in expected}
-    found = _Settings(rows=())
-    spec, layout = evidence.schedule.model, evidence.schedule.layout
-    shard = conventions.logits_shard(spec.vocab_size, layout.tp)
-    padded = -(-spec.hidden_size // _EXPERT_COLUMNS) * _EXPERT_COLUMNS
-    for row in evidence.schedule.collectives:
-        shape = row.input_shape
-        if row.key in wanted or shape is None or len(shape) != 2 or row.group != "tp":
-            continue
-        if shape[1] == shard and row.phase in ("prefill", "mixed") and _is_logits(row, expected):
-            wanted[row.key] = row
-            found.beyond.add(row.key)
-            found.notes[PROMPT_LOGPROBS] = None
-        elif row.op == "all_reduce" and shape[1] == padded != spec.hidden_size:
-            plain = (shape[0], spec.hidden_size)
-            whole = wanted.get(replace(row, input_shape=plain, output_shape=plain).key)
-            if whole is not None and whole.count >= 2 * row.count:
-                wanted[whole.key] = replace(whole, count=whole.count - row.count)
-                wanted[row.key] = row
-                found.usual[row.key] = whole
-                found.notes[f"the experts' outputs are padded to {padded} columns"] = None
-    found.rows = tuple(wanted.values())
-    return found
-
-
-def _is_logits(row: Collective, expected: Sequence[Collective]) -> bool:
-    """Whether the schedule has another all-gather of the vocabulary's shards in this phase."""
-    return row.op == "all_gather" and any(
-        other.op == "all_gather" and (other.phase, other.stage) == (row.phase, row.stage)
-        for other in expected
-    )
-
-
 def loosened(
     expected: Iterable[Collective], actual: Iterable[Collective]
 ) -> tuple[Collective, ...]:
     """Drop from expected rows what no row of their kind in the trace tells: shapes, dtype."""
-    shapes: dict[tuple[Any, ...], bool] = defaultdict(bool)
-    dtypes: dict[tuple[Any, ...], bool] = defaultdict(bool)
+    told: dict[tuple[Any, ...], frozenset[str]] = defaultdict(frozenset)
     for row in actual:
-        shapes[_kind(row)] |= row.input_shape is not None
-        dtypes[_kind(row)] |= row.dtype is not None
-    return merge_rows(_like(row, shapes, dtypes) for row in expected)
+        told[_kind(row)] |= {name for name in _TOLD if getattr(row, name) is not None}
 
+    def like(row: Collective) -> Collective:
+        unknown: dict[str, Any] = dict.fromkeys(_TOLD - told.get(_kind(row), _TOLD))
+        return replace(row, **unknown)
 
-def _like(
-    row: Collective,
-    shapes: Mapping[tuple[Any, ...], bool],
-    dtypes: Mapping[tuple[Any, ...], bool],
-) -> Collective:
-    kind = _kind(row)
-    if kind in shapes and not shapes[kind]:
-        row = replace(row, input_shape=None, output_shape=None)
-    if kind in dtypes and not dtypes[kind]:
-        row = replace(row, dtype=None)
-    return row
+    return merge_rows(map(like, expected))
 
 
 def _kind(row: Collective) -> tuple[Any, ...]:
@@ -402,15 +376,9 @@ def _kind(row: Collective) -> tuple[Any, ...]:
 def explain(row: RowComparison) -> str:
     """One sentence on a row that is not equal."""
     call = row.row
-    where = f"stage {call.stage}, {call.phase}: {call.op} {_shape(call)} over {call.group}"
-    if row.verdict == "missing" and row.expected:
-        return f"{where}: {row.expected.count} calls expected, none in the trace"
-    if row.verdict == "surplus" and row.actual:
-        return f"{where}: {row.actual.count} calls in the trace, none expected"
-    assert row.expected is not None
-    assert row.actual is not None
-    return f"{where}: {row.expected.count} calls expected, {row.actual.count} in the trace"
-
-
-def _shape(row: Collective) -> str:
-    return "of unknown size" if row.input_shape is None else f"{list(row.input_shape)}"
+    size = "of unknown size" if call.input_shape is None else f"{list(call.input_shape)}"
+    expected, actual = (side.count if side else "none" for side in (row.expected, row.actual))
+    return (
+        f"stage {call.stage}, {call.phase}: {call.op} {size} over {call.group}: "
+        f"{expected} calls expected, {actual} in the trace"
+    )

@@ -56,28 +56,24 @@ def gains(
     best: BestTime | None = None,
 ) -> list[Gain]:
     """A Gain of each phase that has steps."""
-    found = []
-    for phase in ("prefill", "mixed", "decode"):
-        steps = [
-            step.end_us - step.start_us
-            for trace in traces.values()
-            for step in trace.busy_steps
-            if step.label.phase == phase
-        ]
-        if steps:
-            found.append(
-                _gain(phase, steps, traces, [m for m in rows if m.row.phase == phase], best)
-            )
-    return found
+    found = (_gain(phase, traces, rows, best) for phase in ("prefill", "mixed", "decode"))
+    return [gain for gain in found if gain is not None]
 
 
 def _gain(
     phase: str,
-    steps: list[float],
     traces: Mapping[int, RankTrace],
-    rows: list[MeasuredRow],
+    rows: tuple[MeasuredRow, ...],
     best: BestTime | None,
-) -> Gain:
+) -> Gain | None:
+    steps = [
+        step.end_us - step.start_us
+        for trace in traces.values()
+        for step in trace.busy_steps
+        if step.label.phase == phase
+    ]
+    if not steps:
+        return None
     calls = [
         call
         for trace in traces.values()
@@ -86,7 +82,7 @@ def _gain(
     ]
     is_split = bool(calls) and all(call.wait_us is not None for call in calls)
     waiting = sum(call.wait_us or 0.0 for call in calls)
-    faster, algorithms = _faster(rows, best)
+    faster, algorithms = _faster([m for m in rows if m.row.phase == phase], best)
     per_rank_steps = len(steps) / len(traces)
     return Gain(
         phase=phase,

@@ -35,31 +35,22 @@ class TraceBytes:
             raise FileFormatError(f"{self.path}: cannot read it ({error.strerror})") from None
 
     def _inflated(self, file: IO[bytes]) -> Iterator[bytes]:
-        member = zlib.decompressobj(31)
-        packed, between_members = b"", False
+        """Members one after another; padding after the last."""
+        member, packed = zlib.decompressobj(31), b""
         try:
-            while packed or (packed := self._read(file, PIECE_BYTES // 4)):
-                if between_members and not packed.strip(b"\0"):
-                    packed = b""
-                    continue
-                piece = member.decompress(packed, PIECE_BYTES)
-                packed, between_members = member.unconsumed_tail, False
+            while (packed := packed or self._read(file, PIECE_BYTES // 4)) or not member.eof:
+                if member.eof:
+                    packed = packed.lstrip(b"\0")
+                    member = zlib.decompressobj(31) if packed else member
+                piece = b"" if member.eof else member.decompress(packed, PIECE_BYTES)
+                if not (piece or packed):
+                    break
+                packed = member.unconsumed_tail or member.unused_data
                 if piece:
                     yield piece
-                if member.eof:
-                    packed, member, between_members = (
-                        member.unused_data,
-                        zlib.decompressobj(31),
-                        True,
-                    )
-            yield from () if between_members else self._rest(member)
+            self.truncated = not member.eof
         except zlib.error:
             self.truncated = True
-
-    def _rest(self, member: zlib._Decompress) -> Iterator[bytes]:
-        while piece := member.decompress(b"", PIECE_BYTES):
-            yield piece
-        self.truncated = not member.eof
 
     def _plain(self, file: IO[bytes]) -> Iterator[bytes]:
         while piece := self._read(file, PIECE_BYTES):

@@ -37,13 +37,13 @@ class Deviation:
     kind: Literal["missing", "surplus", "unexplained"]
     rank: int
     stage: int
-    step: int | None
     phase: str
-    layer: int | None
-    part: str | None
     op: str
-    shape: tuple[int, ...] | None
     time_us: float | None
+    step: int | None = None
+    layer: int | None = None
+    part: str | None = None
+    shape: tuple[int, ...] | None = None
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self) | {"text": self.text()}

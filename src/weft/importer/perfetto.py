@@ -13,6 +13,10 @@ from weft.importer.imported import ImportedTrace
 from weft.importer.rank_trace import RankTrace, TracedCall
 
 _LANES: Final = {"steps": 1, "communication": 2, "compute": 3, "host communication": 4}
+_ARGUMENTS: Final = (
+    "source", "input_shape", "tensors", "input_elements", "dtype", "step", "wait_us",
+    "transfer_us", "overlapped_us",
+)  # fmt: skip
 
 
 def write_perfetto(imported: ImportedTrace, path: Path) -> None:
@@ -56,17 +60,7 @@ def _of_rank(trace: RankTrace, imported: ImportedTrace, rank: int) -> Iterator[d
 
 
 def _call_arguments(call: TracedCall) -> dict[str, Any]:
-    values = {
-        "source": call.source,
-        "shape": call.input_shape,
-        "tensors": [shape for shape, _ in call.tensors] if call.tensors else None,
-        "elements": call.input_elements,
-        "dtype": call.dtype,
-        "step": call.step,
-        "wait_us": call.wait_us,
-        "transfer_us": call.transfer_us,
-        "overlapped_us": call.overlapped_us,
-    }
+    values = {name: getattr(call, name) for name in _ARGUMENTS}
     return {name: value for name, value in values.items() if value is not None}
 
 

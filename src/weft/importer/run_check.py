@@ -63,16 +63,10 @@ def _completed(traces: Sequence[RankTrace]) -> list[RankTrace]:
 def _check_alike(traces: Sequence[RankTrace]) -> None:
     first = traces[0]
     for other in traces[1:]:
-        for what, one, two in (
-            ("world size", first.world_size, other.world_size),
-            ("backend", first.backend, other.backend),
-            ("engine version", first.engine_version, other.engine_version),
-        ):
+        for name in ("world_size", "backend", "engine_version"):
+            one, two = getattr(first, name), getattr(other, name)
             if one != two:
-                raise FileFormatError(
-                    f"{first.path} and {other.path}: ranks of different runs "
-                    f"({what} {one} and {two}); give the files of one run"
-                )
+                raise _different(first, other, f"{name.replace('_', ' ')} {one} and {two}")
 
 
 def check_steps(traces: Mapping[int, RankTrace], layout: Layout) -> list[str]:
@@ -94,11 +88,8 @@ def check_steps(traces: Mapping[int, RankTrace], layout: Layout) -> list[str]:
 def _lacking(trace: RankTrace, longest: RankTrace) -> str | None:
     missing = len(longest.busy_steps) - len(trace.busy_steps)
     if not (trace.truncated or longest.truncated or same_steps(trace, longest)):
-        raise FileFormatError(
-            f"{longest.path} and {trace.path}: ranks of different runs (their steps differ: "
-            f"{len(longest.busy_steps)} and {len(trace.busy_steps)} with requests); "
-            "give the files of one run"
-        )
+        counts = f"{len(longest.busy_steps)} and {len(trace.busy_steps)} with requests"
+        raise _different(longest, trace, f"their steps differ: {counts}")
     if not missing:
         return None
     return f"{trace.path.name} lacks {missing} of the {len(longest.busy_steps)} steps of {longest.path.name}"
@@ -114,10 +105,7 @@ def check_models(facts: Mapping[int, ModelFacts], traces: Mapping[int, RankTrace
                 seen.setdefault(value, rank)
         if len(seen) > 1:
             (one, first), (two, second) = list(seen.items())[:2]
-            raise FileFormatError(
-                f"{traces[first].path} and {traces[second].path}: ranks of different runs "
-                f"({name} {one} and {two}); give the files of one run"
-            )
+            raise _different(traces[first], traces[second], f"{name} {one} and {two}")
 
 
 def _may_be_slices(facts: ModelFacts) -> bool:
@@ -131,7 +119,6 @@ def check_clocks(clocks: Mapping[int, ClockOffset], traces: Mapping[int, RankTra
     """Notes on clocks that do not agree; FileFormatError where they cannot be of one run."""
     notes = []
     for rank, clock in clocks.items():
-        files = f"{traces[clock.reference].path} and {traces[rank].path}"
         apart = _certainly_apart(clock)
         if clock.contradiction_us > _MOST_CONTRADICTION_US or apart > _MOST_APART_US:
             how = (
@@ -140,9 +127,8 @@ def check_clocks(clocks: Mapping[int, ClockOffset], traces: Mapping[int, RankTra
                 if clock.contradiction_us > _MOST_CONTRADICTION_US
                 else f"their clocks are {apart / 1e6:,.0f} s apart"
             )
-            raise FileFormatError(
-                f"{files}: ranks of different runs, or a clock that was set ({how}); "
-                "give the files of one run"
+            raise _different(
+                traces[clock.reference], traces[rank], how, ", or a clock that was set"
             )
         if not clock.is_consistent:
             notes.append(
@@ -155,6 +141,13 @@ def check_clocks(clocks: Mapping[int, ClockOffset], traces: Mapping[int, RankTra
                 f"against that of rank {clock.reference}; times are corrected for it"
             )
     return notes
+
+
+def _different(one: RankTrace, two: RankTrace, how: str, or_else: str = "") -> FileFormatError:
+    return FileFormatError(
+        f"{one.path} and {two.path}: ranks of different runs{or_else} ({how}); "
+        "give the files of one run"
+    )
 
 
 def _certainly_apart(clock: ClockOffset) -> float:

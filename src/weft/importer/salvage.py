@@ -12,72 +12,52 @@ import msgspec
 
 from weft.importer.events import Event
 
-CUT: Final = re.compile(rb'\}\s*,\s*(?=\{\s*"(?:ph|name|cat|pid|tid|ts|dur|id|args|s)"\s*:)')
-_ONE: Final = msgspec.json.Decoder(Event)
-_MOST_JOINED: Final = 8
+_BETWEEN: Final = r'\}\s*,\s*(?=\{\s*"(?:ph|name|cat|pid|tid|ts|dur|id|args|s)"\s*:)'
+CUT: Final = re.compile(_BETWEEN.encode())
+_NEXT: Final = re.compile(_BETWEEN)
+_GAP: Final = re.compile(r"[\s,]*")
+_LENIENT: Final = json.JSONDecoder(strict=False)
 
 
 def cuts_from_end(buffer: bytes) -> Iterator[re.Match[bytes]]:
     """A few places to cut, last first: the first serves unless events hold lists of objects."""
-    end = len(buffer)
     for width in (1 << 12, 1 << 16, 1 << 20):
-        cuts = list(CUT.finditer(buffer, max(0, end - width)))
-        if cuts:
-            yield cuts[-1]
-        if len(cuts) > 1:
-            yield cuts[0]
-        if width >= end:
+        cuts = list(CUT.finditer(buffer, max(0, len(buffer) - width)))
+        yield from (cuts[-1], cuts[0]) if cuts else ()
+        if width >= len(buffer):
             return
 
 
 def decode_each(text: bytes) -> tuple[list[Event], int]:
     """Events of ``text`` one by one, and how many stretches were no event.
 
-    A cut inside an event (a list of objects among its arguments) is mended by
-    joining the neighbouring pieces again.
+    The lenient standard parser takes NaN and raw control characters.
     """
-    cuts = [(cut.start() + 1, cut.end()) for cut in CUT.finditer(text)]
-    starts, ends = [0] + [cut[1] for cut in cuts], [cut[0] for cut in cuts] + [len(text)]
-    events, num_damaged, index = [], 0, 0
-    while index < len(starts):
-        event, used = _decode_joined(text, starts, ends, index)
-        index += used
-        if event is not None:
-            events.append(event)
-        elif text[starts[index - 1] : ends[index - 1]].strip():
+    content, position = text.decode("utf-8", "replace"), 0
+    events: list[Event] = []
+    num_damaged = 0
+    while (position := _end_of(_GAP.match(content, position), content)) < len(content):
+        try:
+            value, end = _LENIENT.raw_decode(content, position)
+            events.append(_event(value))
+        except (ValueError, TypeError, RecursionError):
             num_damaged += 1
+            end = _end_of(_NEXT.search(content, position), content)
+        position = end
     return events, num_damaged
 
 
-def _decode_joined(
-    text: bytes, starts: list[int], ends: list[int], first: int
-) -> tuple[Event | None, int]:
-    for last in range(first, min(first + _MOST_JOINED, len(ends))):
-        event = _decode_one(text[starts[first] : ends[last]])
-        if event is not None:
-            return event, last - first + 1
-    return None, 1
+def _end_of(match: re.Match[str] | None, content: str) -> int:
+    return match.end() if match else len(content)
 
 
-def _decode_one(piece: bytes) -> Event | None:
-    """An event by msgspec, else by the lenient standard parser (NaN, raw control characters)."""
-    try:
-        return _ONE.decode(piece)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        pass
-    try:
-        return _lenient(json.loads(piece.decode("utf-8", "replace"), strict=False))
-    except (ValueError, TypeError, RecursionError):
-        return None
-
-
-def _lenient(value: Any) -> Event | None:
-    """An event of any JSON object; None for one without a time that can be told."""
+def _event(value: Any) -> Event:
+    """An event of any JSON object. Raises ValueError or TypeError where no time can be told."""
     if not isinstance(value, dict):
-        return None
+        raise TypeError("an event is an object")
     start_us, duration_us = float(value.get("ts") or 0.0), float(value.get("dur") or 0.0)
     if not (isfinite(start_us) and isfinite(duration_us)):
-        return None
+        raise ValueError("an event begins and ends")
     return Event(
         ph=str(value.get("ph") or ""),
         cat=str(value.get("cat") or ""),
