@@ -39,6 +39,8 @@ class FakeEngine:
     )
     step_s: float = 0.002
     max_running: int = 256
+    num_cached: int = 0
+    """Tokens of every prompt that are said to have been found."""
     trouble: str | None = "starting"
     aborted: list[int] = field(default_factory=list)
     _open: OpenRequests = field(default_factory=OpenRequests)
@@ -129,7 +131,8 @@ class FakeEngine:
                 del self._requests[number]
             logprobs = self._logprobs(token, request.sampling.logprobs)
             of_prompt = self._of_prompt(request) if request.produced == 1 else ()
-            event = TokenEvent(token, reason, logprobs, of_prompt)
+            cached = self.num_cached if request.produced == 1 else 0
+            event = TokenEvent(token, reason, logprobs, of_prompt, cached)
             self._open.put(number, event)
 
     def _of_prompt(self, request: _Running) -> list[TokenLogprobs]:

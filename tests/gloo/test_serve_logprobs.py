@@ -60,6 +60,13 @@ def test_completions_have_the_logprobs_of_transformers(name, directory, model):
         for piece in client.completions.create(**options, stream=True):
             streamed[piece.choices[0].index].append(piece.choices[0])
         plain = client.completions.create(**options | {"logprobs": None})
+        again = {"model": "tiny", "prompt": [5, 6, 7] * 20, "max_tokens": 1}
+        of_prompt = {"extra_body": {"prompt_logprobs": 0}}
+        cached = [
+            client.completions.create(**again | more).usage.prompt_tokens_details.cached_tokens
+            for more in ({}, {}, of_prompt)
+        ]
+        assert cached == [0, 48, 0]
     for prompt, choice, pieces, without in zip(
         PROMPTS, whole.choices, streamed, plain.choices, strict=True
     ):

@@ -41,7 +41,23 @@ def test_completion(client):
         "prompt_tokens": 7,
         "completion_tokens": 4,
         "total_tokens": 11,
+        "prompt_tokens_details": {"cached_tokens": 0},
     }
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_usage_tells_the_tokens_found_in_the_cache(n):
+    asked = {"model": "embedded", "prompt": ["abcdef", "ghijkl"], "max_tokens": 3, "n": n}
+    with (
+        serving(FakeEngine(num_cached=4)) as own,
+        openai.OpenAI(base_url=f"{own.url}/v1", api_key="none") as client,
+    ):
+        whole = client.completions.create(**asked)
+        counting = {"include_usage": True}
+        *_, last = client.completions.create(**asked, stream=True, stream_options=counting)
+    for usage in (whole.usage, last.usage):
+        assert usage.prompt_tokens_details.cached_tokens == 8
+        assert usage.prompt_tokens == 14
 
 
 def test_every_form_of_prompt_and_several_choices(client):
@@ -223,6 +239,8 @@ def test_a_wrong_prompt_is_told_of_the_form_that_was_meant(server, prompt, messa
         {"repetition_penalty": 1.0, "logprobs": None, "echo": False, "suffix": None, "user": "u"},
         {"seed": 7, "top_k": -1, "top_p": 0.5, "temperature": 0, "ignore_eos": True},
         {"n": None, "stop": None, "stream": None, "max_tokens": None},
+        {"skip_special_tokens": True, "use_beam_search": False, "length_penalty": 1.0},
+        {"bad_words": [], "truncate_prompt_tokens": None, "priority": 0, "request_id": "a"},
     ],
 )
 def test_fields_that_ask_for_nothing_are_accepted(server, fields):

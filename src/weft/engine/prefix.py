@@ -49,6 +49,8 @@ class PrefixCache:
 
     def count(self, request: Request) -> None:
         """Book an admission: ``num_computed`` positions were found."""
+        if not request.output:
+            request.num_cached = request.num_computed
         if self._enabled:
             self.num_asked += request.length
             self.num_hit += request.num_computed

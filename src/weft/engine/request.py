@@ -134,7 +134,7 @@ class Request:
     """A request inside the engine.
 
     ``num_computed`` positions have their keys and values cached (or will have after the
-    steps under way); ``num_pending`` tokens are sampled by steps under way and not known
+    steps under way), ``num_cached`` of them before the first of its own; ``num_pending`` tokens are sampled by steps under way and not known
     here yet. While it runs it has a ``row`` of the engine's per-request tables, where its
     last sampled id lies (``has_last_id``) once it was sampled under that row; ``admission``
     counts in which order requests began to run. ``keys`` of its full blocks (see prefix.py), of
@@ -150,6 +150,7 @@ class Request:
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
     num_computed: int = 0
+    num_cached: int = 0
     num_pending: int = 0
     group: int = 0
     row: int = -1

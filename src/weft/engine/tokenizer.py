@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from inspect import signature
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -74,10 +75,25 @@ class HubTokenizer:
         """Whether the model's files hold a chat template."""
         return bool(self._tokenizer.chat_template)
 
-    def encode_chat(self, turns: Sequence[dict[str, str]]) -> list[int]:
-        """Token ids of a conversation up to where the answer begins, by the model's template."""
+    def encode_chat(
+        self, turns: Sequence[dict[str, str]], variables: Mapping[str, Any] | None = None
+    ) -> list[int]:
+        """Token ids of a conversation up to where the answer begins, by the model's template.
+
+        ``variables`` are the template's (``enable_thinking`` …). Raises ValueError for one that
+        is transformers' own.
+        """
+        own = signature(self._tokenizer.apply_chat_template).parameters
+        if taken := next(
+            (name for name in variables or () if name in own or name == "messages"), None
+        ):
+            raise ValueError(f"{taken} is no variable of the chat template")
         ids = self._tokenizer.apply_chat_template(
-            list(turns), add_generation_prompt=True, tokenize=True, return_dict=False
+            list(turns),
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=False,
+            **variables or {},
         )
         return [int(token) for token in ids]
 

@@ -64,12 +64,15 @@ class AnswerKind:
         return form(piece.shown, self.texts)
 
 
-def usage(prompt: int, output: int) -> dict[str, int]:
-    """Token counts in OpenAI's words."""
+def usage(generation: Generation, output: int | None = None) -> dict[str, Any]:
+    """Token counts in OpenAI's words, with ``output`` tokens or all so far."""
+    prompt = generation.num_prompt_tokens
+    output = generation.num_output_tokens if output is None else output
     return {
         "prompt_tokens": prompt,
         "completion_tokens": output,
         "total_tokens": prompt + output,
+        "prompt_tokens_details": {"cached_tokens": generation.num_cached_tokens},
     }
 
 
@@ -80,7 +83,7 @@ async def whole_answer(kind: AnswerKind, generation: Generation) -> dict[str, An
         for piece in several:
             pieces[piece.index].append(piece)
     choices = [kind.whole_choice(joined(of_choice)) for of_choice in pieces if of_choice]
-    return {**kind.envelope(streamed=False), "choices": choices, "usage": _usage(generation)}
+    return {**kind.envelope(streamed=False), "choices": choices, "usage": usage(generation)}
 
 
 def joined(pieces: Sequence[TextPiece]) -> TextPiece:
@@ -133,8 +136,7 @@ async def event_stream(
         document = {**envelope, "choices": [choice]}
         if options.include_usage:
             running = options.continuous_usage_stats
-            count = usage(generation.num_prompt_tokens, piece.num_tokens) if running else None
-            document["usage"] = count
+            document["usage"] = usage(generation, piece.num_tokens) if running else None
         return _event(document)
 
     try:
@@ -143,14 +145,10 @@ async def event_stream(
             if whole:
                 yield b"".join(map(chunk, whole))
         if options.include_usage:
-            yield _event({**envelope, "choices": [], "usage": _usage(generation)})
+            yield _event({**envelope, "choices": [], "usage": usage(generation)})
     except EngineLostError as error:
         yield _event(error_body(503, str(error), code="engine_unavailable"))
     yield b"data: [DONE]\n\n"
-
-
-def _usage(generation: Generation) -> dict[str, int]:
-    return usage(generation.num_prompt_tokens, generation.num_output_tokens)
 
 
 def _event(document: dict[str, Any]) -> bytes:

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -91,7 +92,8 @@ class _Service:
     async def chat(self, request: Request, body: ChatBody) -> Response:
         self.check_model(body.model)
         wanted = body.max_completion_tokens or body.max_tokens
-        prompt = await self.encoders.run(self.template.encode, body.messages)
+        encode = partial(self.template.encode, variables=body.template_variables)
+        prompt = await self.encoders.run(encode, body.messages)
         return await self._answer(request, body, [prompt], wanted, chat=True)
 
     async def _answer(

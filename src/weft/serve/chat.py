@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from weft.engine.tokenizer import ByteTokenizer, HubTokenizer, Tokenizer
 from weft.serve.errors import ApiError
@@ -19,8 +20,11 @@ class ChatTemplate:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
 
-    def encode(self, messages: Sequence[Message]) -> list[int]:
-        """Token ids up to where the assistant's answer begins. ApiError for what cannot be."""
+    def encode(self, messages: Sequence[Message], variables: Mapping[str, Any]) -> list[int]:
+        """Token ids up to where the assistant's answer begins. ApiError for what cannot be.
+
+        ``variables`` of the template's own; those that it does not read change nothing.
+        """
         turns = [{"role": message.role, "content": message.text} for message in messages]
         if isinstance(self._tokenizer, ByteTokenizer):
             text = "".join(f"{turn['role']}: {turn['content']}\n" for turn in turns)
@@ -35,6 +39,6 @@ class ChatTemplate:
         from jinja2 import TemplateError
 
         try:
-            return self._tokenizer.encode_chat(turns)
+            return self._tokenizer.encode_chat(turns, variables)
         except (TemplateError, TypeError, ValueError) as error:
             raise ApiError(400, f"messages: {error}", param="messages") from None

@@ -75,6 +75,8 @@ class TokenEvent:
     logprobs: TokenLogprobs | None = None
     prompt_logprobs: Sequence[TokenLogprobs] = ()
     """With the first token, of the prompt's tokens but the first, where they are wanted."""
+    num_cached: int = 0
+    """With the first token: the prompt's tokens that were found in the cache."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -122,6 +122,8 @@ class Generation:
     metrics: Metrics
     arrived_s: float
     num_output_tokens: int = 0
+    num_cached_tokens: int = 0
+    """Prompt tokens found in the cache by the first answer to each prompt."""
     _open: dict[int, Choice] = field(init=False)
     _first_s: float | None = None
     _counted: bool = False
@@ -160,6 +162,8 @@ class Generation:
         if self._first_s is None:
             self._first_s = time.perf_counter()
         self.num_output_tokens += not choice.only_prompt
+        if choice.index % choice.body.num_choices == 0:
+            self.num_cached_tokens += event.num_cached
         piece = choice.take(event, self.num_output_tokens)
         if piece.finish_reason is not None:
             del self._open[choice.number]

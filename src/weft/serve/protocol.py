@@ -64,13 +64,26 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "functions": (None, []),
     "function_call": (None, "none"),
     "web_search_options": (None,),
+    "add_generation_prompt": (None, True),
+    "allowed_token_ids": (None,),
+    "bad_words": (None, []),
+    "continue_final_message": (None, False),
+    "include_stop_str_in_output": (None, False),
+    "length_penalty": (None, 1),
+    "skip_special_tokens": (None, True),
+    "spaces_between_special_tokens": (None, True),
+    "structured_outputs": (None,),
+    "truncate_prompt_tokens": (None, -1),
+    "use_beam_search": (None, False),
 }
 _IGNORED = frozenset(
     {
         "metadata",
         "parallel_tool_calls",
+        "priority",
         "prompt_cache_key",
         "reasoning_effort",
+        "request_id",
         "safety_identifier",
         "service_tier",
         "store",
@@ -126,7 +139,8 @@ class GenerationBody(BaseModel):
         for name, neutral in cls.neutral.items():
             if name in value and not any(_same(value[name], one) for one in neutral):
                 raise ValueError(f"{name} is not supported by this server; leave it out")
-        return {key: one for key, one in value.items() if key not in cls.neutral.keys() | _IGNORED}
+        unread = (cls.neutral.keys() | _IGNORED) - cls.model_fields.keys()
+        return {key: one for key, one in value.items() if key not in unread}
 
     @model_validator(mode="after")
     def _options_need_a_stream(self) -> Self:
@@ -254,6 +268,14 @@ class ChatBody(GenerationBody):
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: Annotated[bool, Field(strict=True)] | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS, strict=True)] | None = None
+    reasoning_effort: Text | None = None
+    chat_template_kwargs: dict[Text, Any] | None = None
+
+    @property
+    def template_variables(self) -> dict[str, Any]:
+        """What the model's chat template may read beside the messages."""
+        effort = {"reasoning_effort": self.reasoning_effort} if self.reasoning_effort else {}
+        return effort | (self.chat_template_kwargs or {})
 
     @model_validator(mode="after")
     def _top_needs_logprobs(self) -> Self:

@@ -191,17 +191,14 @@ class _Loop:
         went_on = [one for one in advanced if one.finish_reason != "error"]
         tokens = tuple((one.number, one.output[-1], one.finish_reason) for one in went_on)
         logprobs = {one.number: one.logprobs[-1] for one in went_on if one.logprobs}
-        of_prompts = {
-            one.number: one.prompt_logprobs
-            for one in went_on
-            if one.prompt_logprobs and len(one.output) == 1
-        }
+        begun = [one for one in went_on if len(one.output) == 1]
         profile, self._profiled = self._profiled, None
         return StepDone(
             tokens=tokens,
             rejected=(*rejected, *(Rejected(number=o.number, reason=o.error) for o in failed)),
             stats=stats,
             logprobs=logprobs,
-            prompt_logprobs=of_prompts,
+            prompt_logprobs={o.number: o.prompt_logprobs for o in begun if o.prompt_logprobs},
+            cached={one.number: one.num_cached for one in begun if one.num_cached},
             profile=profile,
         )

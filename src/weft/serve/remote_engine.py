@@ -229,8 +229,13 @@ class RemoteEngine:
         if done.profile is not None and replica.profile and not replica.profile.done():
             replica.profile.set_result(done.profile)
         for number, token, reason in done.tokens:
-            of_prompt = done.prompt_logprobs.get(number, ())
-            event = TokenEvent(token, reason, done.logprobs.get(number), of_prompt)
+            event = TokenEvent(
+                token,
+                reason,
+                done.logprobs.get(number),
+                done.prompt_logprobs.get(number, ()),
+                done.cached.get(number, 0),
+            )
             self._requests.put(number, event)
             if reason is not None:
                 self._forget(number)
