@@ -71,7 +71,7 @@ COMMANDS: dict[str, list[str]] = {
     "doctor": [],
     "study": ["--prompt", "4", "--decode", "2"],
     "study scaling": ["--layouts", "1"],
-    "study slo": ["--layouts", "1"],
+    "study engines": ["--layouts", "1", "--show"],
     "calibrate": [],
     "calibrate accelerator": [],
     "import": ["rank0.json.gz", "rank1.json.gz"],

@@ -21,7 +21,6 @@ from weft.bench.serving.payloads import Target
 from weft.bench.serving.report import serve_report
 from weft.bench.serving.result import to_json
 from weft.bench.serving.runner import Load, RunOutcome, run_load
-from weft.bench.serving.slo_study import SCHEMA as SLO_SCHEMA
 from weft.cli.report import report as report_command
 from weft.errors import FileFormatError
 from weft.report import Chart, Report, Table, document, report_of
@@ -53,16 +52,6 @@ def measured() -> tuple[dict[str, Any], RunOutcome]:
 
 def bench() -> dict[str, Any]:
     return copy.deepcopy(measured()[0])
-
-
-def slo() -> dict[str, Any]:
-    predicted = {"ttft_ms": {"value": 3.0, "low": 2.0, "high": 4.0}, "tpot_ms": 2.0}
-    rows = [
-        {"name": "tp2", "result": bench(), "communication": {"ttft": PART, "tpot": PART}},
-        {"name": "http://other", "result": bench(), "communication": None},
-    ]
-    rows[0]["predicted"], rows[1]["predicted"] = predicted, None
-    return copy.deepcopy({"schema": SLO_SCHEMA, "model": "embedded", "rows": rows})
 
 
 def built(value: Any) -> Report:
@@ -108,24 +97,11 @@ def test_a_run_with_its_records_draws_every_request():
     assert len(charts(full)[-1].figure.data[0].x) == 18
 
 
-def test_a_study_puts_measured_beside_predicted():
-    rows = tables(built(slo()))["Measured beside predicted"].rows
-    assert [row["server"] for row in rows] == ["tp2", "http://other"]
-    assert rows[0]["ttft_predicted_ms"] == 3.0
-    assert rows[0]["tpot_in_collectives"] == 0.25
-    assert rows[0]["e2e_predicted_ms"] is None
-    assert rows[1]["ttft_predicted_ms"] is None
-
-
-def test_the_command_takes_both(tmp_path, capsys):
-    paths = []
-    for name, value in (("bench", bench()), ("slo", slo())):
-        paths.append(tmp_path / f"{name}.json")
-        paths[-1].write_text(json.dumps(value))
-    report_command(paths, tmp_path / "report.html")
-    text = (tmp_path / "report.html").read_text()
-    assert "Serving benchmark: mock" in text
-    assert "Service levels of embedded" in text
+def test_the_command_takes_it(tmp_path, capsys):
+    path = tmp_path / "bench.json"
+    path.write_text(json.dumps(bench()))
+    report_command([path], tmp_path / "report.html")
+    assert "Serving benchmark: mock" in (tmp_path / "report.html").read_text()
     capsys.readouterr()
 
 
@@ -140,9 +116,9 @@ def test_a_run_of_which_nothing_completed():
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(data=st.data(), make=st.sampled_from([bench, slo]))
-def test_any_damage_is_a_report_or_one_clear_line(data, make):
-    value = make()
+@given(data=st.data())
+def test_any_damage_is_a_report_or_one_clear_line(data):
+    value = bench()
     place = data.draw(st.sampled_from(places(value)))
     parent = value
     for key in place[:-1]:

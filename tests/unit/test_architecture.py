@@ -48,6 +48,7 @@ ALLOWED = {
         "prediction",
         "fabric",
         "bench",
+        "importer",
     },
 }
 EVERYTHING = {"cli", "__main__", "__init__", "api"}

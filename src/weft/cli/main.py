@@ -26,8 +26,8 @@ from weft.cli import (
     report,
     serve,
     study,
+    study_engines,
     study_scaling,
-    study_slo,
     trace,
 )
 from weft.cli import run as run_command
@@ -66,7 +66,7 @@ def _root(
 app.command("models")(grouped(models.models))
 app.command("run")(grouped(run_command.run))
 study.app.command("scaling")(grouped(study_scaling.study_scaling))
-study.app.command("slo")(grouped(study_slo.study_slo))
+study.app.command("engines")(grouped(study_engines.study_engines))
 app.add_typer(study.app, name="study")
 app.command("trace")(grouped(trace.trace))
 app.add_typer(predict.app, name="predict")

@@ -68,6 +68,14 @@ def serve(
     stall: Annotated[
         float, typer.Option(help="Not ready if the engine says nothing for this long (s).")
     ] = 10.0,
+    profile_dir: Annotated[
+        Path | None,
+        typer.Option(
+            help="Where /stop_profile leaves a trace a rank, for weft import.",
+            exists=True,
+            file_okay=False,
+        ),
+    ] = None,
     how: ranks.EngineOptions,
 ) -> None:
     """Serve MODEL over the OpenAI API (completions, chat, streaming, /metrics, /ready).
@@ -94,7 +102,7 @@ def serve(
     )
 
     def work() -> None:
-        _work_as_rank(model, layout, place, max_waiting, config)
+        _work_as_rank(model, layout, place, max_waiting, config, profile_dir)
 
     start_ranks = partial(place.start, context, layout, work)
     if _has_only_ranks(launch):
@@ -242,6 +250,7 @@ def _work_as_rank(
     place: ranks.RankOptions,
     max_waiting: int,
     config: dict[str, Any],
+    profile_dir: Path | None,
 ) -> None:
     from weft.engine.llm import LLM
     from weft.launch.environment import current_rank, pick_device
@@ -251,4 +260,6 @@ def _work_as_rank(
     if pick_device(place.device, current_rank().local_rank).type == "cpu":
         config = CPU_DEFAULTS | config
     with LLM(model, layout, device=place.device, timeout_s=place.timeout, **config) as llm:
-        serve_rank(llm.engine, llm.groups, MeetingPoint.from_environment(), max_waiting)
+        serve_rank(
+            llm.engine, llm.groups, MeetingPoint.from_environment(), max_waiting, profile_dir
+        )

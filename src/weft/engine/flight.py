@@ -118,7 +118,8 @@ def _step(recorder: Recorder | None, launched: Launched | None) -> Iterator[None
     if recorder is None or launched is None:
         yield
         return
-    with recorder.step(launched.step.phase, launched.step.num_tokens):
+    step = launched.step
+    with recorder.step(step.phase, step.num_tokens, step.label):
         yield
 
 

@@ -144,6 +144,14 @@ class Step:
             return "decode"
         return "mixed" if self.num_decodes else "prefill"
 
+    @property
+    def label(self) -> str:
+        """Its name in traces: requests and token rows of prompts and of decoding, rows of logits."""
+        prompts = len(self.chunks) - self.num_decodes
+        rows = self.num_tokens - self.num_decodes
+        decodes = f"generation_{self.num_decodes}({self.num_decodes})"
+        return f"weft_context_{prompts}({rows})_{decodes}_logits_{len(self.logit_rows)}"
+
     @cached_property
     def sampling(self) -> list[Chunk]:
         """The chunks after which a token is sampled, in the order of the logits."""

@@ -229,6 +229,8 @@ def _set_parameters(call: TracedCall, args: Args) -> None:
     call.peer = peer if isinstance(peer, int) else None
     if args.dims is not None and call.input_elements is None:
         _set_dims(call, args)
+    if _is_shape(args.out_dims):
+        call.output_shape = tuple(args.out_dims)
 
 
 def _ranks(args: Args) -> tuple[int, ...] | None:

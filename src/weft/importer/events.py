@@ -40,6 +40,7 @@ class Args(msgspec.Struct, gc=False, rename=None):
     destination: Any = msgspec.field(default=None, name="Dst Rank")
     dims: Any = msgspec.field(default=None, name="Input Dims")
     types: Any = msgspec.field(default=None, name="Input type")
+    out_dims: Any = msgspec.field(default=None, name="Output Dims")
 
 
 class _Correlation(msgspec.Struct, gc=False):

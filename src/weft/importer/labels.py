@@ -3,22 +3,24 @@
 vLLM     ``execute_context_1(128)_generation_3(3)``; the detailed form has
          ``(sq128sk256sqsq1sqsk1)`` with sq the query tokens of the step
 SGLang   ``step[EXTEND bs=2 toks=512]``, ``step[DECODE bs=64]``
+weft     ``weft_context_1(128)_generation_3(3)_logits_4``
 TRT-LLM  ``[Executor] _forward_step 7: 1 ctx reqs, 128 ctx tokens, 3 gen reqs``
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 from weft.vocabulary.schedule import Phase
 
-LabelFamily = Literal["vllm", "sglang", "trtllm"]
+LabelFamily = Literal["vllm", "weft", "sglang", "trtllm"]
 
 _VLLM: Final = re.compile(
     r"execute_(?:\d+_)?context_(\d+)\((?:sq)?(\d+)[^)]*\)_generation_(\d+)\((?:sq)?(\d+)[^)]*\)"
 )
+_WEFT: Final = re.compile(r"weft_context_(\d+)\((\d+)\)_generation_(\d+)\((\d+)\)_logits_(\d+)$")
 _SGLANG: Final = re.compile(r"step\[(\w+) bs=(\d+)(?: toks=(\d+))?[^\]]*\]")
 _TRTLLM: Final = re.compile(
     r"\[Executor\] _forward_step[^:]*: (\d+) ctx reqs, (?:(\d+) ctx tokens, )?(\d+) gen reqs"
@@ -35,6 +37,7 @@ class StepLabel:
     context_tokens: int | None
     generation_requests: int
     generation_tokens: int | None
+    logits: int | None = None
 
     @property
     def is_empty(self) -> bool:
@@ -49,7 +52,9 @@ class StepLabel:
 
     @property
     def num_sequences(self) -> int:
-        """Rows of logits: one a request, and one a token where drafts are verified."""
+        """Rows of logits: what the label says, else one a request, and one a token of drafts."""
+        if self.logits is not None:
+            return self.logits
         return self.context_requests + max(self.generation_requests, self.generation_tokens or 0)
 
 
@@ -57,6 +62,8 @@ def parse_label(name: str) -> StepLabel | None:
     """The label that an annotation's name is, or None."""
     if name.startswith("execute_"):
         return _vllm(name)
+    if name.startswith("weft_"):
+        return _weft(name)
     if name.startswith("step["):
         return _sglang(name)
     return _trtllm(name) if name.startswith("[Executor]") else None
@@ -65,6 +72,15 @@ def parse_label(name: str) -> StepLabel | None:
 def _vllm(name: str) -> StepLabel | None:
     match = _VLLM.match(name)
     return _label("vllm", *map(int, match.groups())) if match else None
+
+
+def _weft(name: str) -> StepLabel | None:
+    match = _WEFT.match(name)
+    return (
+        replace(_label("weft", *map(int, match.groups()[:4])), logits=int(match[5]))
+        if match
+        else None
+    )
 
 
 def _sglang(name: str) -> StepLabel | None:

@@ -24,7 +24,16 @@ def attribute(trace: RankTrace) -> None:
         unlinked = call.on_device and call.host_us is None
         timeline = device if unlinked and device.spans else host
         call.step, call.precedes_step = timeline.place(call, call.issued_us)
+    _place_ids(trace)
     _mark_slices(trace.calls)
+
+
+def _place_ids(trace: RankTrace) -> None:
+    """Weft returns a step's sampled ids while later steps are under way, in the steps' order."""
+    sampled = [number for number, step in enumerate(trace.busy_steps) if step.label.logits]
+    returned = (call for call in trace.calls if call.operation == "broadcast")
+    for number, call in zip(sampled, returned, strict=False):
+        call.step, call.precedes_step = number, False
 
 
 def _mark_slices(calls: Sequence[TracedCall]) -> None:

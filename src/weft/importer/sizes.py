@@ -48,7 +48,8 @@ class Sizer:
     def size(self, call: TracedCall, label: StepLabel | None, group_size: int | None) -> Sized:
         """Shapes of ``call`` over a group of ``group_size`` ranks in the step of ``label``."""
         shape = call.input_shape
-        if call.input_elements or (shape is not None and len(shape) == 1):
+        is_flat = shape is not None and len(shape) == 1 and call.output_shape is None
+        if call.input_elements or is_flat:
             return self._from_elements(call, label, group_size)
         if shape is not None:
             output = call.output_shape or _output(call.operation, shape, group_size)
@@ -147,10 +148,12 @@ class Sizer:
         elif call.returns_rows and label.num_tokens:
             shape = (-(-label.num_tokens // self.layout.tp), self.spec.hidden_size)
         elif call.operation == "all_gather" and self.conventions is not None:
-            shape = (
-                label.num_sequences,
-                self.conventions.logits_shard(self.spec.vocab_size, self.layout.tp),
-            )
+            if self.conventions.logits == "candidates":
+                unknown = replace(unknown, dtype="float32")
+                shape = (label.num_sequences, 2)
+            else:
+                width = self.conventions.logits_shard(self.spec.vocab_size, self.layout.tp)
+                shape = (label.num_sequences, width)
         if shape is None:
             return unknown
         output = _output(call.operation, shape, group_size)

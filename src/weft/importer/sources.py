@@ -200,4 +200,4 @@ def _annotation(name: str) -> tuple[Kind, Moved | None]:
 
 
 def _is_label(name: str) -> bool:
-    return name.startswith(("execute_", "step[", "[Executor]"))
+    return name.startswith(("execute_", "weft_context_", "step[", "[Executor]"))

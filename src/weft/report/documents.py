@@ -8,6 +8,7 @@ from typing import Final
 
 from weft.report.bench_section import bench_summary, sections_of_bench
 from weft.report.blocks import Badge, Report, Section
+from weft.report.engines_section import engines_summary, engines_verdict, sections_of_engines
 from weft.report.node import Node
 from weft.report.plan_section import (
     plan_summary,
@@ -30,11 +31,9 @@ from weft.report.schedule_section import (
 )
 from weft.report.serving_section import (
     sections_of_serving,
-    sections_of_slo,
     serving_summary,
     serving_title,
     serving_verdict,
-    slo_summary,
 )
 from weft.report.study_section import sections_of_study, study_summary, study_verdict
 
@@ -85,10 +84,11 @@ _KINDS: Final = {
         sections=sections_of_serving,
         verdict=serving_verdict,
     ),
-    "weft.study.slo/1": _Kind(
-        title=lambda study: f"Service levels of {study.child('model').text()}",
-        summary=slo_summary,
-        sections=sections_of_slo,
+    "weft.study.engines/1": _Kind(
+        title=lambda study: f"Engines compared: {study.child('model').text()}",
+        summary=engines_summary,
+        sections=sections_of_engines,
+        verdict=engines_verdict,
     ),
 }
 

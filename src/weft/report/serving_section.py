@@ -1,4 +1,4 @@
-"""Sections from ``weft bench serve`` (``weft.bench.serve/1``) and ``weft study slo``."""
+"""Sections from ``weft bench serve`` (``weft.bench.serve/1``)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from weft.report.blocks import Badge, Block, Cell, Chart, Facts, Prose, Section,
 from weft.report.colours import series_colour
 from weft.report.figures.frame import new_figure
 from weft.report.node import Node
-from weft.report.prediction_section import estimate_value
 
 METRICS: Final = ("ttft", "tpot", "itl", "e2e")
 MOST_LAG_MS: Final = 5.0
@@ -216,43 +215,3 @@ def _facts(bench: Node) -> dict[str, Cell]:
         "client CPU a request (µs)": round(client.child("cpu_us_per_request").number(), 1),
         "event loop": client.child("event_loop").text(),
     }
-
-
-def slo_summary(study: Node) -> str:
-    names = [row.child("name").text() for row in study.child("rows").elements()]
-    return f"TTFT, TPOT and E2E of {', '.join(names)}"
-
-
-def sections_of_slo(study: Node) -> list[Section]:
-    """Every layout and server, measured beside predicted; then each one's figures."""
-    rows = study.child("rows").elements()
-    note = "Medians under weft's definitions; the share inside collectives is of a profiled run."
-    caption = "Measured beside predicted"
-    levels = Table(caption=caption, rows=[_level_row(row) for row in rows], note=note)
-    return [
-        Section(title="Service levels", blocks=[levels]),
-        *(
-            Section(title=row.child("name").text(), blocks=_figure_blocks(row.child("result")))
-            for row in rows
-        ),
-    ]
-
-
-def _level_row(row: Node) -> dict[str, Cell]:
-    result = row.child("result")
-    under = result.child("definitions").child("weft")
-    cells: dict[str, Cell] = {"server": row.child("name").text()}
-    for metric in ("ttft", "tpot", "e2e"):
-        key = f"{metric}_ms"
-        has_value = under.child(key).value is not None
-        median = under.child(key).child("p50").child("value").number() if has_value else None
-        cells[f"{metric}_p50_ms"] = None if median is None else round(median, 4)
-        has_value = "predicted" in row and key in row.child("predicted")
-        predicted = estimate_value(row.child("predicted").child(key)) if has_value else None
-        cells[f"{metric}_predicted_ms"] = None if predicted is None else round(predicted, 4)
-    for metric in ("ttft", "tpot"):
-        joined = row.child("communication") if "communication" in row else None
-        share = joined.child(metric).child("share").optional_number() if joined else None
-        cells[f"{metric}_in_collectives"] = share
-    cells["failed"] = result.child("requests").child("failed").integer()
-    return cells

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from multiprocessing.connection import Client, Connection
+from pathlib import Path
 from typing import Final
 
 from weft.comm.groups import ProcessGroups
@@ -36,7 +37,11 @@ _SAMPLE_EVERY: Final = 64
 
 
 def serve_rank(
-    engine: Engine, groups: ProcessGroups, meeting: MeetingPoint | None, max_waiting: int
+    engine: Engine,
+    groups: ProcessGroups,
+    meeting: MeetingPoint | None,
+    max_waiting: int,
+    profile_dir: Path | None = None,
 ) -> None:
     """Work until told to stop, or until the HTTP process is gone.
 
@@ -48,7 +53,8 @@ def serve_rank(
     if groups.rank == leader:
         assert meeting is not None
         link = _Link(meeting, groups, engine, max_waiting)
-    _Loop(engine=engine, groups=groups, leader=leader, link=link).run()
+    loop = _Loop(engine=engine, groups=groups, leader=leader, link=link, profile_dir=profile_dir)
+    loop.run()
 
 
 class _Link:
@@ -95,8 +101,15 @@ class _Loop:
     """One rank's loop; ``link`` only on the leader."""
 
     def __init__(
-        self, *, engine: Engine, groups: ProcessGroups, leader: int, link: _Link | None
+        self,
+        *,
+        engine: Engine,
+        groups: ProcessGroups,
+        leader: int,
+        link: _Link | None,
+        profile_dir: Path | None,
     ) -> None:
+        self._profile_dir = profile_dir
         self._engine, self._groups, self._leader, self._link = engine, groups, leader, link
         self._scope = f"serve{groups.replica}"
         self._steps = 0
@@ -152,7 +165,7 @@ class _Loop:
 
     def _switch_profile(self, *, start: bool) -> None:
         if start and self._profile is None:
-            self._profile = StepProfile(self._engine, self._groups)
+            self._profile = StepProfile(self._engine, self._groups, self._profile_dir)
         elif not start and self._profile is not None:
             self._profiled, self._profile = self._profile.end(), None
             self._share = share_of(self._profiled) or self._share

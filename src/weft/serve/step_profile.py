@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,24 +15,33 @@ from weft.comm.groups import ProcessGroups
 from weft.comm.recorder import Recorder
 from weft.engine.engine import Engine
 from weft.serve.engine_client import StepTimes
+from weft.tracing.trace_file import traced
 
 
 class StepProfile:
     """Records from its making until ``end``. Steps run eagerly meanwhile.
 
     On CUDA the device is waited for before and after each collective: a call returns at its
-    launch, and would be timed without its work.
+    launch, and would be timed without its work. With a ``folder`` the rank leaves its trace there
+    instead, of steps as they always run on CUDA.
     """
 
-    def __init__(self, engine: Engine, groups: ProcessGroups) -> None:
+    def __init__(self, engine: Engine, groups: ProcessGroups, folder: Path | None = None) -> None:
         self._engine = engine
         self._stack = ExitStack()
-        if groups.device.type == "cuda":
-            self._stack.enter_context(fenced(groups, torch.cuda.synchronize))
-        self._recorder = self._stack.enter_context(groups.recording(eager=True))
-        if groups.device.type == "cuda":
-            self._stack.enter_context(fenced(groups, torch.cuda.synchronize))
+        if folder is None:
+            self._recorder = self._record(groups)
+        else:
+            self._recorder = self._stack.enter_context(traced(groups, folder))
         engine.recorder = self._recorder
+
+    def _record(self, groups: ProcessGroups) -> Recorder:
+        if groups.device.type != "cuda":
+            return self._stack.enter_context(groups.recording(eager=True))
+        self._stack.enter_context(fenced(groups, torch.cuda.synchronize))
+        recorder = self._stack.enter_context(groups.recording(eager=True))
+        self._stack.enter_context(fenced(groups, torch.cuda.synchronize))
+        return recorder
 
     def end(self) -> tuple[StepTimes, ...]:
         """Stop recording and give every step with at least one row."""

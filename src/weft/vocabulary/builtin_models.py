@@ -100,7 +100,7 @@ _GLM45: Final = (
 _QWEN_DELTA: Final = {"rope_theta": 1e7, "max_position_embeddings": 262144}
 _LLAMA4: Final = {"model_type": "llama4_text", "eos_token_id": [200001, 200007, 200008]}
 
-_CONFIGS: Final[dict[str, Config]] = {
+CONFIGS: Final[dict[str, Config]] = {
     "llama-3.2-1b": _LLAMA32 | _sizes(16, 2048, 32, 8, 8192),
     "llama-3.2-3b": _LLAMA32 | _sizes(28, 3072, 24, 8, 8192),
     "llama-3.1-8b": _LLAMA3 | _sizes(32, 4096, 32, 8, 14336),
@@ -213,4 +213,4 @@ _CONFIGS: Final[dict[str, Config]] = {
     "embedded": _LLAMA3 | _sizes(32, 128, 8, 4, 352) | {"dtype": "float32", "eos_token_id": 257},
 }
 
-BUILTIN_MODELS: Final = {name: spec_from_config(name, c) for name, c in _CONFIGS.items()}
+BUILTIN_MODELS: Final = {name: spec_from_config(name, c) for name, c in CONFIGS.items()}

@@ -6,10 +6,16 @@ figure without a title (the page sets the title above it). Names may be any text
 
 from __future__ import annotations
 
-from weft.report.figures.bars import stacked_bars, time_share, volume_by_layout, waiting_by_rank
+from weft.report.figures.bars import (
+    grouped_bars,
+    stacked_bars,
+    time_share,
+    volume_by_layout,
+    waiting_by_rank,
+)
 from weft.report.figures.frame import new_figure
 from weft.report.figures.latency import LatencyPoint, latency_by_size
-from weft.report.figures.messages import message_sizes, volume_by_decode_length
+from weft.report.figures.messages import line_chart, message_sizes, volume_by_decode_length
 from weft.report.figures.planning import (
     LayoutPoint,
     PredictedPoint,
@@ -23,7 +29,9 @@ __all__ = [
     "LayoutPoint",
     "PredictedPoint",
     "TimelineEvent",
+    "grouped_bars",
     "latency_by_size",
+    "line_chart",
     "message_sizes",
     "new_figure",
     "pareto_front",

@@ -7,7 +7,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from weft.report.colours import KIND_COLOURS, kind_colour
+from weft.report.colours import KIND_COLOURS, kind_colour, series_colour
 from weft.report.figures.frame import lanes_height, new_figure
 from weft.report.text import decimal_bytes, label, number
 
@@ -43,6 +43,22 @@ def stacked_bars(
         )
     figure.update_layout(barmode="stack", bargap=0.35, showlegend=True)
     figure.update_yaxes(autorange="reversed", type="category", showgrid=False, ticksuffix="  ")
+    return figure
+
+
+def grouped_bars(series: Mapping[str, Mapping[str, float]], y_title: str) -> go.Figure:
+    """Bars side by side: ``{"vllm": {"tp2": 12.5, …}, …}``, one colour a series."""
+    figure = new_figure(x_title="layout", y_title=y_title)
+    for index, (name, values) in enumerate(series.items()):
+        figure.add_bar(
+            name=label(name),
+            x=[label(place) for place in values],
+            y=list(values.values()),
+            marker={"color": series_colour(index), "line": {"width": 0}},
+            hovertemplate=f"{_template_text(name)} %{{x}}: %{{y:,.5g}}<extra></extra>",
+        )
+    figure.update_layout(barmode="group", showlegend=True)
+    figure.update_xaxes(type="category", showgrid=False)
     return figure
 
 

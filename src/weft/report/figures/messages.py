@@ -73,19 +73,29 @@ def _bin_text(exponent: int) -> str:
 
 def volume_by_decode_length(lines: Mapping[str, Sequence[tuple[int, float]]]) -> go.Figure:
     """Volume of a request against its decode tokens, one line a layout: (tokens, bytes)."""
-    figure = new_figure(x_title="decode tokens", y_title="volume (bytes)")
-    for index, (name, points) in enumerate(lines.items()):
+    figure = line_chart(lines, "decode tokens", "volume (bytes)")
+    for line, points in zip(figure.data, lines.values(), strict=True):
+        line.customdata = [decimal_bytes(size) for _, size in points]
+        line.hovertemplate = "%{x:,} tokens: %{customdata}<extra></extra>"
+    figure.update_yaxes(tickformat="~s", ticksuffix="B")
+    return figure
+
+
+def line_chart(
+    series: Mapping[str, Sequence[tuple[float, float]]], x_title: str, y_title: str
+) -> go.Figure:
+    """Points joined in their order, one line a name, both axes from zero."""
+    figure = new_figure(x_title=x_title, y_title=y_title)
+    for index, (name, points) in enumerate(series.items()):
         figure.add_scatter(
             name=label(name),
-            x=[tokens for tokens, _ in points],
-            y=[size for _, size in points],
+            x=[x for x, _ in points],
+            y=[y for _, y in points],
             mode="lines+markers",
             line={"color": series_colour(index), "width": 2},
             marker={"size": 6},
-            customdata=[decimal_bytes(size) for _, size in points],
-            hovertemplate="%{x:,} tokens: %{customdata}<extra></extra>",
         )
     figure.update_layout(showlegend=True)
-    figure.update_yaxes(tickformat="~s", ticksuffix="B", rangemode="tozero")
+    figure.update_yaxes(rangemode="tozero")
     figure.update_xaxes(rangemode="tozero", showgrid=False)
     return figure

@@ -1,0 +1,1 @@
+"""``weft study engines``: the papers' experiment on real engines of this machine."""
