@@ -128,7 +128,7 @@ class _StageStep:
             yield from self._expert_blocks()
         if not self.is_last:
             yield from self._boundary("send")
-        elif self.layout.tp > 1:
+        elif self.layout.tp > 1 and self.step.sequences:
             yield self._logits()
         if self.layout.pp > 1 and self.step.returns_ids:
             yield from self._sampled_ids()
