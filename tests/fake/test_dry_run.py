@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from weft.closed_form.schedule import closed_form
 from weft.tracing.dry_run import dry_run
-from weft.vocabulary.builtin_models import BUILTIN_MODELS
 from weft.vocabulary.comparison import compare
 from weft.vocabulary.conventions import ENGINES
+from weft.vocabulary.families import BUILTIN_MODELS
 from weft.vocabulary.layout import Layout, valid_tp
 from weft.vocabulary.model_spec import ModelSpec
 from weft.vocabulary.workload import Workload

@@ -12,8 +12,8 @@ from weft.engine.config import EngineConfig
 from weft.engine.engine import Engine
 from weft.errors import LayoutError
 from weft.tracing.dry_run import dry_run
-from weft.vocabulary.builtin_models import BUILTIN_MODELS
 from weft.vocabulary.comparison import compare
+from weft.vocabulary.families import BUILTIN_MODELS
 from weft.vocabulary.layout import Layout
 from weft.vocabulary.model_source import ModelSource
 from weft.vocabulary.workload import Workload

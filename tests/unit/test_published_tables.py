@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from weft.closed_form.schedule import closed_form
 from weft.study.published import ENGINE, PUBLISHED, WORKLOAD
 from weft.tracing.dry_run import dry_run
-from weft.vocabulary.builtin_models import BUILTIN_MODELS
+from weft.vocabulary.families import BUILTIN_MODELS
 from weft.vocabulary.layout import Layout
 from weft.vocabulary.workload import Workload
 

@@ -10,8 +10,7 @@ import pytest
 from weft import api
 from weft.cli.main import run
 from weft.errors import ModelConfigError
-from weft.vocabulary.builtin_models import BUILTIN_MODELS
-from weft.vocabulary.families import spec_from_config
+from weft.vocabulary.families import BUILTIN_MODELS, spec_from_config
 from weft.vocabulary.layout import Layout
 from weft.vocabulary.model_source import find_model, runnable_model
 from weft.vocabulary.workload import Workload

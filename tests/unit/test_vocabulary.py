@@ -15,8 +15,7 @@ from checkpoints import FAMILIES, make_config
 from weft.closed_form.schedule import closed_form
 from weft.errors import LayoutError, ModelConfigError
 from weft.tracing.dry_run import dry_run
-from weft.vocabulary.builtin_models import BUILTIN_MODELS
-from weft.vocabulary.families import spec_from_config
+from weft.vocabulary.families import BUILTIN_MODELS, spec_from_config
 from weft.vocabulary.layout import Layout, valid_tp
 from weft.vocabulary.model_source import load_spec
 from weft.vocabulary.workload import Workload

@@ -9,8 +9,8 @@ import typer
 
 from weft.cli.options import Format
 from weft.cli.output import OutputFormat, print_rows
-from weft.vocabulary.builtin_models import BUILTIN_MODELS
 from weft.vocabulary.dtypes import element_bytes
+from weft.vocabulary.families import BUILTIN_MODELS
 from weft.vocabulary.layout import valid_tp
 from weft.vocabulary.model_source import load_spec
 from weft.vocabulary.model_spec import ModelSpec

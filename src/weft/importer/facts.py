@@ -9,8 +9,8 @@ from typing import Final
 
 from weft.importer.layout_inference import RunLayout
 from weft.importer.rank_trace import RankTrace, TracedCall
-from weft.vocabulary.builtin_models import BUILTIN_MODELS
 from weft.vocabulary.dtypes import MODEL_DTYPES
+from weft.vocabulary.families import BUILTIN_MODELS
 from weft.vocabulary.layout import GroupKind, Layout
 from weft.vocabulary.model_spec import ModelSpec
 

@@ -1,4 +1,4 @@
-"""What every model reads from config.json: sizes, type and ends; used by families.py.
+"""What every model reads from config.json: sizes, type and ends; used by families/.
 
 Each part returns fields of ModelSpec. Those of attention and of experts have files of their own.
 """

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from weft.errors import ModelConfigError
-from weft.vocabulary.builtin_models import BUILTIN_MODELS
-from weft.vocabulary.families import spec_from_config
+from weft.vocabulary.families import BUILTIN_MODELS, spec_from_config
 from weft.vocabulary.model_spec import ModelSpec
 from weft.vocabulary.weight_formats import FORMATS
 

@@ -1,4 +1,4 @@
-"""ModelSpec: the shape of a decoder, layer by layer (read from config.json in families.py)."""
+"""ModelSpec: the shape of a decoder, layer by layer (read from config.json in families/)."""
 
 from __future__ import annotations
 
