@@ -22,6 +22,8 @@ LONGEST_PROMPT, MOST_TOKENS = 22, 14
 _STEMS = [
     [random.Random(stem).randrange(VOCAB_SIZE) for _ in range(LONGEST_PROMPT)] for stem in range(3)
 ]
+_STEMS += [[random.Random(stem).choice((5, 9)) for _ in range(LONGEST_PROMPT)] for stem in range(2)]
+_STEMS += [[(7, 8, 9)[place % 3] for place in range(LONGEST_PROMPT)]]
 _STYLES: tuple[dict[str, Any], ...] = (
     {},
     {"temperature": 1.0, "seed": 1},
@@ -78,6 +80,7 @@ class Case:
     max_batch_requests: int = 4
     overlap: bool = False
     prefix_caching: bool = True
+    speculate: str | None = None
 
     @property
     def config(self) -> dict[str, Any]:
@@ -87,7 +90,8 @@ class Case:
             "block_size": self.block_size,
             "max_batch_tokens": self.max_batch_tokens,
             "max_batch_requests": self.max_batch_requests,
-            "overlap": self.overlap,
+            "overlap": self.overlap and self.speculate is None,
+            "speculate": self.speculate,
             "prefix_caching": self.prefix_caching,
             "weights": "dummy",
         }
@@ -135,6 +139,7 @@ def cases(draw: st.DrawFn) -> Case:
         max_batch_requests=draw(st.integers(2, 5) | st.integers(1, 5)),
         overlap=draw(st.booleans()),
         prefix_caching=draw(st.booleans()),
+        speculate=draw(st.sampled_from([None, "ngram:1", "ngram:3", "ngram:9"])),
     )
 
 

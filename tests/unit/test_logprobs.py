@@ -65,7 +65,7 @@ def test_any_split_gives_the_softmax_of_the_whole(vocab_size, tp, wanted, engine
         found = reader.read(part.clone(), ids, chunks, PromptRows())
     rows = [row for row, one in enumerate(wanted) if one is not None]
     assert (found is None) == (not rows)
-    book_logprobs(chunks, PromptRows(), [] if found is None else found.tolist())
+    book_logprobs(chunks, chunks, PromptRows(), [] if found is None else found.tolist())
     expected = whole.log_softmax(-1)
     for row, (one, count) in enumerate(zip(chunks, wanted, strict=True)):
         if count is None:
@@ -83,16 +83,16 @@ def test_any_split_gives_the_softmax_of_the_whole(vocab_size, tp, wanted, engine
 
 def test_what_is_no_number_is_the_least():
     one = chunk(1)
-    book_logprobs([one], PromptRows(), [[float("nan"), float("-inf"), 3.0]])
+    book_logprobs([one], [one], PromptRows(), [[float("nan"), float("-inf"), 3.0]])
     (token,) = one.request.logprobs
     assert (token.logprob, token.top) == (LEAST, ((3, LEAST),))
 
 
-def test_of_a_request_that_ended_nothing_is_booked():
-    one = chunk(0)
-    one.request.finish_reason = "abort"
-    book_logprobs([one], PromptRows(), [[-1.0]])
+def test_of_a_token_that_was_dropped_nothing_is_booked():
+    one, other = chunk(0), chunk(0)
+    book_logprobs([one, other], [other], PromptRows(), [[-1.0], [-2.0]])
     assert one.request.logprobs == []
+    assert [token.logprob for token in other.request.logprobs] == [-2.0]
 
 
 @pytest.mark.parametrize("count", [-1, 21])

@@ -98,7 +98,7 @@ def test_tokens_after_a_stop_are_dropped():
     request = make_request(0, 5, 9, stop=2)
     scheduler.add(request)
     steps = [Step.of(scheduler.schedule()) for _ in range(3)]
-    assert scheduler.finish(steps[0].sampling, [2]) == [request]
+    assert scheduler.finish(steps[0].sampling, [2]) == steps[0].sampling
     assert scheduler.finish(steps[1].sampling, [8]) == []
     assert scheduler.finish(steps[2].sampling, [8]) == []
     assert request.output == [2]

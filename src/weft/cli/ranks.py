@@ -70,13 +70,17 @@ class EngineOptions:
     dtype: Annotated[str | None, typer.Option(help="Instead of the model's own.")] = None
     engine: options.Engine = "weft"
     all_reduce: AllReduce = "auto"
+    speculate: Annotated[
+        str | None,
+        typer.Option(help="ngram:4 guesses 4 tokens a step from what a request said before."),
+    ] = None
 
     def config(self, **more: Any) -> dict[str, Any]:
         """Keyword arguments of LLM, checked; None among ``more``: the engine's own default."""
         chosen = {name: value for name, value in more.items() if value is not None}
         chosen |= {"conventions": self.engine, "seed": self.seed, "weights": self.weights}
-        if self.dtype is not None:
-            chosen["dtype"] = self.dtype
+        given = {"dtype": self.dtype, "speculate": self.speculate}
+        chosen |= {name: value for name, value in given.items() if value is not None}
         check_all_reduce(self.all_reduce)
         EngineConfig(**chosen)
         return chosen | {"all_reduce": self.all_reduce}

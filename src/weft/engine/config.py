@@ -10,6 +10,7 @@ from typing import Any, Final, Literal, Self
 from weft.errors import UserError
 from weft.vocabulary.checks import check_between, check_limits, check_types
 from weft.vocabulary.conventions import engine_named
+from weft.vocabulary.speculation import Speculation
 
 Weights = Literal["auto", "dummy"]
 Dtype = Literal["bfloat16", "float16", "float32", "float64"]
@@ -31,7 +32,9 @@ class EngineConfig:
     overlap: launch the next step before the ids of the one in front are read (default: on
     a GPU); graphs: decode steps as CUDA graphs, for batches of the sizes ``graph_batches``
     (default: where they can be); prefix_caching: requests that begin with the same tokens
-    share the blocks of them (never while a schedule is recorded).
+    share the blocks of them (never while a schedule is recorded); speculate: ``ngram:N`` guesses
+    up to N tokens a step from what a request has said before (no overlap then; requests with
+    penalties are not guessed for).
     """
 
     conventions: str = "weft"
@@ -47,6 +50,7 @@ class EngineConfig:
     graphs: bool | None = None
     graph_batches: tuple[int, ...] | None = None
     prefix_caching: bool = True
+    speculate: str | None = None
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> Self:
@@ -64,7 +68,25 @@ class EngineConfig:
         check_between(self, _BETWEEN)
         if not 0 < self.memory_share <= 1:
             raise UserError(f"`memory_share` {self.memory_share}: must be above 0 and at most 1")
+        if self.speculation is not None and self.overlap:
+            raise UserError(
+                f"`speculate` {self.speculate}: what comes next is guessed from tokens that were "
+                "read; leave `overlap` out"
+            )
         if self.graph_batches is not None and min(self.graph_batches, default=0) < 1:
             raise UserError(
                 f"`graph_batches` {self.graph_batches}: must be batch sizes of at least 1"
             )
+
+    @property
+    def speculation(self) -> Speculation | None:
+        """How decode steps guess; UserError for what the engine does not run."""
+        if self.speculate is None:
+            return None
+        found = Speculation.parse(self.speculate)
+        if found.has_layer or found.accepted is not None:
+            raise UserError(
+                f"`speculate` {self.speculate}: the engine runs ngram:N, N drafts a step; "
+                "weft trace --dry-run and weft predict know the others"
+            )
+        return found

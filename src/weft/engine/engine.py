@@ -23,6 +23,7 @@ from weft.engine.failure import FATAL, describe
 from weft.engine.flight import Flight, Launched
 from weft.engine.graphs import BATCHES, ROWS, sizes_up_to
 from weft.engine.logprobs import book_logprobs
+from weft.engine.ngram import NgramProposer
 from weft.engine.request import Request, SamplingParams
 from weft.engine.runner import StageRunner
 from weft.engine.scheduler import Scheduler
@@ -32,6 +33,7 @@ from weft.vocabulary.checks import is_list
 from weft.vocabulary.conventions import engine_named
 from weft.vocabulary.model_source import ModelSource
 from weft.vocabulary.model_spec import ModelSpec
+from weft.vocabulary.speculation import check_speculation
 
 
 class Engine:
@@ -49,6 +51,9 @@ class Engine:
         if groups.device.type == "cpu":
             itemsize = getattr(torch, spec.dtype).itemsize
             check_host_memory(spec, groups.layout, config, itemsize)
+        speculation = config.speculation
+        if speculation is not None:
+            check_speculation(spec, speculation)
         conventions = engine_named(config.conventions)
         self.runner = StageRunner(spec, groups, conventions)
         self.runner.load(source.directory if config.weights == "auto" else None, config.seed)
@@ -67,6 +72,7 @@ class Engine:
             max_batch_requests=config.max_batch_requests,
             num_groups=num_groups,
             prefix_caching=config.prefix_caching and not spec.has_state,
+            proposer=None if speculation is None else NgramProposer(speculation.num_drafts),
         )
         if self.runner.can_capture and config.graphs is not False:
             most = config.max_batch_tokens + config.max_batch_requests
@@ -75,7 +81,8 @@ class Engine:
                 sizes_up_to(most, ROWS),
             )
         on_gpu = groups.device.type == "cuda"
-        self._overlap = on_gpu if config.overlap is None else config.overlap
+        can_overlap = on_gpu and speculation is None
+        self._overlap = can_overlap if config.overlap is None else config.overlap
         self._flight = Flight(self.runner, groups)
         self._unread: deque[Launched] = deque()
         self._ticks = 0
@@ -175,8 +182,10 @@ class Engine:
         ids = launched.read_ids()
         self.groups.check()
         sampling = launched.step.sampling
-        book_logprobs(sampling, launched.step.prompt_rows, launched.read_logprobs())
-        return self.scheduler.finish(sampling, ids)
+        kept = self.scheduler.finish(sampling, ids)
+        found = launched.read_logprobs()
+        book_logprobs(sampling, kept, launched.step.prompt_rows, found)
+        return [chunk.request for chunk in kept]
 
     def _check_alive(self) -> None:
         if self._lost is not None:

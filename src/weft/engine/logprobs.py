@@ -6,7 +6,7 @@ A step without such a request never comes here: nothing is computed, moved or se
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Final
 
 import numpy as np
@@ -111,19 +111,22 @@ class LogprobReader:
 
 
 def book_logprobs(
-    chunks: Sequence[Chunk], prompt: PromptRows, found: Sequence[Sequence[float]]
+    chunks: Sequence[Chunk],
+    kept: Collection[Chunk],
+    prompt: PromptRows,
+    found: Sequence[Sequence[float]],
 ) -> None:
-    """Give each request that wants them its rows of ``read``.
+    """Give each request that wants them its rows of ``read``, those of the ``kept`` tokens.
 
     A prompt that is computed again after preemption is booked once.
     """
     if not found:
         return
-    rows = iter(found)
+    rows, given = iter(found), set(kept)
     for chunk in chunks:
         if _wanted(chunk) is not None:
             row = next(rows)
-            if not chunk.request.is_finished:
+            if chunk in given:
                 chunk.request.logprobs.append(_token_logprobs(row, _wanted(chunk)))
     for request, first, count in prompt.spans:
         for place, row in zip(range(first, first + count), rows, strict=False):

@@ -136,7 +136,8 @@ class Request:
     ``num_computed`` positions have their keys and values cached (or will have after the
     steps under way), ``num_cached`` of them before the first of its own; ``num_pending`` tokens are sampled by steps under way and not known
     here yet. While it runs it has a ``row`` of the engine's per-request tables, where its
-    last sampled id lies (``has_last_id``) once it was sampled under that row; ``admission``
+    last sampled id lies (``has_last_id``) once it was sampled under that row (``is_decoding``) and
+    was no draft that the host had to check first; ``admission``
     counts in which order requests began to run. ``keys`` of its full blocks (see prefix.py), of
     which the first ``num_remembered`` can be found by others. ``error``: why it ended, or on this
     rank will.
@@ -154,6 +155,7 @@ class Request:
     num_pending: int = 0
     group: int = 0
     row: int = -1
+    is_decoding: bool = False
     has_last_id: bool = False
     blocks: list[int] = field(default_factory=list)
     keys: list[bytes] = field(default_factory=list)
@@ -190,7 +192,7 @@ class Request:
 
     def leave_row(self) -> None:
         """Forget the row, its blocks and what the device knows of them."""
-        self.row, self.has_last_id = -1, False
+        self.row, self.is_decoding, self.has_last_id = -1, False, False
         self.blocks, self.blocks_sent, self.num_remembered = [], 0, 0
 
     def append(self, token: int) -> bool:

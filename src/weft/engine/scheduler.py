@@ -14,7 +14,8 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 from weft.engine.block_pool import BlockPool
 from weft.engine.prefix import PrefixCache
@@ -26,17 +27,34 @@ from weft.errors import WorkloadError
 class Chunk:
     """``count`` rows of ``request`` from position ``start``.
 
-    is_decode: one row, which reads the request's last sampled id where it was sampled, in
-    the table of the device; samples: whether the next token is sampled after these rows;
-    token_index: which of the request's output tokens that is.
+    is_decode: one row of a token that was sampled before; is_fed: it is read where it was sampled,
+    in the table of the device; samples: whether the next token is sampled after these rows;
+    token_index: which of the request's output tokens that is; draft: the row's token is this
+    guess, and what is sampled after it counts only if the guess was right.
     """
 
     request: Request
     start: int
     count: int
     is_decode: bool = False
+    is_fed: bool = False
     samples: bool = True
     token_index: int = 0
+    draft: int | None = None
+
+    @property
+    def is_wrong(self) -> bool:
+        """Whether it follows a draft that is not what the model said (nor those before it)."""
+        if self.draft is None:
+            return False
+        output = self.request.output
+        return len(output) != self.token_index or output[-1] != self.draft
+
+
+class Proposer(Protocol):
+    """Guesses what comes next."""
+
+    def propose(self, request: Request, most: int) -> list[int]: ...
 
 
 @dataclass(kw_only=True, eq=False)
@@ -61,15 +79,19 @@ class Scheduler:
         max_batch_requests: int,
         num_groups: int = 1,
         prefix_caching: bool = False,
+        proposer: Proposer | None = None,
     ) -> None:
         """Limits are those of one step; there are ``num_groups`` times as many running requests.
 
-        max_batch_tokens: rows of prompts; running requests have one row each beside them, so
-        that they do not cut prompts of a length that the kernels like.
+        max_batch_tokens: rows of prompts and drafts; running requests have one row each beside them, so
+        that they do not cut prompts of a length that the kernels like. With a ``proposer`` every
+        step must be finished before its group's next one.
         """
         self.pool, self.num_groups = pool, num_groups
         self.prefix = PrefixCache(pool, enabled=prefix_caching)
         self._max_tokens, self._max_requests = max_batch_tokens, max_batch_requests
+        self._proposer = proposer
+        self.num_drafted = self.num_accepted = 0
         self._reset()
 
     def _reset(self) -> None:
@@ -110,12 +132,14 @@ class Scheduler:
     def schedule(self, index: int = 0) -> list[Chunk]:
         """Choose the rows of the next step of the group ``index`` and give them cache blocks."""
         group, budget = self._groups[index], self._max_tokens
-        chunks: dict[Request, Chunk] = {}
+        chunks: dict[Request, list[Chunk]] = {}
         for request in list(group.running):
             if request not in group.running or not request.num_left:
                 continue
             if request.length - request.num_computed == 1:
-                self._take(request, 1, chunks)
+                drafts = self._drafts(request, budget)
+                self._take(request, 1, chunks, drafts)
+                budget -= len(drafts)
             elif budget:
                 budget -= self._take(request, budget, chunks)
         while group.waiting and budget and len(group.running) < self._max_requests:
@@ -123,28 +147,41 @@ class Scheduler:
             if request.num_pending or not self._begin(request, budget):
                 break
             self._admit(request, group)
-            chunk = chunks[request] = _chunk(request, budget)
+            chunk = _chunk(request, budget)
+            chunks[request] = [chunk]
             budget -= chunk.count
-        return list(chunks.values())
+        return [chunk for own in chunks.values() for chunk in own]
 
-    def finish(self, sampling: Sequence[Chunk], sampled: Sequence[int]) -> list[Request]:
+    def _drafts(self, request: Request, budget: int) -> list[int]:
+        """Guesses for which there is room in the request, the step and the cache."""
+        most = min(request.num_left - 1, budget)
+        if self._proposer is None or most < 1 or not request.is_decoding:
+            return []
+        drafts = self._proposer.propose(request, most)
+        return drafts if self._grow(request, 1 + len(drafts)) else []
+
+    def finish(self, sampling: Sequence[Chunk], sampled: Sequence[int]) -> list[Chunk]:
         """Book a step's results: one id for each of its chunks that sample, or NO_TOKEN.
 
-        Returns the requests that got a token or an error. Tokens of requests that ended
-        while the step was under way are dropped.
+        Returns the chunks that gave their requests a token or an error. Tokens of requests
+        that ended while the step was under way are dropped, and those after wrong drafts.
         """
-        advanced = []
+        kept = []
         for chunk, token in zip(sampling, sampled, strict=True):
             request = chunk.request
             request.num_pending -= 1
             if request.is_finished:
                 continue
-            advanced.append(request)
+            if chunk.is_wrong:
+                request.num_computed = min(request.num_computed, request.length - 1)
+                continue
+            self.num_accepted += chunk.draft is not None
+            kept.append(chunk)
             if token != NO_TOKEN:
                 self.prefix.remember(request, chunk.start + chunk.count)
             if request.append(token):
                 self._drop(request)
-        return advanced
+        return kept
 
     def abort(self, number: int) -> None:
         """Forget a request, wherever it is; its blocks are free at once."""
@@ -170,18 +207,29 @@ class Scheduler:
         else:
             del group.waiting[request]
 
-    def _take(self, request: Request, budget: int, chunks: dict[Request, Chunk]) -> int:
-        """Give the request up to ``budget`` rows; those admitted last make room for them."""
+    def _take(
+        self,
+        request: Request,
+        budget: int,
+        chunks: dict[Request, list[Chunk]],
+        drafts: Sequence[int] = (),
+    ) -> int:
+        """Give the request up to ``budget`` rows; those admitted last make room for them.
+
+        There is room already for ``drafts``, which come after them.
+        """
         count = min(request.length - request.num_computed, budget)
         while not self._grow(request, count):
             victim = self._last_admitted()
-            dropped = chunks.pop(victim, None)
-            if dropped is not None:
-                victim.num_pending -= dropped.samples
+            dropped = chunks.pop(victim, [])
+            victim.num_pending -= sum(chunk.samples for chunk in dropped)
             self._preempt(victim)
             if victim is request:
                 return 0
-        chunks[request] = _chunk(request, count)
+        chunks[request] = [_chunk(request, count), *_drafted(request, drafts)]
+        if drafts:
+            chunks[request][0] = replace(chunks[request][0], is_fed=False)
+        self.num_drafted += len(drafts)
         return count
 
     def _grow(self, request: Request, count: int) -> bool:
@@ -233,11 +281,32 @@ def _chunk(request: Request, budget: int) -> Chunk:
         request=request,
         start=start,
         count=count,
-        is_decode=request.has_last_id,
+        is_decode=request.is_decoding,
+        is_fed=request.has_last_id,
         samples=samples,
         token_index=length - len(request.prompt),
     )
     request.num_computed += count
     request.num_pending += samples
-    request.has_last_id = samples
+    request.is_decoding = request.has_last_id = samples
     return chunk
+
+
+def _drafted(request: Request, drafts: Sequence[int]) -> list[Chunk]:
+    """One row for each of ``drafts`` after the request's last token, booked as computed."""
+    first, index = request.num_computed, request.length - len(request.prompt)
+    if drafts:
+        request.num_computed += len(drafts)
+        request.num_pending += len(drafts)
+        request.has_last_id = False
+    return [
+        Chunk(
+            request=request,
+            start=first + place,
+            count=1,
+            is_decode=True,
+            token_index=index + place,
+            draft=draft,
+        )
+        for place, draft in enumerate(drafts)
+    ]

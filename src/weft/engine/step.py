@@ -76,7 +76,9 @@ class Entering:
 
 @dataclass(kw_only=True)
 class Step:
-    """One step of T token rows, S sequences and N sequences that are sampled; decodes first.
+    """One step of T token rows, S sequences and N sequences that are sampled; fed ones first.
+
+    A draft is a sequence of one row: its own past, and those of the drafts before it.
 
     token_ids, positions [T]; fed_rows [T]: the request row whose last sampled id is the
     token, or -1 where token_ids has it; query_lengths, context_lengths [S]: rows of the
@@ -101,8 +103,8 @@ class Step:
 
     @classmethod
     def of(cls, chunks: Sequence[Chunk]) -> Step:
-        """The step of ``chunks``, decodes first."""
-        chunks = sorted(chunks, key=lambda chunk: not chunk.is_decode)
+        """The step of ``chunks``, those that the device feeds first."""
+        chunks = sorted(chunks, key=lambda chunk: (not chunk.is_fed, not chunk.is_decode))
         counts = np.array([chunk.count for chunk in chunks], dtype=np.int64)
         starts = np.array([chunk.start for chunk in chunks], dtype=np.int64)
         ends = counts.cumsum()
@@ -112,7 +114,7 @@ class Step:
             chunks=chunks,
             token_ids=np.array([i for c in chunks for i in _known_ids(c)], dtype=np.int64),
             positions=np.arange(len(first_rows)) + first_rows,
-            fed_rows=np.repeat([c.request.row if c.is_decode else -1 for c in chunks], counts),
+            fed_rows=np.repeat([c.request.row if c.is_fed else -1 for c in chunks], counts),
             query_lengths=counts,
             context_lengths=starts + counts,
             blocks=[chunk.request.blocks for chunk in chunks],
@@ -140,9 +142,8 @@ class Step:
 
     @property
     def phase(self) -> Phase:
-        if self.num_decodes == len(self.chunks):
-            return "decode"
-        return "mixed" if self.num_decodes else "prefill"
+        kinds = {chunk.is_decode for chunk in self.chunks}
+        return "mixed" if len(kinds) == 2 else "decode" if kinds == {True} else "prefill"
 
     @property
     def label(self) -> str:
@@ -194,8 +195,10 @@ def context_slots(blocks: Sequence[int], length: int, block_size: int) -> Intege
 
 
 def _known_ids(chunk: Chunk) -> list[int]:
-    if chunk.is_decode:
+    if chunk.is_fed:
         return [0]
+    if chunk.draft is not None:
+        return [chunk.draft]
     request, stop = chunk.request, chunk.start + chunk.count
     if stop <= len(request.prompt):
         return request.prompt[chunk.start : stop]

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, Final, Literal
 
-from weft.closed_form.schedule import StepRows, rows_of_steps
+from weft.closed_form.schedule import rows_of_steps
+from weft.closed_form.stage_step import StepRows
 from weft.errors import LayoutError
 from weft.importer.exchange import Everywhere
 from weft.importer.facts import ModelFacts

@@ -6,7 +6,8 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 
-from weft.closed_form.schedule import StepRows, rows_of_steps
+from weft.closed_form.schedule import rows_of_steps
+from weft.closed_form.stage_step import StepRows
 from weft.prediction.accelerator import Accelerator
 from weft.prediction.collectives import Price, Pricing
 from weft.prediction.engine_device import EngineDevice, engine_device

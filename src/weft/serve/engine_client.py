@@ -38,7 +38,7 @@ class EngineStats:
 
     ``prefix_hit`` of the ``prefix_asked`` tokens that requests had when they began to run were
     found in the cache. ``communication_share`` is of step time, of the last steps that were timed
-    (None before).
+    (None before). ``accepted`` of the ``drafted`` tokens that were guessed were right.
     """
 
     running: int = 0
@@ -48,6 +48,8 @@ class EngineStats:
     communication_share: float | None = None
     prefix_asked: int = 0
     prefix_hit: int = 0
+    drafted: int = 0
+    accepted: int = 0
 
     @staticmethod
     def of_all(each: Sequence[EngineStats]) -> EngineStats:
@@ -62,6 +64,8 @@ class EngineStats:
             steps=sum(one.steps for one in each),
             prefix_asked=sum(one.prefix_asked for one in each),
             prefix_hit=sum(one.prefix_hit for one in each),
+            drafted=sum(one.drafted for one in each),
+            accepted=sum(one.accepted for one in each),
             communication_share=sum(shares) / len(shares) if shares else None,
         )
 

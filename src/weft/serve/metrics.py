@@ -37,7 +37,7 @@ class _CommunicationShare(Collector):
             yield family
 
 
-class _PrefixTokens(Collector):
+class _EngineTokens(Collector):
     """Counters that the engine keeps."""
 
     def __init__(self, engine: EngineClient) -> None:
@@ -46,10 +46,12 @@ class _PrefixTokens(Collector):
     def collect(self) -> Iterator[CounterMetricFamily]:
         stats = self._engine.stats
         for name, value, help_text in (
-            ("asked", stats.prefix_asked, "Tokens of requests when they began to run"),
-            ("hit", stats.prefix_hit, "Those of them that were found in the cache"),
+            ("prefix_asked", stats.prefix_asked, "Tokens of requests when they began to run"),
+            ("prefix_hit", stats.prefix_hit, "Those of them that were found in the cache"),
+            ("drafted", stats.drafted, "Tokens that were guessed ahead (--speculate)"),
+            ("accepted", stats.accepted, "Those of them that the model said too"),
         ):
-            yield CounterMetricFamily(f"weft_prefix_{name}_tokens", help_text, value)
+            yield CounterMetricFamily(f"weft_{name}_tokens", help_text, value)
 
 
 class Metrics:
@@ -93,7 +95,7 @@ class Metrics:
                 lambda name=name: float(getattr(engine.stats, name))  # type: ignore[misc]
             )
         registry.register(_CommunicationShare(engine))
-        registry.register(_PrefixTokens(engine))
+        registry.register(_EngineTokens(engine))
 
     def _gauge(self, name: str, help_text: str) -> Gauge:
         return Gauge(f"weft_engine_{name}", help_text, registry=self.registry)

@@ -8,14 +8,15 @@ the same calls in the same order.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Client, Connection
 from pathlib import Path
 from typing import Final
 
 from weft.comm.groups import ProcessGroups
 from weft.engine.engine import Engine
-from weft.engine.request import Request
+from weft.engine.request import FinishReason, Request
 from weft.errors import EnvironmentUnavailable, UserError
 from weft.serve.engine_client import EngineLimits, EngineStats, StepTimes
 from weft.serve.step_profile import StepProfile, share_of
@@ -199,12 +200,14 @@ class _Loop:
             communication_share=self._share,
             prefix_asked=scheduler.prefix.num_asked,
             prefix_hit=scheduler.prefix.num_hit,
+            drafted=scheduler.num_drafted,
+            accepted=scheduler.num_accepted,
         )
         failed = [one for one in advanced if one.finish_reason == "error"]
-        went_on = [one for one in advanced if one.finish_reason != "error"]
-        tokens = tuple((one.number, one.output[-1], one.finish_reason) for one in went_on)
-        logprobs = {one.number: one.logprobs[-1] for one in went_on if one.logprobs}
-        begun = [one for one in went_on if len(one.output) == 1]
+        went_on = Counter(one for one in advanced if one.finish_reason != "error")
+        tokens = tuple(entry for one, count in went_on.items() for entry in _tokens(one, count))
+        logprobs = {one.number: one.logprobs[-n:] for one, n in went_on.items() if one.logprobs}
+        begun = [one for one in went_on if len(one.output) == went_on[one]]
         profile, self._profiled = self._profiled, None
         return StepDone(
             tokens=tokens,
@@ -215,3 +218,9 @@ class _Loop:
             cached={one.number: one.num_cached for one in begun if one.num_cached},
             profile=profile,
         )
+
+
+def _tokens(request: Request, count: int) -> Iterator[tuple[int, int, FinishReason | None]]:
+    """The last ``count`` tokens of a request; the very last one says whether it has ended."""
+    for left, token in zip(reversed(range(count)), request.output[-count:], strict=True):
+        yield request.number, token, None if left else request.finish_reason

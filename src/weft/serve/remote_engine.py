@@ -228,11 +228,13 @@ class RemoteEngine:
         replica.stats = done.stats
         if done.profile is not None and replica.profile and not replica.profile.done():
             replica.profile.set_result(done.profile)
+        each = {number: iter(found) for number, found in done.logprobs.items()}
         for number, token, reason in done.tokens:
+            logprobs = next(each[number], None) if number in each else None
             event = TokenEvent(
                 token,
                 reason,
-                done.logprobs.get(number),
+                logprobs,
                 done.prompt_logprobs.get(number, ()),
                 done.cached.get(number, 0),
             )

@@ -77,14 +77,14 @@ class Rejected:
 class StepDone:
     """One step's tokens (number, token id, finish reason); none: a sign of life.
 
-    ``logprobs`` of the requests that want them, by number; ``prompt_logprobs`` with a request's
+    ``logprobs`` of the tokens of requests that want them, by number; ``prompt_logprobs`` with a request's
     first token, and ``cached``: how many of its prompt's tokens were found in the cache.
     """
 
     tokens: tuple[tuple[int, int, FinishReason | None], ...]
     rejected: tuple[Rejected, ...]
     stats: EngineStats
-    logprobs: dict[int, TokenLogprobs] = field(default_factory=dict)
+    logprobs: Mapping[int, Sequence[TokenLogprobs]] = field(default_factory=dict)
     prompt_logprobs: Mapping[int, Sequence[TokenLogprobs]] = field(default_factory=dict)
     cached: Mapping[int, int] = field(default_factory=dict)
     profile: tuple[StepTimes, ...] | None = None

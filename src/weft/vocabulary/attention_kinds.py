@@ -18,6 +18,9 @@ QkNorm = Literal["heads", "all_heads", "unweighted"]
 head after it has turned, without weights."""
 
 
+CacheShape = tuple[int, ...]
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Attention:
     """What all kinds share: their matrices are those that read the rows, and one that writes them.
@@ -51,6 +54,14 @@ class _Attention:
     def state_bytes(self, tp: int, element_bytes: int) -> int:  # noqa: ARG002
         """Bytes that one sequence holds on one rank whatever its length."""
         return 0
+
+    def cache_parts(self, tp: int) -> int:
+        """In how many different parts ``tp`` ranks hold the cache."""
+        return tp
+
+    def part_shapes(self, tokens: int, num_parts: int) -> tuple[tuple[CacheShape, str | None], ...]:
+        """Shapes and types (None: the model's) of one part of what ``tokens`` positions leave."""
+        raise NotImplementedError
 
     @property
     def has_kernels(self) -> bool:
@@ -130,6 +141,11 @@ class GroupedQuery(_Attention):
         return ("q_proj", "k_proj", "v_proj")
 
     @property
+    def attended_sizes(self) -> tuple[int, int]:
+        """Elements of a head's query and of its output where the cache is read."""
+        return self.head_dim, self.head_dim
+
+    @property
     def query_size(self) -> int:
         """Rows of the query projection, gates included."""
         return self.num_heads * self.head_dim * (1 + self.output_gate)
@@ -149,6 +165,13 @@ class GroupedQuery(_Attention):
 
     def cache_elements(self, tp: int) -> int:
         return 2 * max(1, self.num_kv_heads // tp) * self.head_dim
+
+    def cache_parts(self, tp: int) -> int:
+        return min(tp, self.num_kv_heads)
+
+    def part_shapes(self, tokens: int, num_parts: int) -> tuple[tuple[CacheShape, None], ...]:
+        """Keys and values in one message."""
+        return (((2, tokens, self.num_kv_heads // num_parts, self.head_dim), None),)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,6 +203,10 @@ class Latent(_Attention):
         return ("kv_a_proj_with_mqa", "kv_b_proj", *queries)
 
     @property
+    def attended_sizes(self) -> tuple[int, int]:
+        return self.kv_rank + self.rope_dim, self.kv_rank
+
+    @property
     def output_size(self) -> int:
         return self.num_heads * self.v_dim
 
@@ -201,6 +228,16 @@ class Latent(_Attention):
     def cache_elements(self, tp: int) -> int:  # noqa: ARG002
         """The latent and the rotary key of one position, the same on every rank."""
         return self.kv_rank + self.rope_dim
+
+    def cache_parts(self, tp: int) -> int:  # noqa: ARG002
+        return 1
+
+    def part_shapes(
+        self,
+        tokens: int,
+        num_parts: int,  # noqa: ARG002
+    ) -> tuple[tuple[CacheShape, None], ...]:
+        return (((tokens, self.kv_rank + self.rope_dim), None),)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -256,6 +293,16 @@ class GatedDelta(_Attention):
     def state_bytes(self, tp: int, element_bytes: int) -> int:
         state = 4 * self.num_value_heads * self.key_dim * self.value_dim
         return (state + self.mixed_size * (self.kernel_size - 1) * element_bytes) // tp
+
+    def part_shapes(
+        self,
+        tokens: int,  # noqa: ARG002
+        num_parts: int,
+    ) -> tuple[tuple[CacheShape, str | None], ...]:
+        """The convolution's last inputs, and the state."""
+        inputs = (self.mixed_size // num_parts, self.kernel_size - 1)
+        state = (self.num_value_heads // num_parts, self.key_dim, self.value_dim)
+        return (inputs, None), (state, "float32")
 
 
 AttentionKind = GroupedQuery | Latent | GatedDelta

@@ -63,6 +63,11 @@ class Conventions:
         padded = -(-vocab_size // self.vocab_multiple) * self.vocab_multiple
         return -(-padded // tp)
 
+    def tells_drafts(self, of_layer: bool) -> bool:
+        """Whether the last pipeline stage broadcasts its drafts (those of a layer nobody else has)."""
+        every = self.sampled_ids == "broadcast_async"
+        return every or (of_layer and self.sampled_ids == "broadcast")
+
     @property
     def spreads_experts(self) -> bool:
         """Whether weft knows how the engine exchanges rows with experts on other replicas."""

@@ -16,7 +16,7 @@ from weft.errors import LayoutError
 from weft.vocabulary.checks import check_counts
 from weft.vocabulary.model_spec import ModelSpec
 
-GroupKind = Literal["tp", "pp", "sp", "ep", "dp", "world"]
+GroupKind = Literal["tp", "pp", "sp", "ep", "dp", "dcp", "kv", "world"]
 
 MOST_RANKS: Final = 2**20
 MOST_RANKS_HERE: Final = 64
@@ -30,7 +30,8 @@ class Layout:
     tp: tensor-parallel ranks a stage; pp: pipeline stages; dp: replicas;
     sp: 1, or equal to ``tp`` for Megatron sequence parallelism (activations
     between the blocks are split over the tensor-parallel group by token);
-    ep: expert-parallel ranks (divides tp * dp); nodes x gpus_per_node: machines;
+    ep: expert-parallel ranks (divides tp * dp); dcp: tensor-parallel ranks that share the
+    positions of a cache (decode context parallelism, divides tp); nodes x gpus_per_node: machines;
     stage_layers: layers of each stage, where the even split is not wanted.
     """
 
@@ -39,12 +40,13 @@ class Layout:
     sp: int = 1
     ep: int = 1
     dp: int = 1
+    dcp: int = 1
     nodes: int = 1
     gpus_per_node: int | None = None
     stage_layers: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        check_counts(self, ("tp", "pp", "sp", "ep", "dp", "nodes"), LayoutError)
+        check_counts(self, ("tp", "pp", "sp", "ep", "dp", "dcp", "nodes"), LayoutError)
         if self.world_size > MOST_RANKS:
             raise LayoutError(f"{self.widest}: {self.world_size} ranks, at most {MOST_RANKS}")
         if self.sp not in (1, self.tp):
@@ -55,6 +57,13 @@ class Layout:
         if (self.tp * self.dp) % self.ep:
             raise LayoutError(
                 f"`ep` {self.ep}: must divide tp x dp = {self.tp * self.dp} (`tp`, `dp`)"
+            )
+        if self.tp % self.dcp:
+            raise LayoutError(f"`dcp` {self.dcp}: must divide `tp` {self.tp}")
+        if self.dcp > 1 and self.sp > 1:
+            raise LayoutError(
+                f"`dcp` {self.dcp}: not together with `sp` {self.sp}, which splits rows over the "
+                "same ranks; set `sp` 1"
             )
         self._check_nodes()
         if self.stage_layers is not None and len(self.stage_layers) != self.pp:
@@ -81,7 +90,7 @@ class Layout:
             return cls()
         degrees: dict[str, int] = {}
         for part in text.lower().replace("×", "x").split("x"):
-            match = re.fullmatch(r"(tp|pp|sp|ep|dp)([1-9]\d*)", part)
+            match = re.fullmatch(r"(tp|pp|sp|ep|dp|dcp)([1-9]\d*)", part)
             if not match or match[1] in degrees:
                 raise LayoutError(
                     f"layout {text!r}: write it as 1, tp4, pp2, tp2xpp2, sp2 or dp2xtp2"
@@ -101,6 +110,8 @@ class Layout:
             parts.append(f"pp{self.pp}")
         if self.ep > 1:
             parts.append(f"ep{self.ep}")
+        if self.dcp > 1:
+            parts.append(f"dcp{self.dcp}")
         return "x".join(parts) or "1"
 
     @property
@@ -136,12 +147,13 @@ class Layout:
     def groups(self, kind: GroupKind) -> list[tuple[int, ...]]:
         """All groups of one kind, as tuples of global ranks in group order.
 
-        ``sp`` is the same set of ranks as ``tp``. ``ep`` groups are consecutive
+        ``sp`` is the same set of ranks as ``tp``, ``dcp`` neighbours among them. ``ep`` groups are consecutive
         ranks among the ``dp x tp`` ranks that hold the same pipeline stage.
         """
-        if kind in ("tp", "sp"):
-            starts = range(0, self.world_size, self.tp)
-            return [tuple(range(start, start + self.tp)) for start in starts]
+        if kind in ("tp", "sp", "dcp"):
+            size = self.dcp if kind == "dcp" else self.tp
+            starts = range(0, self.world_size, size)
+            return [tuple(range(start, start + size)) for start in starts]
         if kind == "pp":
             return [
                 tuple(self.rank_of(stage=s, tp_rank=t, replica=d) for s in range(self.pp))
@@ -203,10 +215,21 @@ class Layout:
                 f"`tp` {self.tp}: neither divides nor is a multiple of the "
                 f"{spec.num_kv_heads} KV heads of {spec.name}"
             )
+        self._check_dcp(spec)
         if self.ep > 1 and (spec.num_experts == 0 or spec.num_experts % self.ep):
             raise LayoutError(
                 f"`ep` {self.ep}: does not divide the {spec.num_experts} experts of {spec.name}"
             )
+
+    def _check_dcp(self, spec: ModelSpec) -> None:
+        """Ranks that share positions must hold the same heads of the cache."""
+        for kind in spec.attentions_of(range(spec.num_layers)) if self.dcp > 1 else ():
+            copies = self.tp // kind.cache_parts(self.tp)
+            if kind.cache_elements(self.tp) and copies % self.dcp:
+                raise LayoutError(
+                    f"`dcp` {self.dcp}: {copies} of `tp` {self.tp} ranks hold the same heads of "
+                    f"the cache of {spec.name}; choose a divisor of {copies}"
+                )
 
     def check_started(self) -> None:
         """Raise LayoutError where one machine would be given more ranks than it can have."""

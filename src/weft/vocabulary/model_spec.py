@@ -114,6 +114,10 @@ class ModelSpec:
         kind = _of_layer(self.attentions, layer) if self.attentions else self._grouped(layer)
         return replace(kind, input_format=formats.inputs, output_format=formats.output)
 
+    def attentions_of(self, layers: Iterable[int]) -> set[AttentionKind]:
+        """The different kinds of attention in ``layers``."""
+        return {self.attention(layer) for layer in layers}
+
     def _grouped(self, layer: int) -> GroupedQuery:
         is_local = self.sliding_window is not None and layer not in self.full_layers
         return GroupedQuery(
@@ -179,7 +183,7 @@ class ModelSpec:
     @property
     def attention_has_kernels(self) -> bool:
         """Whether weft's own GPU kernels compute all layers: they know one rope and one kind."""
-        kinds = {self.attention(layer) for layer in range(self.num_layers)}
+        kinds = self.attentions_of(range(self.num_layers))
         return all(kind.has_kernels for kind in kinds) and len({k.rope for k in kinds}) == 1
 
     @property

@@ -11,6 +11,7 @@ from typing import Any, Final, Literal
 from weft.vocabulary.dtypes import element_bytes
 from weft.vocabulary.layout import GroupKind, Layout
 from weft.vocabulary.model_spec import ModelSpec
+from weft.vocabulary.speculation import Speculation
 from weft.vocabulary.workload import Workload
 
 SCHEMA: Final = "weft.schedule/1"
@@ -172,7 +173,11 @@ class Totals:
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """Every collective of one workload on one layout, and where the rows come from."""
+    """Every collective of one workload on one layout, and where the rows come from.
+
+    speculation: what decode steps guess; prefill: the layout of the ranks that do the prompts,
+    where those are others (their rows have the phase ``prefill``).
+    """
 
     source: Source
     engine: str
@@ -181,6 +186,8 @@ class Schedule:
     workload: Workload
     collectives: tuple[Collective, ...]
     unexplained: tuple[dict[str, Any], ...] = field(default=())
+    speculation: Speculation | None = None
+    prefill: Layout | None = None
 
     @property
     def totals(self) -> Totals:
@@ -219,9 +226,7 @@ class Schedule:
                 "hidden_size": self.model.hidden_size,
                 "vocab_size": self.model.vocab_size,
             },
-            "layout": {
-                key: getattr(self.layout, key) for key in ("tp", "pp", "sp", "ep", "dp", "nodes")
-            },
+            "layout": _degrees(self.layout),
             "workload": asdict(self.workload),
             "collectives": [row.to_json() for row in self.collectives],
             "totals": {
@@ -230,9 +235,18 @@ class Schedule:
                 "by_phase": {key: _whole(value) for key, value in totals.by_phase.items()},
             },
         }
+        if self.speculation is not None:
+            document["speculation"] = self.speculation.to_json()
+        if self.prefill is not None:
+            document["prefill_layout"] = _degrees(self.prefill)
         if self.source == "import":
             document["unexplained"] = list(self.unexplained)
         return document
+
+
+def _degrees(layout: Layout) -> dict[str, int]:
+    names = ("tp", "pp", "sp", "ep", "dp", "nodes", *(("dcp",) if layout.dcp > 1 else ()))
+    return {name: getattr(layout, name) for name in names}
 
 
 def merge_rows(rows: Iterable[Collective]) -> tuple[Collective, ...]:

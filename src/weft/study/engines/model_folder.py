@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from weft.errors import ModelConfigError
-from weft.vocabulary.builtin_models import BUILTIN_MODELS, CONFIGS
+from weft.vocabulary.families import BUILTIN_MODELS, CONFIGS
 
 _ARCHITECTURES: Final = {
     "llama": "LlamaForCausalLM",

@@ -86,11 +86,10 @@ def names_of(spec: ModelSpec) -> TensorNames:
     return FAMILIES[spec.family].names
 
 
-BUILTIN_MODELS: Final = {
-    name: spec_from_config(name, config)
-    for name, config in {
-        **{name: config for lineage in _LINEAGES for name, config in lineage.MODELS.items()},
-        "embedded": llama.EMBEDDED,
-    }.items()
+CONFIGS: Final = {
+    **{name: config for lineage in _LINEAGES for name, config in lineage.MODELS.items()},
+    "embedded": llama.EMBEDDED,
 }
 """The models that weft knows by name: their config.json, as far as it says more than its family."""
+
+BUILTIN_MODELS: Final = {name: spec_from_config(name, config) for name, config in CONFIGS.items()}

@@ -1,0 +1,238 @@
+"""What one rank of one stage sends in one kind of step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from weft.vocabulary.attention_kinds import GroupedQuery, Latent
+from weft.vocabulary.conventions import Conventions
+from weft.vocabulary.layout import GroupKind, Layout
+from weft.vocabulary.model_spec import ModelSpec
+from weft.vocabulary.schedule import Collective, Operation, Phase
+from weft.vocabulary.speculation import Speculation
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepRows:
+    """``count`` equal engine steps of ``rows`` token rows and ``sequences`` rows of logits.
+
+    ``returns_ids`` is False for a step whose sampled ids no later step needs (a chunk
+    of a prompt that is not its last). ``everywhere``: the rows of all expert-parallel ranks
+    together, padded, where the replicas' steps differ; None where they are alike. ``has_past``:
+    whether its rows read a cache of positions before them (None: unless they are prompts).
+    requests: that ``sequences`` belong to, where drafts are checked (None: as many).
+    """
+
+    phase: Phase
+    rows: int
+    sequences: int
+    count: int
+    returns_ids: bool = True
+    everywhere: int | None = None
+    has_past: bool | None = None
+    requests: int | None = None
+
+
+class StageStep:
+    """The rows of one stage in one kind of step, of a model that may check drafts."""
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        layout: Layout,
+        conventions: Conventions,
+        stage: int,
+        step: StepRows,
+        speculation: Speculation | None = None,
+    ) -> None:
+        self.spec, self.layout, self.conventions = spec, layout, conventions
+        self.stage, self.step, self.speculation = stage, step, speculation
+        self.is_first, self.is_last = stage == 0, stage == layout.pp - 1
+        self.layers = layout.layers_of_stages(spec.num_layers)[stage]
+        self.exchange = conventions.exchange_of(spec, layout)
+        exchanges = self.exchange in ("all_to_all", "all_gather", "kernels")
+        with_experts = sum(spec.has_experts(layer) for layer in self.layers)
+        self.num_exchanges = with_experts if exchanges else 0
+
+    def rows(self) -> Iterator[Collective]:
+        if not self.is_first:
+            yield from self._boundary("recv")
+        yield from self._layers()
+        if not self.is_last:
+            yield from self._boundary("send")
+        elif self.layout.tp > 1 and self.step.sequences:
+            yield self._logits()
+        if self.is_last and self.speculation is not None and self.speculation.has_layer:
+            yield from self._draft_passes(self.speculation)
+        if self.layout.pp > 1 and self.step.returns_ids:
+            yield from self._sampled_ids()
+
+    def _layers(self) -> Iterator[Collective]:
+        """The blocks of the stage's layers, and the embedding on the first stage."""
+        if self.layout.sp > 1:
+            yield from self._sequence_parallel_blocks()
+        elif self.layout.tp > 1:
+            shape = (self.step.rows, self.spec.hidden_size)
+            yield self._call("all_reduce", "tp", self._blocks + self.is_first, shape, shape)
+        if self.layout.tp > 1 and (norms := self.spec.norm_reductions(self.layers)):
+            sums = (self.step.rows, 2)
+            yield self._call("all_reduce", "tp", norms, sums, sums, dtype="float32")
+        if self.layout.dcp > 1 and self._has_past:
+            for layer in self.layers:
+                yield from self._shared_positions(layer)
+        if self.num_exchanges:
+            yield from self._expert_blocks()
+
+    def _sequence_parallel_blocks(self) -> Iterator[Collective]:
+        """Megatron sequence parallelism: reduce-scatter out of and all-gather into every block."""
+        whole = (self._padded_rows, self.spec.hidden_size)
+        part = (self._padded_rows // self.layout.tp, self.spec.hidden_size)
+        yield self._call("reduce_scatter", "sp", self._blocks + self.is_first, whole, part)
+        yield self._call("all_gather", "sp", self._blocks + self.is_last, part, whole)
+
+    @property
+    def _blocks(self) -> int:
+        """Attention and feed-forward parts that are reduced over the group."""
+        return 2 * len(self.layers) - self.num_exchanges
+
+    @property
+    def _has_past(self) -> bool:
+        return self.step.phase != "prefill" if self.step.has_past is None else self.step.has_past
+
+    def _shared_positions(self, layer: int) -> Iterator[Collective]:
+        """Queries to the ranks that hold other positions, softmax sums and outputs back (vLLM)."""
+        kind, size, rows = self.spec.attention(layer), self.layout.dcp, self.step.rows
+        if not isinstance(kind, GroupedQuery | Latent):
+            return
+        heads, (query, value) = kind.num_heads // self.layout.tp, kind.attended_sizes
+        gathered, every = (rows, heads, query), (rows, size * heads, query)
+        sums = (rows, size * heads)
+        yield self._call("all_gather", "dcp", 1, gathered, every)
+        yield self._call("all_gather", "dcp", 1, sums, (size * rows, sums[1]), dtype="float32")
+        outputs = (size * heads, rows, value), (heads, rows, value)
+        yield self._call("reduce_scatter", "dcp", 1, *outputs)
+
+    def _expert_blocks(self) -> Iterator[Collective]:
+        """Rows and choices out to the experts, outputs back."""
+        share, hidden = self._padded_rows // self.layout.tp, self.spec.hidden_size
+        every = self.step.everywhere or self.layout.ep * share
+        if self.exchange == "all_to_all":
+            yield from self._to_all((every, hidden))
+        elif self.exchange == "kernels":
+            for variant, launches in self.conventions.expert_kernels:
+                row = self._call("all_to_all", "ep", launches * self.num_exchanges, None, None)
+                yield replace(row, dtype=None, variant=variant)
+        else:
+            yield from self._gathered((share, hidden), (every, hidden))
+        if self.layout.sp == 1 and self.layout.tp > 1:
+            whole = (self._padded_rows, hidden)
+            yield self._call("all_gather", "tp", self.num_exchanges, (share, hidden), whole)
+
+    def _to_all(self, there: tuple[int, int]) -> Iterator[Collective]:
+        """Room for all rows of a rank at each."""
+        gates = (there[0], self.spec.num_experts // self.layout.ep)
+        yield self._call("all_to_all", "ep", 2 * self.num_exchanges, there, there)
+        yield self._call("all_to_all", "ep", self.num_exchanges, gates, gates, dtype="float32")
+
+    def _gathered(self, own: tuple[int, int], every: tuple[int, int]) -> Iterator[Collective]:
+        """All rows and their experts' weights and ids at each rank."""
+        chosen = self.spec.experts_per_token
+        yield self._call("all_gather", "ep", self.num_exchanges, own, every)
+        for dtype in ("float32", "int32"):
+            shapes = (own[0], chosen), (every[0], chosen)
+            yield self._call("all_gather", "ep", self.num_exchanges, *shapes, dtype=dtype)
+        yield self._call("reduce_scatter", "ep", self.num_exchanges, every, own)
+
+    def _boundary(self, op: Operation) -> Iterator[Collective]:
+        count, tp = self.conventions.boundary_tensors, self.layout.tp
+        rows, width = self.step.rows, self.spec.hidden_size
+        if self.layout.sp > 1:
+            part = (self._padded_rows // tp, width)
+            yield self._call(op, "pp", count, part, part)
+            return
+        sliced = self.conventions.boundary_sliced and tp > 1
+        part = (rows, width // tp) if sliced else (rows, width)
+        yield self._call(op, "pp", count, part, part)
+        if sliced and op == "recv":
+            yield self._call("all_gather", "tp", count, part, (rows, width))
+
+    def _logits(self) -> Collective:
+        tp, sequences = self.layout.tp, self.step.sequences
+        shard = self.conventions.logits_shard(self.spec.vocab_size, tp)
+        if self.conventions.logits == "candidates":
+            pairs = (sequences, 2)
+            return self._call("all_gather", "tp", 1, pairs, (tp * sequences, 2), dtype="float32")
+        if self.conventions.logits == "all_gather":
+            return self._call("all_gather", "tp", 1, (sequences, shard), (sequences * tp, shard))
+        rows = () if sequences == 1 else (sequences,)
+        return self._call("gather", "tp", 1, (*rows, shard), (*rows, shard * tp))
+
+    @property
+    def _requests(self) -> int:
+        return self.step.sequences if self.step.requests is None else self.step.requests
+
+    def _draft_passes(self, speculation: Speculation) -> Iterator[Collective]:
+        """One pass over the step's rows and one more a further draft, of a model of one layer."""
+        layer, alone = (
+            speculation.layer_of(self.spec),
+            replace(self.layout, pp=1, stage_layers=None),
+        )
+        first = replace(self.step, sequences=self._requests, requests=None)
+        later = replace(
+            first,
+            rows=self._requests,
+            count=self.step.count * (speculation.num_drafts - 1),
+            has_past=True,
+        )
+        for step in (first, later):
+            if step.count:
+                for row in StageStep(layer, alone, self.conventions, 0, step).rows():
+                    yield replace(row, stage=self.stage)
+
+    def _sampled_ids(self) -> Iterator[Collective]:
+        how, speculation = self.conventions.sampled_ids, self.speculation
+        if how == "host":
+            return
+        ids, column = (self.step.sequences,), (self._requests, 1)
+        if speculation is not None:
+            column = (self._requests, speculation.rows)
+        if how == "broadcast":
+            yield self._call("broadcast", "pp", 1, ids, ids, dtype="int64")
+        elif how == "broadcast_int32":
+            yield self._call("broadcast", "pp", 1, column, column, dtype="int32")
+        else:
+            counts = (2, self._requests)
+            yield self._call("broadcast", "pp", 1, column, column, dtype="int64")
+            yield self._call("broadcast", "pp", 1, counts, counts, dtype="int32")
+        if speculation is not None and self.conventions.tells_drafts(speculation.has_layer):
+            drafts = (self._requests, speculation.num_drafts)
+            yield self._call("broadcast", "pp", 1, drafts, drafts, dtype="int64")
+
+    @property
+    def _padded_rows(self) -> int:
+        """Token rows rounded up to a multiple of tp, so that each rank holds as many."""
+        return -(-self.step.rows // self.layout.tp) * self.layout.tp
+
+    def _call(
+        self,
+        op: Operation,
+        group: GroupKind,
+        calls_per_step: int,
+        input_shape: tuple[int, ...] | None,
+        output_shape: tuple[int, ...] | None,
+        dtype: str | None = None,
+    ) -> Collective:
+        sizes = {"pp": self.layout.pp, "ep": self.layout.ep, "dcp": self.layout.dcp}
+        return Collective(
+            stage=self.stage,
+            phase=self.step.phase,
+            op=op,
+            group=group,
+            group_size=sizes.get(group, self.layout.tp),
+            count=calls_per_step * self.step.count,
+            input_shape=input_shape,
+            output_shape=output_shape,
+            dtype=dtype or self.spec.dtype,
+            provenance="formula",
+        )
