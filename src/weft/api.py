@@ -12,6 +12,7 @@ from weft.errors import UserError
 from weft.vocabulary.layout import Layout
 from weft.vocabulary.model_source import load_spec
 from weft.vocabulary.schedule import Schedule
+from weft.vocabulary.speculation import Speculation
 from weft.vocabulary.workload import WORKLOADS, Workload
 
 if TYPE_CHECKING:
@@ -26,7 +27,13 @@ _ONE = Layout()
 
 @overload
 def predict(
-    model: str, layout: Layout = ..., workload: Workload = ..., *, engine: str = ...
+    model: str,
+    layout: Layout = ...,
+    workload: Workload = ...,
+    *,
+    engine: str = ...,
+    speculation: Speculation | None = ...,
+    prefill_layout: Layout | None = ...,
 ) -> Schedule: ...
 
 
@@ -61,6 +68,8 @@ def predict(
     burst: int = ...,
     shortest: float = ...,
     requests: int | None = ...,
+    speculation: Speculation | None = ...,
+    prefill_layout: Layout | None = ...,
 ) -> Schedule | Prediction | Serving: ...
 
 
@@ -80,6 +89,8 @@ def predict(
     burst: int = 1,
     shortest: float = 1.0,
     requests: int | None = None,
+    speculation: Speculation | None = None,
+    prefill_layout: Layout | None = None,
 ) -> Schedule | Prediction | Serving:
     """What a layout sends, in closed form; with an ``accelerator``, how long it takes.
 
@@ -98,6 +109,8 @@ def predict(
         burst: requests of ``rate`` that come at once.
         shortest: lengths are even between this share of the workload's and all of it.
         requests: how many are simulated; 10 a client and at least 100 if left out.
+        speculation: drafts of each decode step (of the schedule only).
+        prefill_layout: of other ranks that do the prompts (of the schedule only).
 
     Raises:
         UserError: naming the value that cannot be and the fix.
@@ -115,7 +128,13 @@ def predict(
             requests=requests,
         )
         shape = layout if nodes is None else replace(layout, nodes=nodes)
-        return closed_form(load_spec(model), shape, workload, engine)
+        spec = load_spec(model)
+        return closed_form(
+            spec, shape, workload, engine, speculation=speculation, prefill_layout=prefill_layout
+        )
+    for name, value in (("speculation", speculation), ("prefill_layout", prefill_layout)):
+        if value is not None:
+            raise UserError(f"`{name}`: its latency is not predicted; leave `accelerator` out")
     from weft.prediction.latency import predict_latency
     from weft.prediction.machines import machine_named, placed
     from weft.prediction.serving import predict_serving
@@ -145,7 +164,13 @@ def _refuse_without_device(**given: object) -> None:
 
 
 def trace(
-    model: str, layout: Layout, workload: Workload = _PAPER, *, engine: str = "weft"
+    model: str,
+    layout: Layout,
+    workload: Workload = _PAPER,
+    *,
+    engine: str = "weft",
+    speculation: Speculation | None = None,
+    prefill_layout: Layout | None = None,
 ) -> Schedule:
     """What the real model code sends, from a dry run: no weights, device or peers.
 
@@ -154,7 +179,10 @@ def trace(
     """
     from weft.tracing.dry_run import dry_run
 
-    return dry_run(load_spec(model), layout, workload, engine)
+    spec = load_spec(model)
+    return dry_run(
+        spec, layout, workload, engine, speculation=speculation, prefill_layout=prefill_layout
+    )
 
 
 def plan(

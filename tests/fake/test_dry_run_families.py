@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import os
 import random
+from typing import Any
 
 import pytest
 
 from config_cases import BASES, random_config, spec_of
 from weft.closed_form.schedule import closed_form
-from weft.errors import LayoutError
+from weft.errors import LayoutError, WorkloadError
 from weft.tracing.dry_run import dry_run
 from weft.vocabulary.comparison import compare
 from weft.vocabulary.conventions import ENGINES
 from weft.vocabulary.layout import Layout
 from weft.vocabulary.model_spec import ModelSpec
+from weft.vocabulary.speculation import Speculation
 from weft.vocabulary.workload import Workload
 
 NUM_CASES = int(os.environ.get("WEFT_FAMILY_CASES", "40"))
@@ -33,18 +35,34 @@ def spec(draw: random.Random) -> ModelSpec:
 def layout(draw: random.Random, model: ModelSpec) -> Layout:
     while True:
         tp, dp = draw.choice([1, 2, 4]), draw.choice([1, 2])
-        found = Layout(
-            tp=tp,
-            pp=draw.randint(1, model.num_layers),
-            sp=draw.choice([1, tp]),
-            dp=dp,
-            ep=draw.choice([1, tp, dp * tp]) if model.is_moe else 1,
-        )
         try:
+            found = Layout(
+                tp=tp,
+                pp=draw.randint(1, model.num_layers),
+                sp=draw.choice([1, 1, tp]),
+                dp=dp,
+                ep=draw.choice([1, tp, dp * tp]) if model.is_moe else 1,
+                dcp=draw.choice([1, 1, 2, tp]),
+            )
             found.check_model(model)
         except LayoutError:
             continue
         return found
+
+
+def steps(draw: random.Random, model: ModelSpec) -> dict[str, Any]:
+    """Guesses in half of the cases, and other ranks for the prompts in a third."""
+    options: dict[str, Any] = {}
+    if draw.random() < 0.5:
+        num_drafts = draw.randint(1, 4)
+        options["speculation"] = Speculation(
+            method=draw.choice(["ngram", "mtp", "eagle"]),
+            num_drafts=num_drafts,
+            accepted=draw.choice([None, 0.0, num_drafts / 2]),
+        )
+    if draw.random() < 0.33:
+        options["prefill_layout"] = layout(draw, model)
+    return options
 
 
 @pytest.mark.parametrize("seed", range(NUM_CASES))
@@ -57,14 +75,14 @@ def test_closed_form_is_the_dry_run(seed):
         decode_tokens=draw.randint(1, 20),
         batch=draw.randint(1, 5),
     )
-    engine = draw.choice(sorted(ENGINES))
+    engine, options = draw.choice(sorted(ENGINES)), steps(draw, model)
     try:
-        formula = closed_form(model, where, load, engine)
-    except LayoutError:
-        with pytest.raises(LayoutError):
-            dry_run(model, where, load, engine)
+        formula = closed_form(model, where, load, engine, **options)
+    except (LayoutError, WorkloadError) as refusal:
+        with pytest.raises(type(refusal)):
+            dry_run(model, where, load, engine, **options)
         return
-    dry = dry_run(model, where, load, engine)
+    dry = dry_run(model, where, load, engine, **options)
     wrong = [row for row in compare(formula, dry) if row.verdict != "equal"]
-    assert not wrong, (model.family, where, wrong[0])
+    assert not wrong, (model.family, where, options, wrong[0])
     assert formula.totals == dry.totals

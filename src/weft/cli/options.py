@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from weft.cli.output import OutputFormat
 from weft.vocabulary.conventions import ENGINES
 from weft.vocabulary.layout import Layout
+from weft.vocabulary.speculation import Speculation
 from weft.vocabulary.workload import Workload, workload_named
 
 Model = Annotated[str, typer.Argument(help="Built-in name, directory with config.json, or hub id.")]
@@ -31,6 +32,9 @@ class LayoutOptions:
     sp: Annotated[int, typer.Option(help="Sequence parallelism: 1, or the value of --tp.")] = 1
     ep: Annotated[int, typer.Option(help="Expert-parallel degree (models with experts).")] = 1
     dp: Annotated[int, typer.Option(help="Data-parallel replicas.")] = 1
+    dcp: Annotated[
+        int, typer.Option(help="Tensor-parallel ranks that share a cache's positions (decode).")
+    ] = 1
     stage_layers: Annotated[
         str | None, typer.Option(help="Layers of each pipeline stage, e.g. 10,12,10.")
     ] = None
@@ -44,6 +48,7 @@ class LayoutOptions:
             sp=self.sp,
             ep=self.ep,
             dp=self.dp,
+            dcp=self.dcp,
             nodes=nodes,
             stage_layers=split,
         )
@@ -56,6 +61,31 @@ def _integers(text: str) -> tuple[int, ...]:
         raise typer.BadParameter(
             f"--stage-layers {text}: write numbers separated by commas, e.g. 10,12,10"
         ) from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleOptions:
+    """What changes the steps of a request, where nothing is run."""
+
+    speculate: Annotated[
+        str | None,
+        typer.Option(
+            help="Drafts of each decode step: ngram:4, mtp:2, eagle:3, or mtp:2:1.7 where 1.7 of "
+            "them are accepted on average [all]."
+        ),
+    ] = None
+    prefill_layout: Annotated[
+        str | None,
+        typer.Option(help="Other ranks do the prompts and send their cache, e.g. tp4, tp2xpp2."),
+    ] = None
+
+    def parsed(self) -> dict[str, Any]:
+        """Keyword arguments of closed_form and dry_run."""
+        speculate, prefill = self.speculate, self.prefill_layout
+        return {
+            "speculation": None if speculate is None else Speculation.parse(speculate),
+            "prefill_layout": None if prefill is None else Layout.parse(prefill),
+        }
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -65,11 +65,14 @@ def predict(
     inputs: Annotated[
         bool, typer.Option("--inputs", help="List every input of the time model with its source.")
     ] = False,
+    more: options.ScheduleOptions,
     output_format: options.Format = OutputFormat.TABLE,
 ) -> None:
     """Print the schedule of collectives of one request, or its latency on a machine.
 
     Example: weft predict llama-2-13b --tp 4 --prompt 128 --decode 128 --engine vllm-v0
+
+    Example: weft predict deepseek-v3 --tp 8 --speculate mtp:2:1.7 --prefill-layout tp8
 
     Example: weft predict llama-3.1-8b --tp 2 --engine vllm --accelerator h200-sxm --concurrency 64
     """
@@ -93,6 +96,7 @@ def predict(
         burst=burst,
         shortest=shortest,
         requests=requests,
+        **more.parsed(),
     )
     if isinstance(found, Schedule):
         print_schedule(found, output_format)

@@ -10,6 +10,7 @@ from weft.cli import options, ranks
 from weft.cli.output import OutputFormat
 from weft.cli.schedule_output import print_schedule
 from weft.closed_form.schedule import check_length
+from weft.errors import UserError
 from weft.vocabulary.layout import Layout
 from weft.vocabulary.model_source import load_spec
 from weft.vocabulary.workload import Workload
@@ -27,6 +28,7 @@ def trace(
         bool, typer.Option("--dry-run", help="No device, no peers: shapes only, any scale.")
     ] = False,
     place: ranks.RankOptions,
+    more: options.ScheduleOptions,
     output_format: options.Format = OutputFormat.TABLE,
 ) -> None:
     """Print the collectives of one request, recorded from a run (dummy weights if none).
@@ -41,8 +43,11 @@ def trace(
     if dry_run:
         from weft.tracing.dry_run import dry_run as run_dry
 
-        print_schedule(run_dry(spec, layout, load, engine), output_format)
+        print_schedule(run_dry(spec, layout, load, engine, **more.parsed()), output_format)
         return
+    for name, value in (("speculate", more.speculate), ("prefill-layout", more.prefill_layout)):
+        if value is not None:
+            raise UserError(f"--{name} {value}: is a schedule that is not run here; add --dry-run")
     place.start(
         context,
         layout,

@@ -10,15 +10,21 @@ from weft.vocabulary.cache_transfer import links
 from weft.vocabulary.layout import Layout
 from weft.vocabulary.model_spec import ModelSpec
 from weft.vocabulary.schedule import Collective, Operation, Phase
+from weft.vocabulary.speculation import Speculation
 from weft.vocabulary.workload import Workload
 
 
 def transfer_rows(
-    spec: ModelSpec, prefill: Layout, decode: Layout, workload: Workload
+    spec: ModelSpec,
+    prefill: Layout,
+    decode: Layout,
+    workload: Workload,
+    speculation: Speculation | None,
 ) -> Iterator[Collective]:
     """What rank 0 of each prefill stage sends and rank 0 of each decode stage receives.
 
-    A layer's cache of one prompt is one message a link; a state is a second one.
+    A layer's cache of one prompt is one message a link; a state is a second one. A draft layer's
+    goes with the last stages'.
     """
     group_size = prefill.tp * prefill.pp + decode.tp * decode.pp
     ends: tuple[tuple[Layout, Operation, Phase], ...] = (
@@ -28,6 +34,8 @@ def transfer_rows(
     for layout, op, phase in ends:
         for stage, layers in enumerate(layout.layers_of_stages(spec.num_layers)):
             kinds = Counter(spec.attention(layer) for layer in layers)
+            if speculation is not None and speculation.has_layer and stage == layout.pp - 1:
+                kinds[speculation.layer_of(spec).attention(0)] += 1
             for kind, num_layers in kinds.items():
                 num_messages, num_parts = _messages(kind, prefill.tp, decode.tp, op)
                 for shape, dtype in kind.part_shapes(workload.prompt_tokens, num_parts):

@@ -28,15 +28,15 @@ def closed_form(
     engine: str = "weft",
     *,
     speculation: Speculation | None = None,
-    prefill: Layout | None = None,
+    prefill_layout: Layout | None = None,
 ) -> Schedule:
     """Every collective that one rank of each stage makes for ``workload``.
 
-    ``speculation``: guesses of decode steps; ``prefill``: the layout of other ranks that do the
+    ``speculation``: guesses of decode steps; ``prefill_layout``: of other ranks that do the
     prompts and send their cache. Raises LayoutError or WorkloadError where the model cannot run
     that way.
     """
-    check_schedule(spec, layout, workload, speculation, prefill)
+    check_schedule(spec, layout, workload, speculation, prefill_layout)
     conventions = engine_named(engine)
 
     def rows_on(where: Layout, phases: tuple[str, ...]) -> tuple[Collective, ...]:
@@ -44,11 +44,12 @@ def closed_form(
         chosen = [step for step in steps if step.phase in phases]
         return rows_of_steps(spec, where, chosen, conventions, speculation=speculation)
 
-    if prefill is None:
+    if prefill_layout is None:
         rows = rows_on(layout, ("prefill", "decode"))
     else:
-        transfers = transfer_rows(spec, prefill, layout, workload)
-        rows = (*rows_on(prefill, ("prefill",)), *transfers, *rows_on(layout, ("decode",)))
+        transfers = transfer_rows(spec, prefill_layout, layout, workload, speculation)
+        prompts = rows_on(prefill_layout, ("prefill",))
+        rows = (*prompts, *transfers, *rows_on(layout, ("decode",)))
     return Schedule(
         source="closed-form",
         engine=engine,
@@ -57,7 +58,7 @@ def closed_form(
         workload=workload,
         collectives=merge_rows(rows),
         speculation=speculation,
-        prefill=prefill,
+        prefill_layout=prefill_layout,
     )
 
 
@@ -85,7 +86,7 @@ def check_schedule(
     layout: Layout,
     workload: Workload,
     speculation: Speculation | None = None,
-    prefill: Layout | None = None,
+    prefill_layout: Layout | None = None,
 ) -> None:
     """Raise LayoutError or WorkloadError where the model cannot run that way."""
     layout.check_model(spec)
@@ -97,14 +98,9 @@ def check_schedule(
                 f"`sp` {layout.sp}: no engine has a draft layer beside sequence parallelism; "
                 "set `sp` 1 or `speculate` ngram"
             )
-    if prefill is not None:
-        prefill.check_model(spec)
-        check_prefill(layout, prefill)
-        if speculation is not None and speculation.has_layer:
-            raise WorkloadError(
-                f"`speculate` {speculation.method}: the cache of the draft layer between prefill "
-                "and decode ranks is not described; leave `prefill` out or set `speculate` ngram"
-            )
+    if prefill_layout is not None:
+        prefill_layout.check_model(spec)
+        check_prefill(spec, layout, prefill_layout)
 
 
 def check_length(spec: ModelSpec, workload: Workload) -> None:

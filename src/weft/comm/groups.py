@@ -36,7 +36,7 @@ _STORES: Final[dict[tuple[Any, ...], tuple[Store, Iterator[int]]]] = {}
 class ProcessGroups:
     """A communicator for each kind of group that this rank belongs to.
 
-    ``tp``, ``sp`` (the same ranks as tp), ``pp``, ``ep``, ``dp`` and ``world``. Groups
+    ``tp``, ``sp`` (the same ranks as tp), ``pp``, ``ep``, ``dp``, ``dcp`` and ``world``. Groups
     of one rank need no process group. The tensor-parallel group (and any other of the same
     ranks) has the all-reduce that ``all_reduce`` chooses, the others the library's own. Close
     it (or use it in ``with``) to free them.
@@ -69,6 +69,8 @@ class ProcessGroups:
         self.pp = self._communicator("pp")
         self.ep = self._communicator("ep")
         self.dp = self._communicator("dp")
+        self.dcp = self._communicator("dcp")
+        self.kv: Communicator | None = None
 
     @property
     def stage(self) -> int:
@@ -80,7 +82,8 @@ class ProcessGroups:
 
     @property
     def communicators(self) -> tuple[Communicator, ...]:
-        return (self.tp, self.sp, self.pp, self.ep, self.dp, self.world)
+        every = (self.tp, self.sp, self.pp, self.ep, self.dp, self.dcp, self.world)
+        return every if self.kv is None else (*every, self.kv)
 
     @property
     def reducer(self) -> Reducer | None:
@@ -286,12 +289,21 @@ def _store_of_this_run(rank: int, world_size: int, timeout: timedelta) -> Store:
     return own
 
 
-def open_fake_groups(layout: Layout, *, rank: int) -> ProcessGroups:
-    """Groups of torch's ``fake`` backend: every operation returns at once, no peer is needed."""
+def open_fake_groups(
+    layout: Layout, *, rank: int, before: int = 0, after: int = 0
+) -> ProcessGroups:
+    """Groups of torch's ``fake`` backend: every operation returns at once, no peer is needed.
+
+    before, after: ranks of another layout that exchange caches with these (the group ``kv``).
+    """
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
     dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=layout.world_size)
-    return ProcessGroups(layout, rank, torch.device("meta"), None)
+    groups = ProcessGroups(layout, rank, torch.device("meta"), None)
+    if before or after:
+        ranks = tuple(range(before + layout.world_size + after))
+        groups.kv = Communicator(kind="kv", ranks=ranks, rank=before + rank, transport=_NOWHERE)
+    return groups
 
 
 class _NoPeers:
@@ -302,3 +314,16 @@ class _NoPeers:
 
 
 _NO_PEERS: Final[Any] = _NoPeers()
+
+
+class _Nowhere:
+    """The transport of a dry run's ``kv``, whose other end is in no process group."""
+
+    def send(self, tensor: torch.Tensor, dst: int, site: str) -> None:
+        """Forget it."""
+
+    def recv(self, tensor: torch.Tensor, src: int, site: str) -> torch.Tensor:  # noqa: ARG002
+        return tensor
+
+
+_NOWHERE: Final[Any] = _Nowhere()

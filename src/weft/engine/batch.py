@@ -12,6 +12,7 @@ import torch
 from weft.engine.step import Step, context_slots
 from weft.layers.attention import PlainAttention
 from weft.layers.rope import RotaryTables
+from weft.layers.shared_positions import SharedPositions
 from weft.models.decoder import Batch
 
 
@@ -50,9 +51,15 @@ class PlainBatches:
     """Batches for torch's own attention (any device, any type)."""
 
     def __init__(
-        self, ropes: RotaryTables, *, block_size: int, dtype: torch.dtype, device: torch.device
+        self,
+        ropes: RotaryTables,
+        *,
+        block_size: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        shared: SharedPositions | None = None,
     ) -> None:
-        self._ropes, self._block_size = ropes, block_size
+        self._ropes, self._block_size, self._shared = ropes, block_size, shared
         self._dtype, self._device = dtype, device
 
     def build(self, step: Step, tables: RequestTables) -> Batch:
@@ -75,6 +82,7 @@ class PlainBatches:
                 query_lengths=step.query_lengths.tolist(),
                 context_lengths=step.context_lengths.tolist(),
                 mask=self._mask(step),
+                shared=self._shared,
             ),
         )
 

@@ -47,6 +47,11 @@ class Engine:
                 f"`ep` {groups.layout.ep}: replicas step independently, so experts are shared "
                 f"inside one; set `ep` to a divisor of `tp` {groups.layout.tp}"
             )
+        if groups.layout.dcp > 1:
+            raise LayoutError(
+                f"`dcp` {groups.layout.dcp}: the engine keeps whole positions on every rank; "
+                "weft predict and weft trace --dry-run know it, for a run set `dcp` 1"
+            )
         self.spec, self.groups, self.config = spec, groups, config
         if groups.device.type == "cpu":
             itemsize = getattr(torch, spec.dtype).itemsize
@@ -55,7 +60,7 @@ class Engine:
         if speculation is not None:
             check_speculation(spec, speculation)
         conventions = engine_named(config.conventions)
-        self.runner = StageRunner(spec, groups, conventions)
+        self.runner = StageRunner(spec, groups, conventions, speculation)
         self.runner.load(source.directory if config.weights == "auto" else None, config.seed)
         num_groups = groups.layout.pp if conventions.micro_batches else 1
         block_size = config.block_size or self.runner.preferred_block_size

@@ -24,10 +24,12 @@ from weft.engine.streams import open_streams
 from weft.layers import fused
 from weft.layers.linear import Placement
 from weft.layers.rope import RotaryTable, RotaryTables
-from weft.models.decoder import Boundary, DecoderStage
+from weft.layers.shared_positions import SharedPositions
+from weft.models.decoder import Batch, Boundary, DecoderStage
 from weft.models.weights import fill_dummy, load_weights
 from weft.vocabulary.conventions import Conventions
 from weft.vocabulary.model_spec import ModelSpec
+from weft.vocabulary.speculation import Speculation
 
 if TYPE_CHECKING:
     from weft.engine.fused_batch import FusedBatches
@@ -44,9 +46,16 @@ class StageRunner:
     On the ``meta`` device the same code runs without values (dry run).
     """
 
-    def __init__(self, spec: ModelSpec, groups: ProcessGroups, conventions: Conventions) -> None:
+    def __init__(
+        self,
+        spec: ModelSpec,
+        groups: ProcessGroups,
+        conventions: Conventions,
+        speculation: Speculation | None = None,
+    ) -> None:
         self.device, self.dtype = groups.device, getattr(torch, spec.dtype)
-        where = Placement(
+        self._speculation = speculation
+        self.where = where = Placement(
             tp_rank=groups.tp.rank,
             tp_size=groups.tp.size,
             dtype=self.dtype,
@@ -105,11 +114,19 @@ class StageRunner:
         ropes = RotaryTables(map(self.spec.attention, self._layers), max_length, self.device)
         last_ids = torch.zeros(max_rows + 1, dtype=torch.int64, device=self.device)
         self.tables = RequestTables(last_ids=last_ids)
-        self._sampler = Sampler(
-            self._groups, self._conventions, self.spec.vocab_size, len(last_ids)
+        self.sampler = Sampler(
+            self._groups,
+            self._conventions,
+            self.spec.vocab_size,
+            len(last_ids),
+            self._speculation,
         )
         self._builder: BatchBuilder = PlainBatches(
-            ropes, block_size=block_size, dtype=self.dtype, device=self.device
+            ropes,
+            block_size=block_size,
+            dtype=self.dtype,
+            device=self.device,
+            shared=SharedPositions(self._groups.dcp) if self._groups.dcp.size > 1 else None,
         )
         if self._has_kernels:
             self._allocate_fused(ropes.only, block_size, -(-max_length // block_size) + 1, max_rows)
@@ -172,10 +189,10 @@ class StageRunner:
         batch = self._fused.of_decodes(token_ids, rows, lengths, self.tables)
         received = self._decode_inputs.received.first(size)
         output = self._output(self.stage(batch, self.caches, received))
-        if output.logits is None or not self._sampler.picks_alone:
+        if output.logits is None or not self.sampler.picks_alone:
             return output
-        draws = Draws(rows=rows, lengths=lengths, table=self._sampler.table)
-        ids = self._sampler.pick(output.logits, draws)
+        draws = Draws(rows=rows, lengths=lengths, table=self.sampler.table)
+        ids = self.sampler.pick(output.logits, draws)
         if self._num_stages > 1:
             return replace(output, ids=ids)
         self.tables.last_ids.index_copy_(0, rows.long(), ids.clamp(min=0))
@@ -198,12 +215,15 @@ class StageRunner:
         """This stage's part of a step, as a graph where there is one for it."""
         self.tables.update(step)
         if self.stage.is_last:
-            self._sampler.table.enter(step.entering)
+            self.sampler.table.enter(step.entering)
         replayed = None if eager else self._replayed(step, received)
         if replayed is not None:
             return replayed
-        batch = self._builder.build(step, self.tables)
-        return self._output(self.stage(batch, self.caches, received))
+        return self._output(self.stage(self.batch(step), self.caches, received))
+
+    def batch(self, step: Step) -> Batch:
+        """The step's tensors."""
+        return self._builder.build(step, self.tables)
 
     def _replayed(self, step: Step, received: Boundary | None) -> StageOutput | None:
         """The step by the graph that holds it; None where there is none."""
@@ -247,14 +267,14 @@ class StageRunner:
             return None
         if output.ids is not None and step.is_plain:
             return output.ids
-        return self._sampler.choose(output.logits[: len(step.sampling)], step)
+        return self.sampler.choose(output.logits[: len(step.sampling)], step)
 
     @torch.inference_mode()
     def share(self, ids: torch.Tensor | None, step: Step) -> torch.Tensor:
         """The chosen ids [N] on every rank."""
         if not step.sampling:
             return torch.empty(0, dtype=torch.int64, device=self.device)
-        return self._sampler.share(ids, len(step.sampling))
+        return self.sampler.share(ids, step)
 
     @torch.inference_mode()
     def book(self, ids: torch.Tensor, step: Step) -> None:
@@ -264,7 +284,7 @@ class StageRunner:
         (rows,) = to_device(self.device, step.sampled[0])
         self.tables.last_ids.index_copy_(0, rows, ids.clamp(min=0))
         if self.stage.is_last:
-            self._sampler.note(step, ids)
+            self.sampler.note(step, ids)
 
     @torch.inference_mode()
     def logprobs(

@@ -13,6 +13,7 @@ from weft.engine.request import NO_TOKEN
 from weft.engine.sampling_table import SamplingTable
 from weft.engine.step import Step
 from weft.vocabulary.conventions import Conventions
+from weft.vocabulary.speculation import Speculation
 
 
 class Sampler:
@@ -22,8 +23,14 @@ class Sampler:
     """
 
     def __init__(
-        self, groups: ProcessGroups, conventions: Conventions, vocab_size: int, num_rows: int
+        self,
+        groups: ProcessGroups,
+        conventions: Conventions,
+        vocab_size: int,
+        num_rows: int,
+        speculation: Speculation | None = None,
     ) -> None:
+        self._speculation = speculation
         self._groups, self._conventions, self._vocab_size = groups, conventions, vocab_size
         self._share = conventions.logits_shard(vocab_size, groups.tp.size)
         self.table = SamplingTable(num_rows, vocab_size, groups.device)
@@ -56,11 +63,17 @@ class Sampler:
         whole = self._collect(logits)
         if whole is None:
             return None
-        whole = whole.view(len(step.sampling), -1)[:, : self._vocab_size]
         if not step.is_plain:
             (rows,) = to_device(whole.device, step.sampled[0])
             whole = processed(whole, step.sampling, rows, self.table)
         return best_of_rows(whole, self._vocab_size, 0, draws)[0]
+
+    def greedy(self, logits: torch.Tensor) -> torch.Tensor | None:
+        """The likeliest ids [N] of logits [N, ceil(v/t)]; None where another rank chooses."""
+        if self._conventions.logits == "candidates":
+            return self.pick(logits, None)
+        whole = self._collect(logits)
+        return None if whole is None else best_of_rows(whole, self._vocab_size, 0, None)[0]
 
     def note(self, step: Step, ids: torch.Tensor) -> None:
         """The chosen ids [N] count against the requests of the step that are penalized."""
@@ -75,21 +88,37 @@ class Sampler:
         rows, lengths = to_device(self._groups.device, *step.sampled)
         return Draws(rows=rows.int(), lengths=lengths.int(), table=self.table)
 
-    def share(self, ids: torch.Tensor | None, count: int) -> torch.Tensor:
-        """Give every rank of the pipeline the ``count`` ids that the last stage chose."""
+    def share(self, ids: torch.Tensor | None, step: Step) -> torch.Tensor:
+        """Give every rank of the pipeline the ids [N] that the last stage chose."""
         how, pp = self._conventions.sampled_ids, self._groups.pp
-        like = torch.full((count,), NO_TOKEN, device=self._groups.device)
+        like = torch.full((len(step.sampling),), NO_TOKEN, device=self._groups.device)
         if how == "host":
             return self._share_on_host(ids, like)
         ids = like if ids is None else ids
         if pp.size == 1:
             return ids
         if how == "broadcast":
-            return pp.broadcast(ids, pp.size - 1, "sampled ids")
-        ids = pp.broadcast(ids[:, None].contiguous(), pp.size - 1, "sampled ids")[:, 0]
-        counts = ids.new_zeros((2, len(ids)), dtype=torch.int32)
-        pp.broadcast(counts, pp.size - 1, "sampled ids")
+            ids = pp.broadcast(ids, pp.size - 1, "sampled ids")
+        else:
+            ids = self._share_by_request(ids, step)
+        self._share_drafts(ids, step.sampled_places[2])
         return ids
+
+    def _share_by_request(self, ids: torch.Tensor, step: Step) -> torch.Tensor:
+        """As vLLM does: a row of ids for each request, and how many of them were right."""
+        pp, width = self._groups.pp, 1 if self._speculation is None else self._speculation.rows
+        requests, which, count = step.sampled_places
+        places = to_device(ids.device, requests, which)
+        rows = ids.new_full((count, width), NO_TOKEN).index_put(places, ids)
+        rows = pp.broadcast(rows, pp.size - 1, "sampled ids")
+        pp.broadcast(ids.new_zeros((2, count), dtype=torch.int32), pp.size - 1, "sampled ids")
+        return rows[places]
+
+    def _share_drafts(self, ids: torch.Tensor, count: int) -> None:
+        """Where the last stage alone has the drafts, or the engine sends them anyway."""
+        drafts, pp = self._speculation, self._groups.pp
+        if drafts is not None and self._conventions.tells_drafts(drafts.has_layer):
+            pp.broadcast(ids.new_zeros((count, drafts.num_drafts)), pp.size - 1, "drafts")
 
     def _share_on_host(self, ids: torch.Tensor | None, like: torch.Tensor) -> torch.Tensor:
         groups = self._groups
@@ -105,9 +134,11 @@ class Sampler:
         return self._conventions.logits != "gather" or self._groups.tp.size == 1
 
     def _collect(self, logits: torch.Tensor) -> torch.Tensor | None:
+        """Logits [N, v] where the choice is made; None elsewhere."""
         tp = self._groups.tp
         if self._conventions.logits == "gather":
             row = logits.squeeze(0) if len(logits) == 1 else logits
-            return tp.gather(row, 0, "logits")
+            whole = tp.gather(row, 0, "logits")
+            return None if whole is None else whole.view(len(logits), -1)[:, : self._vocab_size]
         stacked = tp.all_gather(logits, 0, "logits").view(tp.size, *logits.shape)
-        return stacked.movedim(0, 1).flatten(1)
+        return stacked.movedim(0, 1).flatten(1)[:, : self._vocab_size]

@@ -165,6 +165,19 @@ class Step:
         return self.rows[chosen], self.context_lengths[chosen]
 
     @cached_property
+    def sampled_places(self) -> tuple[Integers, Integers, int]:
+        """Of each sampled row which request it belongs to and the how many-th; and of how many."""
+        seen: dict[Request, list[int]] = {}
+        places = [(chunk.request, seen.setdefault(chunk.request, [])) for chunk in self.sampling]
+        order = {request: number for number, request in enumerate(seen)}
+        found = []
+        for request, own in places:
+            found.append((order[request], len(own)))
+            own.append(len(found))
+        requests, which = np.array(found, dtype=np.int64).reshape(-1, 2).T
+        return requests, which, len(order)
+
+    @cached_property
     def is_greedy(self) -> bool:
         return all(chunk.request.sampling.is_greedy for chunk in self.sampling)
 

@@ -6,6 +6,7 @@ of this rank, D head_dim, V size of a value, P cache slots (blocks x block size)
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -14,6 +15,7 @@ from torch.nn import functional as F
 
 from weft.layers.norm import RMSNorm
 from weft.layers.rope import RotaryAngles, rotate
+from weft.layers.shared_positions import SharedPositions
 from weft.vocabulary.attention_kinds import Temperature
 from weft.vocabulary.rope import Rope
 
@@ -57,6 +59,19 @@ class Heads:
         return self.scores.window
 
 
+@dataclass(frozen=True, kw_only=True)
+class CachePart:
+    """One of ``count`` equal parts of the heads, for a request's positions in ``slots`` [T].
+
+    ``row``: the request's, where a state is kept instead.
+    """
+
+    slots: torch.Tensor
+    row: int
+    index: int
+    count: int
+
+
 class LayerCache:
     """Keys and values of one layer: two tensors [P, K, D]."""
 
@@ -70,12 +85,31 @@ class LayerCache:
         self.keys.index_copy_(0, slots, keys)
         self.values.index_copy_(0, slots, values)
 
+    def part(self, of: CachePart) -> tuple[torch.Tensor, ...]:
+        """Keys and values in one: [2, T, K / count, D]."""
+        both = torch.stack((self.keys[of.slots], self.values[of.slots]))
+        return (both.chunk(of.count, dim=2)[of.index],)
+
+    def put(self, of: CachePart, parts: Sequence[torch.Tensor]) -> None:
+        """Write what ``part`` gave elsewhere."""
+        for held, values in zip((self.keys, self.values), parts[0], strict=True):
+            share = held.shape[1] // of.count
+            held[:, of.index * share : (of.index + 1) * share].index_copy_(0, of.slots, values)
+
 
 class LatentCache:
     """Latent and rotary key of one layer in one tensor [P, 1, rank + rotary size]."""
 
     def __init__(self, num_slots: int, size: int, like: torch.Tensor) -> None:
         self.latents = like.new_zeros((num_slots, 1, size))
+
+    def part(self, of: CachePart) -> tuple[torch.Tensor, ...]:
+        """[T, rank + rotary size], which nobody divides."""
+        return (self.latents[of.slots, 0],)
+
+    def put(self, of: CachePart, parts: Sequence[torch.Tensor]) -> None:
+        """Write what ``part`` gave elsewhere."""
+        self.latents.index_copy_(0, of.slots, parts[0][:, None])
 
 
 class RecurrentCache:
@@ -89,6 +123,15 @@ class RecurrentCache:
     ) -> None:
         self.inputs = like.new_zeros(inputs)
         self.state = like.new_zeros(state, dtype=torch.float32)
+
+    def part(self, of: CachePart) -> tuple[torch.Tensor, ...]:
+        """The last inputs and the state of one request, whole."""
+        return self.inputs[of.row], self.state[of.row]
+
+    def put(self, of: CachePart, parts: Sequence[torch.Tensor]) -> None:
+        """Write what ``part`` gave elsewhere."""
+        for held, values in zip((self.inputs, self.state), parts, strict=True):
+            held[of.row] = values
 
 
 Cache = LayerCache | LatentCache | RecurrentCache
@@ -120,6 +163,7 @@ class PlainAttention:
     query_lengths: list[int]
     context_lengths: list[int]
     mask: torch.Tensor | None
+    shared: SharedPositions | None = None
 
     def mix(self, qkv: torch.Tensor, heads: Heads, cache: LayerCache) -> torch.Tensor:
         sizes = [heads.num_heads, heads.num_kv_heads, heads.num_kv_heads]
@@ -149,6 +193,10 @@ class PlainAttention:
         scores: Scores,
     ) -> torch.Tensor:
         """Queries [T, H, D] over cached keys [P, K, D] and values [P, K, V] -> [T, H, V]."""
+        if self.shared is not None and self.query_lengths != self.context_lengths:
+            every = self.shared.gather(queries)
+            outputs = every.new_empty((*every.shape[:2], values.shape[-1]))
+            return self.shared.combine(outputs, outputs[..., 0].float())
         if queries.is_meta:  # a dry run has no values, and may have a hundred thousand sequences
             return queries.new_empty((*queries.shape[:2], values.shape[-1]))
         if max(self.query_lengths) == 1 and scores.sees_all:

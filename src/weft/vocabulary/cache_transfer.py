@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from weft.errors import LayoutError
 from weft.vocabulary.attention_kinds import AttentionKind
 from weft.vocabulary.layout import Layout
+from weft.vocabulary.model_spec import ModelSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,12 +37,17 @@ def links(kind: AttentionKind, tp_from: int, tp_to: int) -> Iterator[Link]:
             yield Link(src=src, dst=dst, part=part, num_parts=num_parts)
 
 
-def check_prefill(layout: Layout, prefill: Layout) -> None:
+def check_prefill(spec: ModelSpec, layout: Layout, prefill: Layout) -> None:
     """LayoutError where prefill ranks of that layout cannot hand their cache over."""
-    for one, where in ((layout, ""), (prefill, " of `prefill`")):
+    for one, where in ((layout, ""), (prefill, " of `prefill_layout`")):
         if one.dcp > 1 or one.dp > 1:
             name = "dcp" if one.dcp > 1 else "dp"
             raise LayoutError(
                 f"`{name}` {getattr(one, name)}{where}: with prefill on ranks of its own one "
                 f"replica of each is described, whose ranks hold whole positions; set `{name}` 1"
             )
+    if spec.has_state and layout.tp != prefill.tp:
+        raise LayoutError(
+            f"`tp` {prefill.tp} of `prefill_layout`: {spec.name} keeps a state of each sequence, which goes "
+            f"from rank to rank as it is; set `tp` {layout.tp} in both"
+        )

@@ -175,8 +175,8 @@ class Totals:
 class Schedule:
     """Every collective of one workload on one layout, and where the rows come from.
 
-    speculation: what decode steps guess; prefill: the layout of the ranks that do the prompts,
-    where those are others (their rows have the phase ``prefill``).
+    speculation: what decode steps guess; prefill_layout: of the ranks that do the
+    prompts, where those are others (their rows have the phase ``prefill``).
     """
 
     source: Source
@@ -187,7 +187,7 @@ class Schedule:
     collectives: tuple[Collective, ...]
     unexplained: tuple[dict[str, Any], ...] = field(default=())
     speculation: Speculation | None = None
-    prefill: Layout | None = None
+    prefill_layout: Layout | None = None
 
     @property
     def totals(self) -> Totals:
@@ -237,8 +237,8 @@ class Schedule:
         }
         if self.speculation is not None:
             document["speculation"] = self.speculation.to_json()
-        if self.prefill is not None:
-            document["prefill_layout"] = _degrees(self.prefill)
+        if self.prefill_layout is not None:
+            document["prefill_layout"] = _degrees(self.prefill_layout)
         if self.source == "import":
             document["unexplained"] = list(self.unexplained)
         return document
