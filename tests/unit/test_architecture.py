@@ -33,7 +33,7 @@ ALLOWED = {
     "layers": LIGHT | {"comm"},
     "models": LIGHT | {"layers"},
     "engine": LIGHT | {"launch", "comm", "layers", "models", "scheduling"},
-    "tracing": LIGHT | {"closed_form", "comm", "engine"},
+    "tracing": LIGHT | {"closed_form", "comm", "layers", "models", "engine"},
     "bench": LIGHT
     | {"launch", "comm", "fabric", "allreduce", "kernels", "engine", "tracing", "report"},
     "serve": LIGHT | {"launch", "comm", "engine", "tracing"},
