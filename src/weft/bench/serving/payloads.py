@@ -77,7 +77,7 @@ class Target:
     def _prompt(self, spec: RequestSpec, index: int) -> dict[str, Any]:
         if self.token_ids_below is not None:
             return {"prompt": prompt_token_ids(spec, index, self.seed, self.token_ids_below)}
-        words = prompt_words(spec, index, self.seed)
+        words = spec.text or prompt_words(spec, index, self.seed)
         if self.api is Api.CHAT:
             return {"messages": [{"role": "user", "content": words}]}
         return {"prompt": words}

@@ -18,6 +18,8 @@ class RequestSpec:
     at_s: float | None = None
     block_ids: tuple[int, ...] = ()
     """Identities of the prompt's blocks: equal leading ids mean an equal leading text."""
+    text: str | None = None
+    """The prompt itself, where it is not made up; ``prompt_tokens`` is then an estimate."""
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
