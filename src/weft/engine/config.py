@@ -87,6 +87,6 @@ class EngineConfig:
         if found.has_layer or found.accepted is not None:
             raise UserError(
                 f"`speculate` {self.speculate}: the engine runs ngram:N, N drafts a step; "
-                "weft trace --dry-run and weft predict know the others"
+                "the others are known to predictions and dry runs only"
             )
         return found
