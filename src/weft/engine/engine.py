@@ -50,7 +50,7 @@ class Engine:
         if groups.layout.dcp > 1:
             raise LayoutError(
                 f"`dcp` {groups.layout.dcp}: the engine keeps whole positions on every rank; "
-                "weft predict and weft trace --dry-run know it, for a run set `dcp` 1"
+                "predictions and dry runs know it, for a run set `dcp` 1"
             )
         self.spec, self.groups, self.config = spec, groups, config
         if groups.device.type == "cpu":
