@@ -13,7 +13,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from weft.calibration.public_rows import PublicRow, read_rows, refused
+from weft.calibration.public_rows import PublicRow, read_rows
 from weft.closed_form.schedule import closed_form
 from weft.errors import UserError
 from weft.vocabulary.layout import Layout
@@ -24,7 +24,7 @@ from weft.vocabulary.workload import Workload
 def layouts(row: PublicRow, fields: dict[str, str]) -> list[Layout]:
     """The one layout of the row, or those of prefill and decode."""
     if row.mode == "agg":
-        return [Layout(tp=row.tp, pp=row.pp, dp=row.attention_dp, ep=row.ep)]
+        return [row.layout]
     found = []
     for phase in ("prefill", "decode"):
         names = ("tp", "pp", "attention_dp", "moe_ep")
@@ -35,9 +35,8 @@ def layouts(row: PublicRow, fields: dict[str, str]) -> list[Layout]:
 
 def verdict(row: PublicRow, fields: dict[str, str]) -> str:
     """``described``, or why not."""
-    reason = refused(row) if row.mode == "agg" else None
-    if reason is not None:
-        return reason
+    if row.mode == "agg" and row.odd is not None:
+        return row.odd
     load = Workload(prompt_tokens=row.prompt_tokens, decode_tokens=row.decode_tokens)
     try:
         spec = load_spec(row.family)

@@ -17,6 +17,8 @@ from weft.vocabulary.workload import WORKLOADS, Workload
 
 if TYPE_CHECKING:
     from weft.planning.planner import Plan
+    from weft.prediction.accelerator import Accelerator
+    from weft.prediction.engine_profile import EngineProfile
     from weft.prediction.prediction import Prediction
     from weft.prediction.serving import Serving
 
@@ -43,8 +45,8 @@ def predict(
     layout: Layout = ...,
     workload: Workload = ...,
     *,
-    engine: str = ...,
-    accelerator: str,
+    engine: str | EngineProfile = ...,
+    accelerator: str | Accelerator,
     fabric: str | None = ...,
     weights: str | None = ...,
     nodes: int | None = ...,
@@ -57,8 +59,8 @@ def predict(
     layout: Layout = ...,
     workload: Workload = ...,
     *,
-    engine: str = ...,
-    accelerator: str | None,
+    engine: str | EngineProfile = ...,
+    accelerator: str | Accelerator | None,
     fabric: str | None = ...,
     weights: str | None = ...,
     nodes: int | None = ...,
@@ -78,8 +80,8 @@ def predict(
     layout: Layout = _ONE,
     workload: Workload = _PAPER,
     *,
-    engine: str = "weft",
-    accelerator: str | None = None,
+    engine: str | EngineProfile = "weft",
+    accelerator: str | Accelerator | None = None,
     fabric: str | None = None,
     weights: str | None = None,
     nodes: int | None = None,
@@ -98,8 +100,8 @@ def predict(
         model: built-in name, directory with a config.json, or hub id.
         layout: degrees of parallelism.
         workload: prompt and decode tokens, batch.
-        engine: whose schedule and host costs (see vocabulary/conventions.py).
-        accelerator: name or file; asks for times (ms, with 90 % intervals) and memory (GB).
+        engine: whose schedule and host costs (see vocabulary/conventions.py), or a profile.
+        accelerator: name, file or value; asks for times (ms, with 90 % intervals) and memory (GB).
         fabric: name or file of the links; the accelerator's usual ones if left out.
         weights: type of the layers' weights; the model's own if left out.
         nodes: machines under the layout; as few as the fabric allows if left out.
@@ -110,7 +112,7 @@ def predict(
         shortest: lengths are even between this share of the workload's and all of it.
         requests: how many are simulated; 10 a client and at least 100 if left out.
         speculation: drafts of each decode step (of the schedule only).
-        prefill_layout: of other ranks that do the prompts (of the schedule only).
+        prefill_layout: of other ranks that do the prompts; those of ``layout`` then only decode.
 
     Raises:
         UserError: naming the value that cannot be and the fix.
@@ -128,13 +130,13 @@ def predict(
             requests=requests,
         )
         shape = layout if nodes is None else replace(layout, nodes=nodes)
+        name = engine if isinstance(engine, str) else engine.conventions
         spec = load_spec(model)
         return closed_form(
-            spec, shape, workload, engine, speculation=speculation, prefill_layout=prefill_layout
+            spec, shape, workload, name, speculation=speculation, prefill_layout=prefill_layout
         )
-    for name, value in (("speculation", speculation), ("prefill_layout", prefill_layout)):
-        if value is not None:
-            raise UserError(f"`{name}`: its latency is not predicted; leave `accelerator` out")
+    if speculation is not None:
+        raise UserError("`speculation`: its latency is not predicted; leave `accelerator` out")
     from weft.prediction.latency import predict_latency
     from weft.prediction.machines import machine_named, placed
     from weft.prediction.serving import predict_serving
@@ -144,6 +146,11 @@ def predict(
     shape = placed(layout, machine.fabric.gpus_per_node, nodes)
     spec = load_spec(model)
     if (concurrency, rate, trace) == (None, None, None):
+        if prefill_layout is not None:
+            raise UserError(
+                f"`prefill_layout` {prefill_layout.name}: times are those of a server; say its "
+                "`concurrency`, `rate` or `trace`"
+            )
         return predict_latency(spec, shape, workload, machine)
     traffic = Traffic(
         workload=workload,
@@ -154,7 +161,9 @@ def predict(
         shortest=shortest,
         requests=requests,
     )
-    return predict_serving(spec, shape, traffic, machine)
+    if prefill_layout is not None:
+        prefill_layout = placed(prefill_layout, machine.fabric.gpus_per_node)
+    return predict_serving(spec, shape, traffic, machine, prefill_layout=prefill_layout)
 
 
 def _refuse_without_device(**given: object) -> None:

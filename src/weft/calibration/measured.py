@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from weft import api
 from weft.errors import FileFormatError
-from weft.prediction.engine_profile import AllReduceRule
-from weft.prediction.machines import machine_named
+from weft.prediction.engine_profile import AllReduceRule, profile_named
 from weft.prediction.own_tables import measurements
-from weft.prediction.prediction import Machine
+from weft.prediction.prediction import Machine, Prediction
+from weft.prediction.quantity import Estimate
+from weft.prediction.serving import Serving
 from weft.vocabulary.layout import Layout
 from weft.vocabulary.workload import Workload
 
-Role = Literal["fitted", "tuned", "test", "compared"]
+Role = Literal["fitted", "test", "compared"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class MeasuredRun:
-    """One measured batch: what ran, and its TTFT and TPOT in ms (None = not given).
+    """What ran, and its TTFT and TPOT in ms (None = not given): a batch, or a server's clients.
 
-    role: fitted (the engine profile was fitted to it), tuned (a constant was chosen with
-    it), test (never used) or compared (shown, never used: contradicts itself, or is another
+    role: fitted (the engine profile was fitted to it), test (never used) or compared (shown, never used: contradicts itself, or is another
     engine's). all_reduce: the rule that this run had instead of its engine's own.
+    concurrency: clients of a server that each wait for their answer, ``requests`` in all, of which
+    the times are the medians.
     """
 
     source: str
@@ -32,13 +36,16 @@ class MeasuredRun:
     role: Role
     engine: str
     accelerator: str
-    fabric: str
+    fabric: str | None
     model: str
     layout: Layout
     workload: Workload
     ttft_ms: float | None
     tpot_ms: float | None
     all_reduce: AllReduceRule | None = None
+    weights: str | None = None
+    concurrency: int | None = None
+    requests: int | None = None
 
     @property
     def name(self) -> str:
@@ -48,126 +55,101 @@ class MeasuredRun:
             layout += f" ({'+'.join(map(str, self.layout.stage_layers))} layers)"
         if self.all_reduce:
             layout += f" {self.all_reduce}"
-        return f"{self.model} {layout} {load.prompt_tokens}/{load.decode_tokens} x{load.batch}"
+        if self.weights:
+            layout += f" {self.weights}"
+        many = f"{self.concurrency} clients" if self.concurrency else f"x{load.batch}"
+        return f"{self.model} {layout} {load.prompt_tokens}/{load.decode_tokens} {many}"
+
+    def ask(self, machine: Machine | None = None) -> tuple[Estimate, Estimate]:
+        """TTFT and TPOT as a user is told them; ``machine``: another engine and device, for fits."""
+        profile = machine.profile if machine else profile_named(self.engine)
+        if self.all_reduce is not None:
+            profile = replace(profile, all_reduce=self.all_reduce, fused_kernels=0)
+        found = api.predict(
+            self.model,
+            self.layout,
+            self.workload,
+            engine=profile,
+            accelerator=machine.accelerator if machine else self.accelerator,
+            fabric=self.fabric,
+            weights=self.weights,
+            nodes=self.layout.nodes,
+            concurrency=self.concurrency,
+            requests=self.requests,
+        )
+        if isinstance(found, Serving):
+            ttft, tpot = found.ttft_ms, found.tpot_ms
+            return ttft.mean.scaled(ttft.p50 / ttft.value), tpot.mean.scaled(tpot.p50 / tpot.value)
+        assert isinstance(found, Prediction)
+        return found.ttft_ms, found.tpot_ms
 
 
 def h200_runs() -> list[MeasuredRun]:
     """Runs of vLLM 0.25.1 on 4 H200: the rows that the ``vllm`` profile is fitted to."""
-    data = measurements("h200x4")["vllm"]
-    return [
-        MeasuredRun(
-            source="h200x4",
-            method=data["method"],
-            role="fitted",
-            engine=data["engine"],
-            accelerator=data["accelerator"],
-            fabric=data["fabric"],
-            model=row["model"],
-            layout=Layout(tp=row["tp"], pp=row["pp"]),
-            workload=Workload(
-                prompt_tokens=row["prompt"], decode_tokens=data["decode_tokens"], batch=row["batch"]
-            ),
-            ttft_ms=row["ttft_ms"],
-            tpot_ms=row["tpot_ms"],
-        )
-        for row in data["rows"]
-    ]
+    return runs_of("h200x4", measurements("h200x4")["vllm"], "fitted")
 
 
 def weft_runs() -> list[MeasuredRun]:
-    """Runs of weft on 4 H200: the ``weft`` profile is fitted to TP1 and TP2 of the 8B model.
+    """Runs of weft on 4 H200: the ``weft`` profile is fitted to TP1, TP2 and PP2 of the 8B model.
 
-    The cost of a pipeline stage was chosen with its PP2. The others (TP4, PP4, TP2 x PP2, 70B,
-    NCCL instead of weft's all-reduce) are unseen by both.
+    The others (TP4, PP4, TP2 x PP2, 70B, NCCL instead of weft's all-reduce) are unseen.
     """
-    data = measurements("weft_h200x4")
-    return [
-        MeasuredRun(
-            source="weft h200x4",
-            method=data["method"],
-            role=row["role"],
-            engine=data["engine"],
-            accelerator=data["accelerator"],
-            fabric=data["fabric"],
-            model=row["model"],
-            layout=replace(Layout.parse(row["layout"]), stage_layers=_stage_layers(row)),
-            workload=Workload(
-                prompt_tokens=row["prompt"],
-                decode_tokens=row.get("decode", data["decode_tokens"]),
-                batch=row["batch"],
-            ),
-            ttft_ms=row["ttft_ms"],
-            tpot_ms=row["tpot_ms"],
-            all_reduce=row.get("all_reduce"),
-        )
-        for row in data["rows"]
-    ]
+    return runs_of("weft h200x4", measurements("weft_h200x4"))
 
 
-def _stage_layers(row: dict[str, Any]) -> tuple[int, ...] | None:
-    return tuple(row["stage_layers"]) if "stage_layers" in row else None
+def server_runs() -> list[MeasuredRun]:
+    """Closed loops of weft and vLLM on 2 H200: the servers are fitted to TP1, TP2 is unseen."""
+    return runs_of("servers h200x2", measurements("servers_h200x2"))
+
+
+def published_runs() -> list[MeasuredRun]:
+    """Published service times of vLLM V0 on H100 nodes of four: compared, never fitted."""
+    return runs_of("published", measurements("published_h100x8"), "compared")
+
+
+def runs_of(source: str, document: Mapping[str, Any], role: Role = "test") -> list[MeasuredRun]:
+    """Runs of a document with ``rows``; what a row leaves out is the document's."""
+    common = {key: value for key, value in document.items() if isinstance(value, str | int)}
+    return [_run(source, {"role": role, "method": "", **common, **row}) for row in document["rows"]]
+
+
+def _run(source: str, row: Mapping[str, Any]) -> MeasuredRun:
+    layers = row.get("stage_layers")
+    layout = Layout.parse(row["layout"])
+    return MeasuredRun(
+        source=source,
+        method=str(row["method"]),
+        role=row["role"],
+        engine=row["engine"],
+        accelerator=row["accelerator"],
+        fabric=row.get("fabric"),
+        model=row["model"],
+        layout=replace(layout, nodes=row.get("nodes", 1), stage_layers=layers and tuple(layers)),
+        workload=Workload(
+            prompt_tokens=row["prompt"], decode_tokens=row["decode"], batch=row.get("batch", 1)
+        ),
+        ttft_ms=row["ttft_ms"],
+        tpot_ms=row["tpot_ms"],
+        all_reduce=row.get("all_reduce"),
+        weights=row.get("weights"),
+        concurrency=row.get("concurrency"),
+        requests=row.get("requests"),
+    )
 
 
 def runs_from_file(path: Path) -> list[MeasuredRun]:
     """Own measured batches: ``{"schema": "weft.measured/1", "method": ..., "rows": [...]}``.
 
-    A row names engine, accelerator, fabric, model, layout (short name), nodes, prompt, decode,
-    batch, ttft_ms and tpot_ms (null where not measured). FileFormatError says what is wrong.
+    A row names engine, accelerator, model, layout (short name), prompt, decode, batch, ttft_ms and
+    tpot_ms (null where not measured), and may name fabric, nodes, weights, stage_layers, and
+    concurrency and requests of a server. FileFormatError says what is wrong.
     """
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
         if document["schema"] != "weft.measured/1":
             raise FileFormatError(f"`runs` {path}: schema is not 'weft.measured/1'")
-        return [_own_run(row, path.stem, str(document["method"])) for row in document["rows"]]
+        return runs_of(path.stem, {key: document[key] for key in ("method", "rows")})
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise FileFormatError(f"`runs` {path}: cannot be read: {error}") from None
     except (KeyError, TypeError, AttributeError) as error:
         raise FileFormatError(f"`runs` {path}: missing or wrong field {error}") from None
-
-
-def _own_run(row: dict[str, Any], source: str, method: str) -> MeasuredRun:
-    return MeasuredRun(
-        source=source,
-        method=method,
-        role="test",
-        engine=row["engine"],
-        accelerator=row["accelerator"],
-        fabric=row["fabric"],
-        model=row["model"],
-        layout=replace(Layout.parse(row["layout"]), nodes=row.get("nodes", 1)),
-        workload=Workload(
-            prompt_tokens=row["prompt"], decode_tokens=row["decode"], batch=row["batch"]
-        ),
-        ttft_ms=row["ttft_ms"],
-        tpot_ms=row["tpot_ms"],
-    )
-
-
-def published_runs() -> list[MeasuredRun]:
-    """Published service times of vLLM V0 on H100 nodes of four: compared, never fitted."""
-    data = measurements("published_h100x8")
-    return [
-        MeasuredRun(
-            source="published",
-            method=data["method"],
-            role="compared",
-            engine=data["engine"],
-            accelerator=data["accelerator"],
-            fabric=data["fabric"],
-            model=row["model"],
-            layout=Layout(tp=row["tp"], pp=row["pp"], nodes=row["nodes"]),
-            workload=Workload(prompt_tokens=128, decode_tokens=128, batch=1),
-            ttft_ms=row["ttft_ms"],
-            tpot_ms=row["tpot_ms"],
-        )
-        for row in data["rows"]
-    ]
-
-
-def machine_of_run(run: MeasuredRun, base: Machine | None = None) -> Machine:
-    """The machine that a measured run names (``base`` instead, where given), with its all-reduce."""
-    machine = base or machine_named(run.engine, run.accelerator, run.fabric)
-    if run.all_reduce is None:
-        return machine
-    profile = replace(machine.profile, all_reduce=run.all_reduce, fused_kernels=0)
-    return replace(machine, profile=profile)

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Final, Literal
 
 from weft import api
-from weft.errors import FileFormatError, UserError
+from weft.errors import FileFormatError, LayoutError, UserError
+from weft.prediction.engine_profile import EngineProfile
 from weft.prediction.serving import Serving
 from weft.vocabulary.layout import Layout
 from weft.vocabulary.workload import Workload
@@ -62,7 +63,11 @@ _SHORTEST: Final = 0.8
 
 @dataclass(frozen=True, kw_only=True)
 class PublicRow:
-    """One measured row: a closed loop of ``concurrency`` clients; times in ms."""
+    """One measured row: a closed loop of ``concurrency`` clients; times in ms.
+
+    layout: of the server, or of those that decode; prefill: of those that only prefill.
+    odd: why what the row says describes no servers.
+    """
 
     identity: str
     model_path: str
@@ -74,10 +79,9 @@ class PublicRow:
     prompt_tokens: int
     decode_tokens: int
     concurrency: int
-    tp: int
-    pp: int
-    ep: int
-    attention_dp: int
+    layout: Layout
+    prefill: Layout | None
+    odd: str | None
     ttft_ms: float
     tpot_ms: float
 
@@ -92,7 +96,7 @@ class PublicRow:
 
     @property
     def gpus(self) -> int:
-        return self.tp * self.pp * self.attention_dp
+        return self.layout.world_size + (self.prefill.world_size if self.prefill else 0)
 
     @property
     def tokens_per_s_per_gpu(self) -> float:
@@ -126,7 +130,7 @@ def read_rows(path: Path) -> list[PublicRow]:
 
 
 def _row(row: dict[str, str]) -> PublicRow:
-    tp, attention_dp, ep = _degrees(row)
+    layout, prefill, odd = _layouts(row)
     stated = re.search(r"silicon_concurrency=(\d+)", row.get("silicon_data_source", ""))
     return PublicRow(
         identity=row["id"],
@@ -139,10 +143,9 @@ def _row(row: dict[str, str]) -> PublicRow:
         prompt_tokens=int(row["isl"]),
         decode_tokens=int(row["osl"]),
         concurrency=int(stated[1]) if stated else _integer(row["batch_size"]),
-        tp=tp,
-        pp=_integer(row["pp_size"]),
-        ep=ep,
-        attention_dp=attention_dp,
+        layout=layout,
+        prefill=prefill,
+        odd=odd,
         ttft_ms=float(row["silicon_ttft_ms"]),
         tpot_ms=float(row["silicon_tpot_ms"]),
     )
@@ -160,18 +163,39 @@ def _integer(text: str | None) -> int:
     return max(1, int(float(text or 1)))
 
 
-def _degrees(row: dict[str, str]) -> tuple[int, int, int]:
-    """(tp, attention dp, ep). Some rows state tp x ep (or dp x ep) as the one and sqrt as both."""
-    tp, dp = _integer(row["tp_size"]), _integer(row.get("attention_dp_size"))
-    sliced, ep = _integer(row.get("moe_tp_size")), _integer(row.get("moe_ep_size"))
+def _layouts(row: dict[str, str]) -> tuple[Layout, Layout | None, str | None]:
+    """(layout, prefill, why they describe no servers) of a row."""
+    try:
+        if row["mode"] == "agg":
+            return _pool(row, ""), None, None
+        if not row["prefill_num_workers"] or not row["decode_num_workers"]:
+            return Layout(), None, "prefill and decode apart: workers are not stated"
+        return _pool(row, "decode_"), _pool(row, "prefill_"), None
+    except LayoutError:
+        return Layout(), None, "the layout states the GPUs of all servers together"
+
+
+def _pool(row: dict[str, str], prefix: str) -> Layout:
+    """The servers of one kind. Experts sliced over replicas are taken as spread over them.
+
+    Some rows state tp x ep (or dp x ep) as the one and its root as both.
+    """
+    tp, pp, dp, sliced, ep = (
+        _integer(row.get(f"{prefix}{name}_size"))
+        for name in ("tp", "pp", "attention_dp", "moe_tp", "moe_ep")
+    )
     if row["id"].startswith("2026_04") or "db-dump" in row.get("silicon_data_source", ""):
         if dp > 1 and tp == dp:
-            return 1, dp, dp
-        if sliced == ep > 1 and tp == sliced * ep:
-            return ep, 1, ep
-        if sliced == ep > 1 and dp == sliced * ep:
-            return 1, ep, ep
-    return tp, dp, ep
+            tp, ep = 1, dp
+        elif sliced == ep > 1 and tp == sliced * ep:
+            tp, sliced = ep, 1
+        elif sliced == ep > 1 and dp == sliced * ep:
+            tp, dp, sliced = 1, ep, 1
+    if dp > 1:
+        ep = min(ep * sliced, tp * dp)
+    if tp > 16 or tp & (tp - 1):
+        raise LayoutError("no tensor parallelism of one server")
+    return Layout(tp=tp, pp=pp, dp=dp * _integer(row.get(f"{prefix}num_workers")), ep=ep)
 
 
 def split_of(rows: Sequence[PublicRow]) -> dict[str, Split]:
@@ -180,30 +204,24 @@ def split_of(rows: Sequence[PublicRow]) -> dict[str, Split]:
     return {sweep: "test" if index % 2 else "fit" for index, sweep in enumerate(sweeps)}
 
 
-def refused(row: PublicRow) -> str | None:
-    """Why a row cannot be asked at all: what it says does not describe one server."""
-    if row.mode != "agg":
-        return "prefill and decode apart: workers are not stated"
-    if row.tp > 16 or (row.tp & (row.tp - 1)):
-        return "the layout states the GPUs of all servers together"
-    return None
+def ask(row: PublicRow, engine: EngineProfile | None = None) -> Serving | str:
+    """The answer that a user gets for the row, or why there is none.
 
-
-def ask(row: PublicRow) -> Serving | str:
-    """The answer that a user gets for the row, or why there is none."""
-    reason = refused(row)
-    if reason is not None:
-        return reason
+    engine: another profile than the row's engine has, for fits.
+    """
+    if row.odd is not None:
+        return row.odd
     try:
         found = api.predict(
             row.family,
-            Layout(tp=row.tp, pp=row.pp, dp=row.attention_dp, ep=row.ep),
+            row.layout,
             Workload(prompt_tokens=row.prompt_tokens, decode_tokens=row.decode_tokens),
-            engine=row.engine,
+            engine=engine or row.engine,
             accelerator=_ACCELERATORS[row.system],
             weights=row.weights,
             concurrency=row.concurrency,
             shortest=_SHORTEST,
+            prefill_layout=row.prefill,
         )
     except UserError as error:
         return str(error)

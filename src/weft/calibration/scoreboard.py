@@ -8,12 +8,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
-from weft.calibration.measured import MeasuredRun, machine_of_run
+from weft.calibration.measured import MeasuredRun
 from weft.calibration.public_rows import PublicRow, ask, split_of
-from weft.prediction.latency import predict_latency
 from weft.prediction.quantity import Estimate
 from weft.prediction.serving import Serving
-from weft.vocabulary.model_source import load_spec
 
 TTFT: Final = "TTFT (ms)"
 TPOT: Final = "TPOT (ms)"
@@ -85,15 +83,14 @@ class Decisions:
 
 
 def score_runs(runs: Sequence[MeasuredRun]) -> list[Score]:
-    """Scores of measured batches, each on the machine that it names."""
+    """Scores of measured runs, each asked as a user asks."""
     scores: list[Score] = []
     for run in runs:
-        machine = machine_of_run(run)
-        prediction = predict_latency(load_spec(run.model), run.layout, run.workload, machine)
+        ttft, tpot = run.ask()
         source = run.source + (f", {run.all_reduce}" if run.all_reduce else "")
         for quantity, measured, estimate in (
-            (TTFT, run.ttft_ms, prediction.ttft_ms),
-            (TPOT, run.tpot_ms, prediction.tpot_ms),
+            (TTFT, run.ttft_ms, ttft),
+            (TPOT, run.tpot_ms, tpot),
         ):
             if measured is not None:
                 scores.append(_score(source, run.role, run.name, quantity, measured, estimate))

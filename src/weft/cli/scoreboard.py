@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from statistics import fmean
 from typing import Annotated, Any
 
 import typer
@@ -39,12 +40,18 @@ def scoreboard(
     Example: weft predict scoreboard --silicon silicon_sample.csv --every 10
     """
     from weft.calibration import scoreboard as board
-    from weft.calibration.measured import h200_runs, published_runs, runs_from_file, weft_runs
+    from weft.calibration.measured import (
+        h200_runs,
+        published_runs,
+        runs_from_file,
+        server_runs,
+        weft_runs,
+    )
     from weft.calibration.public_rows import find_file, peer_times, read_rows
 
     own = [] if runs is None else runs_from_file(runs)
     peers = {} if peer is None else peer_times(peer)
-    scores = board.score_runs([*h200_runs(), *weft_runs(), *published_runs(), *own])
+    scores = board.score_runs([*h200_runs(), *weft_runs(), *server_runs(), *published_runs(), *own])
     choices: list[Any] = []
     answers = None
     file = find_file(silicon)
@@ -69,16 +76,20 @@ def scoreboard(
 
 
 def _leave_one_out() -> list[dict[str, Any]]:
-    from weft.calibration.fitting import leave_one_out
-    from weft.calibration.measured import h200_runs, weft_runs
+    from weft.calibration.fitting import FITS, fitted_runs, leave_one_out
     from weft.prediction.machines import machine_named
 
     rows = []
-    for engine, runs in (("vllm", h200_runs()), ("weft", weft_runs())):
-        fitted = [run for run in runs if run.role == "fitted"]
-        errors = leave_one_out(machine_named(engine, "h200-sxm"), fitted)
+    for fit in FITS:
+        fitted = fitted_runs(fit)
+        errors = leave_one_out(machine_named(fit.engine, "h200-sxm"), fit, fitted)
         rows += [
-            {"engine": engine, "name": run.name, "ttft_error": ttft, "tpot_error": tpot}
+            {
+                "engine": f"{fit.engine}, {fit.rows}",
+                "name": run.name,
+                "ttft_error": ttft,
+                "tpot_error": tpot,
+            }
             for run, (ttft, tpot) in zip(fitted, errors, strict=True)
         ]
     return rows
@@ -122,7 +133,7 @@ def _print_left_out(rows: list[dict[str, Any]]) -> None:
         own = [row for row in rows if row["engine"] == engine]
         table += [_left_out(row["name"], row) for row in own]
         means = {
-            key: sum(abs(row[key]) for row in own) / len(own)
+            key: fmean(abs(row[key]) for row in own if row[key] is not None)
             for key in ("ttft_error", "tpot_error")
         }
         table.append(_left_out("mean of absolute errors", means | {"engine": engine}))
@@ -133,8 +144,8 @@ def _left_out(name: str, row: dict[str, Any]) -> dict[str, Any]:
     return {
         "engine": row["engine"],
         "left out": name,
-        "ttft": _percent(row["ttft_error"]),
-        "tpot": _percent(row["tpot_error"]),
+        "ttft": _or_none(row["ttft_error"]),
+        "tpot": _or_none(row["tpot_error"]),
     }
 
 

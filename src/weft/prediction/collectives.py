@@ -55,10 +55,10 @@ class Group:
         return self.nodes * self.gpus_per_node
 
 
-def tensor_group(layout: Layout) -> Group:
-    """The shape of one tensor-parallel group: neighbours, so as few nodes as possible."""
-    width = min(layout.tp, layout.ranks_per_node)
-    return Group(nodes=-(-layout.tp // width), gpus_per_node=width)
+def neighbours(layout: Layout, ranks: int) -> Group:
+    """The shape of a group of neighbouring ranks: on as few nodes as possible."""
+    width = min(ranks, layout.ranks_per_node)
+    return Group(nodes=-(-ranks // width), gpus_per_node=width)
 
 
 @lru_cache(maxsize=512)
@@ -92,7 +92,8 @@ class Pricing:
         """
         size = row.message_bytes or 0
         if row.group != "pp":
-            return self.cached(row.op, size, tensor_group(layout))
+            ranks = layout.ep if row.group == "ep" else layout.tp
+            return self.cached(row.op, size, neighbours(layout, ranks))
         width = 2 if row.op == "send" else layout.pp
         near = self.cached(row.op, size, Group(nodes=1, gpus_per_node=width))
         crossing = num_network_hops(layout)

@@ -29,17 +29,19 @@ class EngineProfile:
     all_reduce: the rule that picks its all-reduce (weft.prediction.collectives).
     max_batched_tokens: tokens of one step at most; longer prefills are split
     (server_batched_tokens: the same in a server). max_requests,
-    counts_decode, mixes, admission: as in :class:`weft.scheduling.policy.Policy`.
+    counts_decode, mixes, admission, steps_ahead: as in :class:`weft.scheduling.policy.Policy`.
     memory_fraction: part of the device memory that the engine takes.
     request_us: host time of a request before its first step and after its first token.
     server_us: host time of a request through an HTTP server, beside request_us;
     server_step_us, server_sequence_us: time that a step, and each of its sequences, takes
     more in a server than in a batch (answers streamed, sampling by the client's wishes);
-    server_prompt_step_us, server_prompt_us: the same for a step with prompts and each prompt.
+    server_prompt_step_us: the same for a step with prompts; server_prompt_us: time of each request
+    at the server's door, one after another.
     arrival_us: between two requests of one batch becoming visible to the scheduler.
     schedule_us: host time between two steps put in flight (pipeline start only).
     ranks_us: extra host time of a prefill with more than one rank (dispatch to workers).
-    decode_graph: decode steps are one captured graph (else they are launched by layer too).
+    decode_graph, prompt_graph: decode steps, and those with prompts, are one captured graph (else
+    they are launched layer by layer).
     sequence_parallel: whether the engine has it.
     early_launch: a pipeline stage launches while the stages before it still work (the host
     does not wait for what it receives).
@@ -70,8 +72,10 @@ class EngineProfile:
     counts_decode: bool
     mixes: bool
     admission: Admission
+    steps_ahead: int
     memory_fraction: float
     decode_graph: bool
+    prompt_graph: bool
     early_launch: bool
     sequence_parallel: bool
     layer_kernels: int
@@ -115,6 +119,7 @@ class EngineProfile:
             counts_decode=self.counts_decode,
             mixes=self.mixes,
             admission=self.admission,
+            steps_ahead=self.steps_ahead,
         )
 
     def quantities(self) -> dict[str, Quantity]:

@@ -48,10 +48,10 @@ def predict_latency(
 def check_question(spec: ModelSpec, layout: Layout, workload: Workload) -> None:
     """Raise LayoutError or WorkloadError for what cannot run or cannot be predicted."""
     layout.check_model(spec)
-    if layout.tp % layout.ep:
+    if layout.tp % layout.ep and (layout.ep % layout.tp or layout.pp > 1):
         raise LayoutError(
-            f"`ep` {layout.ep}: times of experts that are spread over replicas are not predicted "
-            f"(their steps wait for each other); `ep` must divide `tp` {layout.tp}"
+            f"`ep` {layout.ep}: times are predicted where it divides `tp` {layout.tp}, or is a "
+            "multiple of it without `pp`"
         )
     longest = workload.prompt_tokens + workload.decode_tokens
     if longest > spec.max_position:

@@ -7,8 +7,8 @@ from typing import Final
 
 from weft.errors import UserError
 from weft.fabric import load as load_fabric
-from weft.prediction.accelerator import load_accelerator
-from weft.prediction.engine_profile import profile_named
+from weft.prediction.accelerator import Accelerator, load_accelerator
+from weft.prediction.engine_profile import EngineProfile, profile_named
 from weft.prediction.own_tables import weft_tables
 from weft.prediction.prediction import Machine
 from weft.vocabulary.layout import Layout
@@ -32,24 +32,26 @@ USUAL_FABRIC: Final = {
 
 
 def machine_named(
-    engine: str,
-    accelerator: str,
+    engine: str | EngineProfile,
+    accelerator: str | Accelerator,
     fabric: str | None = None,
     weights: str | None = None,
 ) -> Machine:
-    """The machine that the names or files describe.
+    """The machine that the names or files describe; engine and accelerator may be values, too.
 
     Raises FileFormatError and UserError for what does not exist.
     """
-    device = load_accelerator(accelerator)
-    if fabric is None and accelerator not in USUAL_FABRIC:
-        raise UserError(
-            f"`accelerator` {accelerator}: say which links it has with `fabric` NAME or FILE"
-        )
+    device, name = (
+        (load_accelerator(accelerator), accelerator)
+        if isinstance(accelerator, str)
+        else (accelerator, accelerator.name)
+    )
+    if fabric is None and name not in USUAL_FABRIC:
+        raise UserError(f"`accelerator` {name}: say which links it has with `fabric` NAME or FILE")
     if fabric is None:
-        fabric = USUAL_FABRIC[accelerator]
+        fabric = USUAL_FABRIC[name]
     links = load_fabric(fabric)
-    profile = profile_named(engine)
+    profile = profile_named(engine) if isinstance(engine, str) else engine
     if profile.all_reduce == "weft":
         own = weft_tables(fabric)
         links = replace(links, tables=(*links.tables, *own))

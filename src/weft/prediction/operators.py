@@ -35,6 +35,7 @@ class StepLoad:
     Decoding sequences each bring one token and read ``decode_context`` tokens of cache;
     ``prefill_tokens`` of ``prefill_sequences`` prompts read ``prefill_context`` tokens
     each on average (half the chunk, plus what went before). Averages may be fractions.
+    everywhere: rows of all replicas that share experts; 0: the others' steps are like this one.
     """
 
     decode_sequences: float = 0.0
@@ -42,6 +43,7 @@ class StepLoad:
     prefill_tokens: float = 0.0
     prefill_sequences: float = 0.0
     prefill_context: float = 0.0
+    everywhere: float = 0.0
 
     @property
     def rows(self) -> float:
@@ -88,13 +90,19 @@ class PartTimes:
 class Shard:
     """The part of a model that one rank of a tensor-parallel group holds.
 
-    Activations, cache, embedding and head are in the model's own type.
+    Activations, cache, embedding and head are in the model's own type. Experts over ``ep`` ranks
+    are shared by the replicas that these are spread over.
     """
 
     spec: ModelSpec
     tp: int
     sp: int
     ep: int
+
+    @property
+    def sharing(self) -> int:
+        """Replicas that share experts."""
+        return max(1, self.ep // self.tp)
 
     @cached_property
     def layers(self) -> Layers:
@@ -164,7 +172,7 @@ def _layer_times(
     )
     experts = 0.0
     if feed_forward.experts is not None:
-        experts = _experts_us(shard, rows, feed_forward.experts, device)
+        experts = _experts_us(shard, step, feed_forward.experts, device)
     return PartTimes(
         matmul_us=products,
         experts_us=experts,
@@ -173,13 +181,14 @@ def _layer_times(
     )
 
 
-def _experts_us(shard: Shard, rows: float, work: ExpertsWork, device: EngineDevice) -> float:
+def _experts_us(shard: Shard, step: StepLoad, work: ExpertsWork, device: EngineDevice) -> float:
     """Grouped products over the experts that at least one token chose (uniform routing).
 
     With expert parallelism a rank holds some of the experts; the tokens of the busiest rank are
     taken as the mean.
     """
     hidden, form, size = shard.spec.hidden_size, work.format, shard.activation_bytes
+    rows = step.everywhere or step.rows * shard.sharing
     touched = work.held * (1 - (1 - work.chosen / work.total) ** rows)
     pairs = rows * work.chosen * work.held / work.total
     weights = touched * hidden * work.inner * form.bytes

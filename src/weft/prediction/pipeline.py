@@ -63,7 +63,7 @@ def fill(
 def _visible(num_requests: int, clock: float, arrival_us: float) -> float:
     if arrival_us <= 0:
         return num_requests
-    return min(num_requests, int(clock / arrival_us) + 1)
+    return min(num_requests, clock / arrival_us + 1)
 
 
 def _pass(times: Sequence[StageTime], free: list[float], start: float, early_launch: bool) -> float:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from statistics import fmean
 from typing import Any, Final
 
@@ -14,7 +15,7 @@ from weft.prediction.memory import Memory, memory_of
 from weft.prediction.operators import StepLoad
 from weft.prediction.prediction import Machine
 from weft.prediction.quantity import Estimate
-from weft.prediction.simulation import Server, Visit
+from weft.prediction.simulation import Server, Stage, Visit, serve
 from weft.prediction.step_time import StageTime, StepTimer
 from weft.prediction.traffic import Traffic
 from weft.vocabulary.layout import Layout
@@ -43,6 +44,7 @@ class Latency:
 class Serving:
     """What the clients of one layout see. Rates are of the whole layout.
 
+    prefill_layout: of servers that only prefill and hand their caches to ``layout``'s.
     running: requests that decode at once at most. busy: part of the time with a step under way;
     prefill_share: part of that with prompts in it. preemptions: requests that lost their cache.
     """
@@ -51,6 +53,7 @@ class Serving:
     layout: Layout
     traffic: Traffic
     machine: Machine
+    prefill_layout: Layout | None
     running: float
     ttft_ms: Latency
     tpot_ms: Latency
@@ -69,6 +72,7 @@ class Serving:
             "model": self.spec.name,
             "layout": self.layout.name,
             "nodes": self.layout.nodes,
+            "prefill_layout": self.prefill_layout and self.prefill_layout.name,
             "workload": {"prompt_tokens": load.prompt_tokens, "decode_tokens": load.decode_tokens},
             "concurrency": self.traffic.concurrency,
             "rate": self.traffic.rate,
@@ -88,73 +92,82 @@ class Serving:
         }
 
 
-def predict_serving(spec: ModelSpec, layout: Layout, traffic: Traffic, machine: Machine) -> Serving:
-    """Serve ``traffic`` on ``layout``: one replica is simulated, the others do the same.
+def predict_serving(
+    spec: ModelSpec,
+    layout: Layout,
+    traffic: Traffic,
+    machine: Machine,
+    *,
+    prefill_layout: Layout | None = None,
+) -> Serving:
+    """Serve ``traffic`` on ``layout``; with ``prefill_layout`` its servers only decode.
 
-    Raises LayoutError and WorkloadError for what cannot run, and WorkloadError where requests
-    come faster than they are answered.
+    Replicas that do the same are not all simulated. Raises LayoutError and WorkloadError for what
+    cannot run, and WorkloadError where requests come faster than they are answered.
     """
-    check_question(spec, layout, traffic.workload)
-    replica = Replica(spec, layout, machine)
-    visits = traffic.visits(layout.dp)
-    server = Server(
-        policy=machine.profile.policy,
-        step_us=replica.step_us,
-        cache_tokens=replica.cache_tokens,
-        clients=traffic.clients(layout.dp),
-    )
+    pools = [Replica(spec, pool, machine) for pool in (prefill_layout, layout) if pool is not None]
+    for pool in pools:
+        check_question(spec, pool.layout, traffic.workload)
+    scale = math.gcd(*(pool.servers for pool in pools))
+    stages = [
+        pool.stage(scale, after=before) for before, pool in zip((None, *pools), pools, strict=False)
+    ]
+    for server in stages[0].servers if prefill_layout else ():
+        server.prefills_only = True
+    visits, clients = traffic.visits(scale), traffic.clients(scale)
     try:
-        server.run(visits)
+        serve(stages, visits, clients)
     except WorkloadError as error:
         raise WorkloadError(f"layout {layout.name}: {error}") from None
-    _check_stable(layout, traffic, visits, server.now)
-    return _seen(spec, layout, traffic, machine, replica, server, visits)
+    copies = scale if clients is None else (traffic.concurrency or 1) / clients
+    per_s = copies / max(visit.end_us for visit in visits) * 1e6
+    _check_stable(layout, traffic, visits, len(visits) * per_s)
+    return _seen(traffic, pools, stages, visits, per_s)
 
 
-def _check_stable(layout: Layout, traffic: Traffic, visits: Sequence[Visit], end_us: float) -> None:
+def _check_stable(layout: Layout, traffic: Traffic, visits: Sequence[Visit], per_s: float) -> None:
     if traffic.rate is None:
         return
-    served = len(visits) / end_us * 1e6 * layout.dp
     last_half = visits[len(visits) // 2 :]
     waits = fmean(v.ttft_us for v in last_half) / max(fmean(v.ttft_us for v in visits), 1e-9)
-    if served < _UNSTABLE * traffic.rate and waits > 1.2:
+    if per_s < _UNSTABLE * traffic.rate and waits > 1.2:
         raise WorkloadError(
-            f"`rate` {traffic.rate:g}: {layout.name} answers at most {served:.3g} requests a "
+            f"`rate` {traffic.rate:g}: {layout.name} answers at most {per_s:.3g} requests a "
             "second; lower `rate`, add replicas (`dp`) or see `weft plan --objective goodput`"
         )
 
 
 def _seen(
-    spec: ModelSpec,
-    layout: Layout,
     traffic: Traffic,
-    machine: Machine,
-    replica: Replica,
-    server: Server,
+    pools: Sequence[Replica],
+    stages: Sequence[Stage],
     visits: Sequence[Visit],
+    per_s: float,
 ) -> Serving:
-    profile = machine.profile
-    host_us = profile.request_us.value + profile.server_us.value
-    tokens = sum(visit.decode for visit in visits)
-    per_s = layout.dp / server.now * 1e6
+    replica, machine = pools[-1], pools[-1].machine
+    profile, servers = machine.profile, stages[-1].servers
+    every = [server for stage in stages for server in stage.servers]
     several = [visit for visit in visits if visit.decode > 1] or visits
+    busy_us = sum(server.busy_us for server in every)
+    copies = replica.servers / len(servers)
     return Serving(
-        spec=spec,
-        layout=layout,
+        spec=replica.spec,
+        layout=replica.layout,
         traffic=traffic,
         machine=machine,
-        running=server.most_running * layout.dp,
-        ttft_ms=_latency([v.ttft_us + host_us for v in visits], profile.server_ttft_spread.value),
+        prefill_layout=pools[0].layout if len(pools) > 1 else None,
+        running=sum(server.most_running for server in servers) * copies,
+        ttft_ms=_latency([v.ttft_us for v in visits], profile.server_ttft_spread.value),
         tpot_ms=_latency([v.tpot_us for v in several], profile.server_tpot_spread.value),
         e2e_ms=_latency(
-            [v.end_us - v.arrival_us + host_us for v in visits], profile.server_tpot_spread.value
+            [v.end_us - v.arrival_us for v in visits], profile.server_tpot_spread.value
         ),
         requests_per_s=len(visits) * per_s,
-        tokens_per_s=tokens * per_s,
-        busy=server.busy_us / server.now,
-        prefill_share=server.prompt_us / server.busy_us,
-        preemptions=server.preemptions * layout.dp,
-        memory=replica.memory(min(server.most_held, replica.cache_tokens)),
+        tokens_per_s=sum(visit.decode for visit in visits) * per_s,
+        busy=busy_us / sum(server.now for server in every),
+        prefill_share=sum(server.prompt_us for server in every) / busy_us,
+        preemptions=round(sum(server.preemptions for server in every) * copies),
+        memory=replica.memory(min(max(s.most_held for s in servers), replica.cache_tokens)),
     )
 
 
@@ -170,19 +183,72 @@ def _latency(times_us: Sequence[float], spread: float) -> Latency:
 
 
 class Replica:
-    """One replica of a layout: what its steps take, and what its cache holds."""
+    """One server of a layout: what its steps take, and what its caches hold.
+
+    Replicas that share experts are one server: their steps wait for each other.
+    """
 
     def __init__(self, spec: ModelSpec, layout: Layout, machine: Machine) -> None:
         self.spec, self.layout, self.machine = machine.stored(spec), layout, machine
-        self.timer: StepTimer = step_timer(spec, layout, machine)
-        self.cache_tokens = self.memory(1).cache_limit_tokens
+        self.sharing = max(1, layout.ep // layout.tp)
+        self.servers = layout.dp // self.sharing
+        size = layout.tp * layout.pp * self.sharing
+        nodes = max(1, size // layout.ranks_per_node)
+        alone = replace(layout, dp=self.sharing, nodes=nodes, gpus_per_node=None)
+        self.timer: StepTimer = step_timer(spec, alone, machine)
+        self.cache_tokens = self.memory(1).cache_limit_tokens * self.sharing
         self._known: dict[StepLoad, float] = {}
 
+    def stage(self, scale: int, after: Replica | None) -> Stage:
+        """One in ``scale`` of its servers, idle; ``after``: whose caches come to them.
+
+        A client's request reaches the scheduler after the host's time for it, so clients that are
+        answered within that time come again together.
+        """
+        servers = [self._server() for _ in range(self.servers // scale)]
+        profile = self.machine.profile
+        host_us = profile.request_us.value + profile.server_us.value
+        if after is not None:
+            return Stage(servers=servers, delay_us=after.transfer_us)
+        door_us = profile.server_prompt_us.value
+        return Stage(servers=servers, door_us=door_us, delay_us=lambda _visit: host_us)
+
+    def transfer_us(self, visit: Visit) -> float:
+        """A prompt's cache and states to another server: every rank sends its own over its adapter."""
+        fabric, shard = self.machine.fabric, self.timer.shard
+        tokens = visit.prompt + self._state_tokens
+        width = min(self.layout.ranks_per_node, fabric.gpus_per_node)
+        gb_s = fabric.node_bandwidth_gb_s(width) / width
+        traffic = tokens * shard.cache_bytes_per_token / self.layout.pp
+        return fabric.inter.latency_us + traffic * 1e-3 / gb_s
+
+    def _server(self) -> Server:
+        policy = self.machine.profile.policy
+        if self.sharing > 1:
+            policy = replace(
+                policy,
+                max_tokens=policy.max_tokens * self.sharing,
+                max_requests=policy.max_requests * self.sharing,
+            )
+        return Server(
+            policy=policy,
+            step_us=self.step_us,
+            cache_tokens=self.cache_tokens,
+            state_tokens=self._state_tokens,
+        )
+
+    @cached_property
+    def _state_tokens(self) -> int:
+        """Positions of cache that have the bytes of one request's states."""
+        state = self.spec.state_bytes(range(self.spec.num_layers), self.layout.tp)
+        return math.ceil(state / self.timer.shard.cache_bytes_per_token)
+
     def memory(self, tokens: float) -> Memory:
+        """Of one rank where the server's caches hold ``tokens``."""
         return memory_of(
             self.spec,
             self.layout,
-            tokens=tokens,
+            tokens=tokens / self.sharing,
             accelerator=self.machine.accelerator,
             profile=self.machine.profile,
             step_rows=self.machine.profile.server_batched_tokens,
@@ -191,14 +257,15 @@ class Replica:
     def step_us(self, step: StepLoad) -> float:
         """A step in a server. Sizes are rounded to 1.5 %: what is asked again is remembered."""
         if step.prefill_tokens:
-            rounded = StepLoad(
-                decode_sequences=_round(step.decode_sequences),
-                decode_context=_round(step.decode_context),
-                prefill_tokens=_round(step.prefill_tokens),
-                prefill_sequences=_round(step.prefill_sequences),
-                prefill_context=_round(step.prefill_context),
+            return self._remembered(
+                StepLoad(
+                    decode_sequences=_round(step.decode_sequences),
+                    decode_context=_round(step.decode_context),
+                    prefill_tokens=_round(step.prefill_tokens),
+                    prefill_sequences=_round(step.prefill_sequences),
+                    prefill_context=_round(step.prefill_context),
+                )
             )
-            return self._remembered(rounded)
         below = 2.0 ** math.floor(math.log2(max(step.decode_context, 1.0)))
         running = _round(step.decode_sequences)
         low, high = (
@@ -213,12 +280,27 @@ class Replica:
         return self._known[step]
 
     def _step_us(self, step: StepLoad) -> float:
-        profile = self.machine.profile
+        profile, step = self.machine.profile, self._of_one(step)
         server = profile.server_step_us.value + step.sequences * profile.server_sequence_us.value
         if step.prefill_tokens:
             server += profile.server_prompt_step_us.value
-            server += step.prefill_sequences * profile.server_prompt_us.value
         return _round_us(self.timer, step, self.layout.pp) + server
+
+    def _of_one(self, step: StepLoad) -> StepLoad:
+        """The step of the busiest of the replicas that share experts."""
+        if self.sharing == 1:
+            return step
+        prompts = step.prefill_sequences
+        share = math.ceil(prompts / self.sharing) / prompts if prompts else 0.0
+        running = step.decode_sequences
+        return StepLoad(
+            decode_sequences=max(running / self.sharing, min(running, 1.0)),
+            decode_context=step.decode_context,
+            prefill_tokens=step.prefill_tokens * share,
+            prefill_sequences=prompts * share,
+            prefill_context=step.prefill_context,
+            everywhere=step.rows,
+        )
 
 
 def _round(value: float) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 
 from weft.closed_form.schedule import rows_of_steps
@@ -81,7 +81,7 @@ class StepTimer:
     pricing: Pricing
     profile: EngineProfile
     _known: dict[StepLoad, list[StageTime]] = field(default_factory=dict, repr=False)
-    _calls: dict[tuple[int, int], dict[StageKind, list[CollectiveTime]]] = field(
+    _calls: dict[tuple[int, int, int], dict[StageKind, list[CollectiveTime]]] = field(
         default_factory=dict, repr=False
     )
 
@@ -126,10 +126,9 @@ class StepTimer:
             fixed = profile.step_us.value + step.sequences * profile.sequence_us.value
         if self.layout.pp > 1:
             fixed += profile.stage_us.value
-        graph = profile.decode_graph and self.layout.sp == 1
-        launched = step.prefill_tokens > 0 or not graph
+        graph = profile.prompt_graph if step.prefill_tokens else profile.decode_graph
         host = self.accelerator.host_step_us.value
-        if launched:
+        if not graph or self.layout.sp > 1:
             launches = kind.num_layers * profile.layer_launches.value
             host += launches * self.accelerator.launch_us.value
         sends = tuple(row for row in rows if row.op == "send")
@@ -148,7 +147,7 @@ class StepTimer:
     def _collectives(self, step: StepLoad) -> dict[StageKind, list[CollectiveTime]]:
         rows = max(1, round(step.rows))
         sequences = max(1, min(round(step.sequences), rows))
-        key = (rows, sequences)
+        key = (rows, sequences, round(step.everywhere))
         if key not in self._calls:
             schedule = step_schedule(self.spec, self.layout, self.profile.conventions, *key)
             self._calls[key] = {kind: self._priced(calls) for kind, calls in schedule.items()}
@@ -185,16 +184,22 @@ def stage_kinds(layout: Layout, num_layers: int) -> tuple[StageKind, ...]:
 
 @lru_cache(maxsize=4096)
 def step_schedule(
-    spec: ModelSpec, layout: Layout, engine: str, rows: int, sequences: int
+    spec: ModelSpec, layout: Layout, engine: str, rows: int, sequences: int, everywhere: int
 ) -> dict[StageKind, tuple[Collective, ...]]:
     """The closed form's collectives of one step of ``rows`` tokens, by kind of stage.
 
-    Long pipelines repeat few kinds of stage, so one stage of each kind is asked for.
+    Long pipelines repeat few kinds of stage, so one stage of each kind is asked for. Experts over
+    replicas are priced as gathered and scattered in engines whose own way is not described.
     """
     kinds = stage_kinds(layout, spec.num_layers)
     first_of = {kind: kinds.index(kind) for kind in kinds}
-    step = StepRows(phase="mixed", rows=rows, sequences=sequences, count=1)
-    found = rows_of_steps(spec, layout, [step], engine_named(engine), first_of.values())
+    step = StepRows(
+        phase="mixed", rows=rows, sequences=sequences, count=1, everywhere=everywhere or None
+    )
+    conventions = engine_named(engine)
+    if not conventions.spreads_experts:
+        conventions = replace(conventions, gathers_replicas=True)
+    found = rows_of_steps(spec, layout, [step], conventions, first_of.values())
     return {
         kind: tuple(row for row in found if row.stage == stage) for kind, stage in first_of.items()
     }

@@ -65,7 +65,8 @@ class Traffic:
             return self._traced()[::replicas]
         if self.concurrency is not None:
             clients = max(1, round(self.concurrency / replicas))
-            count = self.requests or min(max(_PER_CLIENT * clients, _LEAST), _MOST)
+            most = max(_MOST, 3 * clients)
+            count = self.requests or min(max(_PER_CLIENT * clients, _LEAST), most)
             return list(self._lengths(count))
         return self._timed(replicas)
 

@@ -20,6 +20,7 @@ class Policy:
     chunks: a prompt that does not fit is cut (else it waits for a step with room for all of it).
     admission: a request enters when its prompt fits the cache (``present``; it may be preempted
     later), or only when its answer does too (``whole``).
+    steps_ahead: steps that are filled before the results of those in front are known.
     """
 
     max_tokens: int
@@ -28,6 +29,7 @@ class Policy:
     mixes: bool = True
     chunks: bool = True
     admission: Admission = "present"
+    steps_ahead: int = 0
 
     def __post_init__(self) -> None:
         for option, value in (

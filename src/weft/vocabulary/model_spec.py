@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from typing import Final, TypeVar
 
 from weft.errors import ModelConfigError
@@ -110,6 +111,13 @@ class ModelSpec:
 
     def attention(self, layer: int) -> AttentionKind:
         """The attention of layer ``layer``."""
+        return self._all_attentions[layer]
+
+    @cached_property
+    def _all_attentions(self) -> tuple[AttentionKind, ...]:
+        return tuple(map(self._attention, range(self.num_layers)))
+
+    def _attention(self, layer: int) -> AttentionKind:
         formats = self._formats(layer)
         kind = _of_layer(self.attentions, layer) if self.attentions else self._grouped(layer)
         return replace(kind, input_format=formats.inputs, output_format=formats.output)

