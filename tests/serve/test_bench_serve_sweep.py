@@ -53,7 +53,7 @@ def queue(service_s: float, limit_s: float, seed: int, num: int = 200) -> Any:
 @given(
     service_s=st.floats(0.001, 2.0),
     slack=st.floats(1.5, 40.0),
-    start=st.floats(0.01, 100.0),
+    start=st.floats(0.05, 100.0),
     seed=st.integers(0, 99),
 )
 def test_the_knee_is_that_of_a_fine_sweep(service_s, slack, start, seed):
@@ -136,6 +136,13 @@ def test_the_command_finds_the_knee(mock_url: str, tmp_path: Path, capsys):
     said = capsys.readouterr().out
     assert "2 open requests keep 99% within TTFT 9,000 ms; no higher load was tried" in said
     assert "Goodput against load" in page.read_text()
+
+
+def test_limits_that_a_request_alone_misses(mock_url: str, capsys):
+    options = ["--sweep", "rate", "--goodput", "ttft:1", "--num-requests", "4"]
+    more = ["--output-tokens", "2", "--warm-up", "0"]
+    assert main.run(["bench", "serve", "--url", mock_url, *options, *more]) == 0
+    assert "no load keeps 99% of the requests within TTFT 1 ms" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,20 @@ def test_times_of_an_engine_that_answers_on_time(tmp_path: Path, capsys):
     capsys.readouterr()
 
 
+def test_rates_to_the_knee(tmp_path: Path, capsys):
+    """The mock answers any number of requests alike: its knee is where the client's clock ends."""
+    options = ["--workloads", "chat=4/2/2", "--sweep", "--concurrency", "1"]
+    options += ["--seconds", "0.2", "--requests", "2"]
+    _, found = study(tmp_path, *options, "--goodput", "ttft:1")
+    assert len(found["cases"][0]["loads"]) == 1  # not even a request alone
+    assert "none meets TTFT 1 ms; nearest is sglang 1" in (tmp_path / "report.html").read_text()
+    _, found = study(tmp_path, *options, "--goodput", "ttft:9000")
+    rates = [load["rate_per_s"] for load in found["cases"][0]["loads"][1:]]
+    assert len(rates) == 17
+    assert all(after == pytest.approx(2 * rate) for rate, after in pairwise(rates))
+    capsys.readouterr()
+
+
 def test_a_killed_engine_costs_one_row_and_leaves_nothing(tmp_path: Path, capsys):
     children = tmp_path / "children"
     workloads = "first=4/4/2,deadly=7/4/2,last=5/4/2"
@@ -131,6 +146,7 @@ def test_cases_after_the_time_limit_are_left_out(tmp_path: Path, capsys):
         (["--python", "weft="], "write it as NAME=VALUE"),
         (["--url", "weft=http://x:1"], "ENGINE:LAYOUT=URL"),
         (["--url", "weft:tp2=ftp://x"], "ftp"),
+        (["--sweep"], "--goodput"),
         (["--concurrency", "0"], "--concurrency 0"),
         (["--concurrency", "a"], "--concurrency a"),
         (["--rates", "-1"], "--rates -1"),

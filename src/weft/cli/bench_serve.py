@@ -279,10 +279,12 @@ def _sweep(
     )
     start = getattr(sent, kind) or (1.0 if kind == "concurrency" else 0.0)
     if not (start or loads):
-        first = replace(alone, num_requests=min(10, sent.num_requests or 10)).load(seed)
-        outcome = _run(target, first, warm_up, profile=False)[1]
-        start = len(outcome.records) / max(outcome.duration_s, 1e-6)
-    for point in sweep.run(start):
+        few = replace(alone, num_requests=min(10, sent.num_requests or 10))
+        first = _measure("concurrency", target, few, limits, warm_up, seed)(1.0)
+        start = first.result["throughput"]["requests_per_s"] or 1.0
+        if not first.holds:
+            sweep.points.append(replace(first, load=start))
+    for point in () if sweep.points else sweep.run(start):
         _tell(f"{kind} {point.load:.4g}: {point.goodput['share'] or 0:.1%} within the limits")
     document = sweep.to_json({k: v for k, v in asdict(limits).items() if v is not None})
     if kept.output is not None:

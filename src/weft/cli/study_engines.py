@@ -41,6 +41,9 @@ def study_engines(
             help="Open loops, requests/s, e.g. 0.5,2; none: '' [half and 80 % of the closed loop]."
         ),
     ] = None,
+    sweep: Annotated[
+        bool, typer.Option("--sweep", help="Rates to the highest within --goodput instead.")
+    ] = False,
     requests: Annotated[int, typer.Option(help="Requests of a load at most.")] = 32,
     seconds: Annotated[float, typer.Option(help="Stop sending a load after this.")] = 30.0,
     goodput: Annotated[
@@ -97,6 +100,7 @@ def study_engines(
         urls=plans.parse_urls(url),
         concurrency=None if concurrency is None else _numbers("concurrency", concurrency, int),
         rates=None if rates is None else _numbers("rates", rates, float),
+        sweep=sweep,
         num_requests=requests,
         seconds=seconds,
         profiled_requests=profile_requests,
@@ -163,10 +167,16 @@ def _commands(plan: EnginesPlan) -> list[dict[str, str]]:
 
 
 def _write_report(document: dict[str, Any], output: Path) -> None:
+    """The page, and the figures of a paper."""
     from weft import report
+    from weft.report.paper_files import paper_files
 
-    page = report.report_of([report.document(document, "study.json")])
-    report.write_report(page, output / "report.html")
+    node = report.document(document, "study.json")
+    report.write_report(report.report_of([node]), output / "report.html")
+    folder = output / "figures"
+    folder.mkdir(exist_ok=True)
+    for name, content in paper_files(node):
+        write_text(folder / name, content)
 
 
 def row(case: dict[str, Any]) -> dict[str, Any]:

@@ -19,6 +19,7 @@ ATTAINMENT: Final = 0.99
 Kind = Literal["rate", "concurrency"]
 _RESOLUTION: Final = 1.03
 _MOST_DOUBLINGS: Final = 16
+_MOST_HALVINGS: Final = 4
 _Z: Final = 1.959963984540054
 
 
@@ -58,7 +59,7 @@ class Sweep:
         point = self._measured(load)
         yield point
         first, step = point.holds, 2.0 if point.holds else 0.5
-        for _ in range(_MOST_DOUBLINGS):
+        for _ in range(_MOST_DOUBLINGS if first else _MOST_HALVINGS):
             if point.holds != first:
                 break
             after = self._whole(load * step)

@@ -15,6 +15,7 @@ from weft.bench.serving.payloads import Target
 from weft.bench.serving.result import to_json
 from weft.bench.serving.runner import Load, run_load
 from weft.bench.serving.session import benchmark, first_model, run_event_loop
+from weft.bench.serving.sweep import Sweep, SweepPoint
 from weft.closed_form.schedule import closed_form
 from weft.errors import EnvironmentUnavailable, WeftError
 from weft.study.engines import traces
@@ -59,16 +60,47 @@ def _loads(
     plan: EnginesPlan, workload: Workload, target: Target, server: EngineServer, tell: Tell
 ) -> Iterator[dict[str, Any]]:
     """Closed loops, then open ones at the rates asked for, or at shares of the best closed one."""
-    best = 0.0
+    best, alone_holds = 0.0, True
     for open_requests in plan.concurrency or tuple(sorted({1, workload.batch})):
         tell(f"{open_requests} open requests")
         found = _load(plan, workload, target, server, concurrency=open_requests, rate=None)
+        if plan.sweep and open_requests == 1:
+            alone_holds = _holds(found)
         best = max(best, found["result"]["throughput"]["requests_per_s"] or 0.0)
         yield found
+    if plan.sweep and not alone_holds:
+        return
+    if plan.sweep:
+        yield from _to_the_knee(plan, workload, target, server, tell, start=SHARES[-1] * best)
+        return
     rates = plan.rates if plan.rates is not None else tuple(share * best for share in SHARES)
     for rate in rates:
         tell(f"{rate:.3g} requests/s")
         yield _load(plan, workload, target, server, concurrency=None, rate=rate)
+
+
+def _holds(load: dict[str, Any]) -> bool:
+    return SweepPoint(load=1, result=load["result"]).holds
+
+
+def _to_the_knee(
+    plan: EnginesPlan,
+    workload: Workload,
+    target: Target,
+    server: EngineServer,
+    tell: Tell,
+    *,
+    start: float,
+) -> Iterator[dict[str, Any]]:
+    """``weft bench serve --sweep rate``; beyond the knee a failed request is one that misses."""
+
+    def measure(rate: float) -> SweepPoint:
+        tell(f"{rate:.3g} requests/s")
+        found = _load(plan, workload, target, server, concurrency=None, rate=rate, may_fail=True)
+        return SweepPoint(load=rate, result=found["result"])
+
+    for point in Sweep(kind="rate", measure=measure).run(start):
+        yield {"concurrency": None, "rate_per_s": point.load, "result": point.result}
 
 
 def _load(
@@ -79,6 +111,7 @@ def _load(
     *,
     concurrency: int | None,
     rate: float | None,
+    may_fail: bool = False,
 ) -> dict[str, Any]:
     count = min(plan.num_requests, _LEAST * (concurrency or plan.num_requests))
     specs = synthetic(count, workload.prompt_tokens, workload.decode_tokens)
@@ -94,7 +127,7 @@ def _load(
     server.check()
     result = to_json(target, load, outcome, plan.limits, settings={})
     requests = result["requests"]
-    if requests["failed"] or not requests["completed"]:
+    if (requests["failed"] and not may_fail) or not requests["completed"]:
         error = next(iter(requests["errors"]), "nothing was sent")
         raise EngineFailed(
             f"{requests['failed']} of {requests['offered']} requests failed: {error}"

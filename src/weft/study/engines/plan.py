@@ -38,7 +38,7 @@ class EnginesPlan:
 
     commands, pythons: by engine's name, instead of the table's and this interpreter; urls: running
     servers by (engine, layout); concurrency, rates: None for one request alone and the workload's
-    batch, and for SHARES of the rate that the latter reached. seconds: of one load, after which
+    batch, and for SHARES of the rate that the latter reached. sweep: rates to the knee instead. seconds: of one load, after which
     nothing more is sent. weights: auto or dummy.
     """
 
@@ -55,6 +55,7 @@ class EnginesPlan:
     seconds: float = 30.0
     profiled_requests: int = 2
     profiled_tokens: int = 16
+    sweep: bool = False
     limits: ServiceLimits = field(default_factory=ServiceLimits)
     weights: str = "auto"
     device: str = "auto"
@@ -73,6 +74,8 @@ class EnginesPlan:
         for name in self.pythons:
             engine_named(name)
         self._check_numbers()
+        if self.sweep and not self.limits.given:
+            raise UserError("`sweep`: needs `goodput`, the limits that are to hold")
         if self.weights not in ("auto", "dummy"):
             raise UserError(f"`weights` {self.weights}: choose auto or dummy")
 
@@ -122,6 +125,7 @@ class EnginesPlan:
             "rates": list(self.rates or ()) if self.rates is not None else None,
             "requests": self.num_requests,
             "seconds": self.seconds,
+            "sweep": asdict(self.limits) if self.sweep else None,
             "profile": [self.profiled_requests, self.profiled_tokens],
             "weights": self.weights,
             "device": self.device,
