@@ -74,6 +74,10 @@ class FrozenRankError(LostRankError):
     follows = False
 
 
+class ReplicaLeftError(CommunicationError):
+    """A replica that shares experts with this one was told to stop."""
+
+
 class LoneFailureError(CommunicationError):
     """This rank failed where the others of its group did not, which now wait for it."""
 

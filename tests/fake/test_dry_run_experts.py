@@ -7,15 +7,11 @@ from dataclasses import replace
 import pytest
 
 from weft.closed_form.schedule import closed_form
-from weft.comm.groups import open_fake_groups
-from weft.engine.config import EngineConfig
-from weft.engine.engine import Engine
 from weft.errors import LayoutError
 from weft.tracing.dry_run import dry_run
 from weft.vocabulary.comparison import compare
 from weft.vocabulary.families import BUILTIN_MODELS
 from weft.vocabulary.layout import Layout
-from weft.vocabulary.model_source import ModelSource
 from weft.vocabulary.workload import Workload
 
 MIXTRAL = replace(BUILTIN_MODELS["mixtral-8x7b"], num_layers=4)
@@ -120,9 +116,3 @@ def test_experts_that_are_spread_and_sliced_add_up_alike():
 def test_what_cannot_be_is_refused():
     with pytest.raises(LayoutError, match="`ep` 2"):
         dry_run(MIXTRAL, Layout(tp=4, ep=2), Workload(), "vllm")
-    layout = Layout(tp=1, dp=2, ep=2)
-    with (
-        open_fake_groups(layout, rank=0) as groups,
-        pytest.raises(LayoutError, match="replicas step independently"),
-    ):
-        Engine(ModelSource(spec=MIXTRAL, directory=None), groups, EngineConfig())

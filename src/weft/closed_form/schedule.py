@@ -117,7 +117,7 @@ def _steps(
     workload: Workload, layout: Layout, conventions: Conventions, speculation: Speculation | None
 ) -> Iterator[StepRows]:
     each = 1 if speculation is None else speculation.rows
-    for batch in micro_batches(workload.batch, layout, conventions):
+    for batch in micro_batches(share_of_replica(workload, layout), layout, conventions):
         prompt_rows = batch * workload.prompt_tokens
         yield StepRows(phase="prefill", rows=prompt_rows, sequences=batch, count=1, requests=batch)
         yield StepRows(
@@ -133,6 +133,11 @@ def num_decode_steps(workload: Workload, speculation: Speculation | None) -> int
     """Steps after the prefill, which gives the first token."""
     steps = workload.num_decode_steps
     return steps if speculation is None else speculation.num_steps(steps)
+
+
+def share_of_replica(workload: Workload, layout: Layout) -> int:
+    """Sequences of the first replica, which has most where they do not divide evenly."""
+    return -(-workload.batch // layout.dp)
 
 
 def micro_batches(batch: int, layout: Layout, conventions: Conventions) -> list[int]:

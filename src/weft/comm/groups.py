@@ -59,6 +59,7 @@ class ProcessGroups:
         if store is not None:
             self._liveness = Liveness(store.clone(), rank, layout.world_size)  # type: ignore[attr-defined]
         self._process_groups: dict[tuple[int, ...], dist.ProcessGroup] = {}
+        self._replicas: dist.ProcessGroup | None = None
         self._open_communicators(all_reduce)
 
     def _open_communicators(self, all_reduce: str) -> None:
@@ -180,6 +181,22 @@ class ProcessGroups:
         """A captured graph with these calls ran again: for the recorder, if there is one."""
         if self.recorder is not None:
             self.recorder.replayed(calls)
+
+    def most_of_replicas(self, value: int) -> int:
+        """The largest ``value`` of the ranks that have this one's place in the other replicas.
+
+        Control data only, on the host: through gloo, and no row of a schedule (as in vLLM,
+        v1/worker/dp_utils.py, by default).
+        """
+        if self._replicas is None:
+            ranks = list(self.dp.ranks)
+            self._replicas = dist.new_group(ranks, use_local_synchronization=True, backend="gloo")
+        found = torch.tensor([value])
+        try:
+            dist.all_reduce(found, dist.ReduceOp.MAX, group=self._replicas)
+        except RuntimeError as error:
+            raise CommunicationError(f"the replicas cannot agree on a step: {error}") from error
+        return int(found)
 
     def host_broadcast(self, value: Any, src: int, scope: str = "world") -> Any:
         """Give every rank the (picklable) ``value`` of global rank ``src``, outside the groups.

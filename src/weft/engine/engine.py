@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from operator import index
 from reprlib import repr as short
+from typing import Final
 
 import torch
 
@@ -28,12 +29,15 @@ from weft.engine.request import Request, SamplingParams
 from weft.engine.runner import StageRunner
 from weft.engine.scheduler import Scheduler
 from weft.engine.step import Step
-from weft.errors import EnvironmentUnavailable, LayoutError, WorkloadError
+from weft.errors import EnvironmentUnavailable, LayoutError, ReplicaLeftError, WorkloadError
 from weft.vocabulary.checks import is_list
 from weft.vocabulary.conventions import engine_named
 from weft.vocabulary.model_source import ModelSource
 from weft.vocabulary.model_spec import ModelSpec
 from weft.vocabulary.speculation import check_speculation
+
+_LEAVES: Final = 2
+"""What a replica says that steps no more; 1 is work, 0 none."""
 
 
 class Engine:
@@ -42,11 +46,6 @@ class Engine:
     def __init__(self, source: ModelSource, groups: ProcessGroups, config: EngineConfig) -> None:
         spec = source.spec if config.dtype is None else replace(source.spec, dtype=config.dtype)
         groups.layout.check_model(spec)
-        if groups.layout.tp % groups.layout.ep:
-            raise LayoutError(
-                f"`ep` {groups.layout.ep}: replicas step independently, so experts are shared "
-                f"inside one; set `ep` to a divisor of `tp` {groups.layout.tp}"
-            )
         if groups.layout.dcp > 1:
             raise LayoutError(
                 f"`dcp` {groups.layout.dcp}: the engine keeps whole positions on every rank; "
@@ -91,6 +90,8 @@ class Engine:
         self._flight = Flight(self.runner, groups)
         self._unread: deque[Launched] = deque()
         self._ticks = 0
+        self._is_joined = groups.layout.joins_replicas
+        self._is_going: bool | None = None
         self.recorder: Recorder | None = None
         self._lost: Exception | None = None
 
@@ -135,6 +136,24 @@ class Engine:
     def has_work(self) -> bool:
         return self.scheduler.has_work or bool(self._unread) or not self._flight.is_empty
 
+    def goes_on(self) -> bool:
+        """Whether there is a step to do, here or on a replica that shares the experts.
+
+        Replicas that do step together: each of them calls this before every ``step``.
+        """
+        if not self._is_joined:
+            return self.has_work
+        most = self.groups.most_of_replicas(self.has_work)
+        if most == _LEAVES:
+            raise ReplicaLeftError("a replica that shares experts has left")
+        self._is_going = bool(most)
+        return self._is_going
+
+    def leave(self) -> None:
+        """Tell replicas that share experts, at their next ``goes_on``, that this one steps no more."""
+        if self._is_joined:
+            self.groups.most_of_replicas(_LEAVES)
+
     def step(self) -> list[Request]:
         """Go on until one more step is read; returns the requests that went on or ended by it.
 
@@ -161,11 +180,13 @@ class Engine:
         return ended
 
     def _step(self) -> list[Request]:
-        while self.has_work:
+        going, self._is_going = self._is_going, None
+        while self.goes_on() if going is None else going:
             launched = self._launch()
             most_unread = 1 if self._overlap and launched else 0
             if len(self._unread) > most_unread:
                 return self._read()
+            going = None
         return []
 
     def _launch(self) -> bool:
@@ -177,10 +198,22 @@ class Engine:
             chunks = self.scheduler.schedule(group)
             if chunks:
                 new = Launched(step=Step.of(chunks))
+        if self._is_joined:
+            new = self._together(new)
         left = self._flight.tick(new, self.recorder)
         if left is not None:
             self._unread.append(left)
         return new is not None
+
+    def _together(self, new: Launched | None) -> Launched | None:
+        """The step with the rows that the replicas agree on; an idle one where only others have one."""
+        most = self.groups.most_of_replicas(0 if new is None else new.step.num_tokens)
+        if not most:
+            return None
+        if new is None:
+            new = Launched(step=Step.idle(self.runner.tables.spare_row))
+        new.step.num_everywhere = most
+        return new
 
     def _read(self) -> list[Request]:
         launched = self._unread.popleft()

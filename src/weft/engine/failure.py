@@ -56,8 +56,8 @@ class Attempts:
         return None
 
     def _agree(self, error: Exception) -> None:
-        tp = self._groups.tp
-        if not self._groups.all_arrive("failure", tp.ranks, _AGREE_S):
+        peers = max(self._groups.tp, self._groups.ep, key=lambda group: group.size)
+        if not self._groups.all_arrive("failure", peers.ranks, _AGREE_S):
             raise LoneFailureError(
                 f"rank {self._groups.rank} failed alone, {describe(error)}"
             ) from error

@@ -124,7 +124,7 @@ class LLM:
         try:
             for request in requests:
                 self.engine.queue(request)
-            while self.engine.has_work:
+            while self.engine.goes_on():
                 advanced = self.engine.step()
                 if on_step is not None:
                     on_step(advanced)

@@ -110,7 +110,7 @@ class StageRunner:
     def allocate(self, *, num_blocks: int, block_size: int, max_length: int, max_rows: int) -> None:
         """Make the caches, the rotary table and the tables of ``max_rows`` running requests."""
         num_slots, self._block_size = num_blocks * block_size, block_size
-        self.caches = self.stage.make_caches(num_slots, max_rows, self._like)
+        self.caches = self.stage.make_caches(num_slots, max_rows + 1, self._like)
         ropes = RotaryTables(map(self.spec.attention, self._layers), max_length, self.device)
         last_ids = torch.zeros(max_rows + 1, dtype=torch.int64, device=self.device)
         self.tables = RequestTables(last_ids=last_ids)
@@ -146,8 +146,9 @@ class StageRunner:
 
     @property
     def can_capture(self) -> bool:
-        """Whether decode steps can run as graphs: fused kernels, whole rows on every rank."""
-        return self._fused is not None and self._replicates_rows
+        """Whether decode steps can run as graphs: fused kernels, whole rows, no joined replicas."""
+        joined = self._groups.layout.joins_replicas
+        return self._fused is not None and self._replicates_rows and not joined
 
     @torch.inference_mode()
     def capture(self, batches: Sequence[int], rows: Sequence[int]) -> None:
@@ -223,7 +224,8 @@ class StageRunner:
 
     def batch(self, step: Step) -> Batch:
         """The step's tensors."""
-        return self._builder.build(step, self.tables)
+        batch = self._builder.build(step, self.tables)
+        return replace(batch, num_everywhere=step.num_everywhere)
 
     def _replayed(self, step: Step, received: Boundary | None) -> StageOutput | None:
         """The step by the graph that holds it; None where there is none."""

@@ -85,7 +85,8 @@ class Step:
     step and positions including them; blocks: each sequence's cache blocks; rows [S]:
     request rows; logit_rows [N + M]: those sampled, then those of ``prompt_rows``;
     new_blocks [.., 3]: (request row, place, block) that the device's table lacks;
-    entering: requests that have just got their row.
+    entering: requests that have just got their row; num_everywhere: most rows of the step on
+    one of the replicas that share experts.
     """
 
     chunks: Sequence[Chunk]
@@ -100,6 +101,26 @@ class Step:
     prompt_rows: PromptRows
     new_blocks: Integers
     entering: Sequence[Entering]
+    num_everywhere: int = 0
+
+    @classmethod
+    def idle(cls, spare_row: int) -> Step:
+        """One row of nobody, for a replica that has nothing to do while others need its experts."""
+        zero, one = np.zeros(1, dtype=np.int64), np.ones(1, dtype=np.int64)
+        return cls(
+            chunks=(),
+            token_ids=zero,
+            positions=zero,
+            fed_rows=-one,
+            query_lengths=one,
+            context_lengths=one,
+            blocks=[[0]],
+            rows=spare_row * one,
+            logit_rows=np.zeros(0, dtype=np.int64),
+            prompt_rows=PromptRows(),
+            new_blocks=np.zeros((0, 3), dtype=np.int64),
+            entering=(),
+        )
 
     @classmethod
     def of(cls, chunks: Sequence[Chunk]) -> Step:
@@ -143,7 +164,9 @@ class Step:
     @property
     def phase(self) -> Phase:
         kinds = {chunk.is_decode for chunk in self.chunks}
-        return "mixed" if len(kinds) == 2 else "decode" if kinds == {True} else "prefill"
+        if not kinds:
+            return "other"
+        return "mixed" if len(kinds) == 2 else "decode" if True in kinds else "prefill"
 
     @property
     def label(self) -> str:

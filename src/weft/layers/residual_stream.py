@@ -93,17 +93,19 @@ class RowShareStream:
 
     Between blocks the rows are where ``is_split`` says: already split by token (sequence
     parallelism; then nothing has to move), or whole on every rank, in which case an
-    all-gather puts the finished shares together. Rows are padded to a multiple of tp.
+    all-gather puts the finished shares together. Rows are padded to a multiple of tp, and to
+    those of the replica with most of them where replicas share experts.
     """
 
     def __init__(self, tp: Communicator, *, is_split: bool) -> None:
         self._tp, self._is_split = tp, is_split
 
     def enter(self, x: torch.Tensor, num_tokens: int, site: str) -> torch.Tensor:  # noqa: ARG002
-        if self._is_split:
-            return x
         share = self.num_rows(num_tokens)
-        padded = F.pad(x, (0, 0, 0, share * self._tp.size - num_tokens))
+        whole = share if self._is_split else share * self._tp.size
+        padded = F.pad(x, (0, 0, 0, whole - len(x)))
+        if self._is_split:
+            return padded
         return padded[self._tp.rank * share : (self._tp.rank + 1) * share]
 
     def reduce(self, partial: torch.Tensor, site: str) -> torch.Tensor:

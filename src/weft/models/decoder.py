@@ -28,11 +28,15 @@ from weft.vocabulary.model_spec import ModelSpec
 
 @dataclass(kw_only=True)
 class Batch:
-    """One step's tensors: token ids [T], the rows [N] whose logits are wanted (None: all)."""
+    """One step's tensors: token ids [T], the rows [N] whose logits are wanted (None: all).
+
+    num_everywhere: most rows of this step on one of the replicas that share experts.
+    """
 
     token_ids: torch.Tensor
     logit_rows: torch.Tensor | None
     attention: AttentionStep
+    num_everywhere: int = 0
 
     @property
     def num_tokens(self) -> int:
@@ -94,7 +98,10 @@ class DecoderLayer(nn.Module):
         x, residual = self.stream.reduce_and_norm(
             partial, residual, self._between, f"{self.site}.attention"
         )
-        rows = self.mlp_stream.enter(x, batch.num_tokens, f"{self.site}.mlp")
+        count = batch.num_tokens
+        if self.mlp_stream is not self.stream:
+            count = max(count, batch.num_everywhere)
+        rows = self.mlp_stream.enter(x, count, f"{self.site}.mlp")
         return self.mlp(rows), residual
 
     def close(

@@ -17,7 +17,7 @@ from typing import Final
 from weft.comm.groups import ProcessGroups
 from weft.engine.engine import Engine
 from weft.engine.request import FinishReason, Request
-from weft.errors import EnvironmentUnavailable, UserError
+from weft.errors import EnvironmentUnavailable, ReplicaLeftError, UserError
 from weft.serve.engine_client import EngineLimits, EngineStats, StepTimes
 from weft.serve.step_profile import StepProfile, share_of
 from weft.serve.wire import (
@@ -34,6 +34,8 @@ from weft.serve.wire import (
 )
 
 _IDLE_S: Final = 0.5
+_JOINED_IDLE_S: Final = 0.02
+"""Replicas that share experts wait for each other's idle loops before a step."""
 _SAMPLE_EVERY: Final = 64
 
 
@@ -113,7 +115,7 @@ class _Loop:
         self._profile_dir = profile_dir
         self._engine, self._groups, self._leader, self._link = engine, groups, leader, link
         self._scope = f"serve{groups.replica}"
-        self._steps = 0
+        self._steps, self._busy = 0, False
         self._ahead: list[Command] = []
         if link is not None and groups.layout.pp > 1:
             groups.host_broadcast(self._ahead, leader, self._scope)
@@ -125,9 +127,14 @@ class _Loop:
         while True:
             commands = self._agree_on_commands()
             if any(isinstance(command, Stop) for command in commands):
+                self._engine.leave()
                 return
             rejected = [reason for command in commands if (reason := self._apply(command))]
-            advanced = self._step() if self._engine.has_work else []
+            try:
+                self._busy = self._engine.goes_on()
+            except ReplicaLeftError:
+                return
+            advanced = self._step() if self._busy else []
             if self._link is not None:
                 self._link.tell(self._report(advanced, rejected))
 
@@ -142,8 +149,9 @@ class _Loop:
         if self._link is None:
             agreed: list[Command] = self._groups.host_broadcast(None, self._leader, self._scope)
             return agreed
-        busy = self._engine.has_work or bool(self._ahead)
-        commands = self._link.commands(0 if busy else _IDLE_S)
+        busy = self._busy or self._engine.has_work or bool(self._ahead)
+        idle_s = _JOINED_IDLE_S if layout.joins_replicas else _IDLE_S
+        commands = self._link.commands(0 if busy else idle_s)
         if layout.world_size > layout.dp:
             self._groups.host_broadcast(commands, self._leader, self._scope)
         if layout.pp == 1:

@@ -44,7 +44,7 @@ def kernels_of_decode(llm: LLM, prompts: list[list[int]]) -> tuple[list[TracedKe
     kernels = _profiled(llm, steps)
     for number in range(len(prompts)):
         llm.engine.abort(_FIRST_NUMBER + number)
-    while llm.engine.has_work:
+    while llm.engine.goes_on():
         llm.engine.step()
     return kernels, DECODE_STEPS
 

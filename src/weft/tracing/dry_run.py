@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from weft.closed_form.schedule import check_schedule, num_decode_steps
+from weft.closed_form.schedule import check_schedule, num_decode_steps, share_of_replica
 from weft.comm.groups import ProcessGroups, open_fake_groups
 from weft.comm.recorder import Recorder
 from weft.engine.block_pool import BlockPool
@@ -53,7 +53,7 @@ def dry_run(
     check_schedule(spec, layout, workload, speculation, prefill_layout)
     run = _DryRun(
         spec=spec,
-        workload=workload,
+        workload=replace(workload, batch=share_of_replica(workload, layout)),
         conventions=engine_named(engine),
         speculation=speculation,
         prefill=prefill_layout,

@@ -126,6 +126,11 @@ class Layout:
         return self.tp * self.pp * self.dp
 
     @property
+    def joins_replicas(self) -> bool:
+        """Whether experts are spread over replicas, which then step together."""
+        return self.tp % self.ep != 0
+
+    @property
     def ranks_per_node(self) -> int:
         return self.world_size // self.nodes
 
