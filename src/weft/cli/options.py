@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from weft.cli.output import OutputFormat
+from weft.errors import LayoutError
 from weft.vocabulary.conventions import ENGINES
 from weft.vocabulary.layout import Layout
 from weft.vocabulary.speculation import Speculation
@@ -84,8 +85,15 @@ class ScheduleOptions:
         speculate, prefill = self.speculate, self.prefill_layout
         return {
             "speculation": None if speculate is None else Speculation.parse(speculate),
-            "prefill_layout": None if prefill is None else Layout.parse(prefill),
+            "prefill_layout": None if prefill is None else _parsed_layout(prefill),
         }
+
+
+def _parsed_layout(text: str) -> Layout:
+    try:
+        return Layout.parse(text)
+    except LayoutError as error:
+        raise LayoutError(f"--prefill-layout {text}: {error}") from None
 
 
 @dataclass(frozen=True, kw_only=True)
