@@ -14,9 +14,13 @@ from unit.test_weights import stage_of
 from weft.engine.llm import LLM
 from weft.engine.request import SamplingParams
 from weft.errors import FileFormatError
-from weft.models.weights import load_weights
+from weft.layers.float8_matrix import Float8Matrix, group_of
+from weft.layers.matrix import Matrix
+from weft.layers.shards import Piece
+from weft.models.weights import fill_dummy, load_weights
 from weft.vocabulary.layout import Layout
 from weft.vocabulary.model_source import load_spec
+from weft.vocabulary.weight_formats import FORMATS
 
 MOST = torch.finfo(torch.float8_e4m3fn).max
 FORMS = {
@@ -79,8 +83,20 @@ def assert_same_shards(plain, stored, layout):
         expected, found = (stage_of(load_spec(str(d)), layout, rank) for d in (plain, stored))
         load_weights(expected, plain)
         load_weights(found, stored)
-        for one, other in zip(expected.parameters(), found.parameters(), strict=True):
+        for one, other in zip(contents(expected), contents(found), strict=True):
             assert torch.equal(one, other)
+
+
+def contents(stage):
+    """What its matrices stand for, and all other parameters."""
+    matrices = {
+        name: module.part(slice(None))
+        for name, module in stage.named_modules()
+        if isinstance(module, Matrix | Float8Matrix)
+    }
+    inside = tuple(f"{name}." for name in matrices)
+    others = [p for name, p in stage.named_parameters() if not name.startswith(inside)]
+    return [*matrices.values(), *others]
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -160,3 +176,89 @@ def test_packed_experts_are_those_of_the_plain_checkpoint(tmp_path):
     save_file(packed, stored / "model.safetensors", {"format": "pt"})
     with pytest.raises(FileFormatError, match=r"has no .*_scales"):
         LLM(str(stored), device="cpu")
+
+
+def rounded(weight: torch.Tensor) -> torch.Tensor:
+    """What `weights_dtype` makes of a matrix: 8-bit floats with a scale a row."""
+    scales = weight.abs().amax(dim=1, keepdim=True) / MOST
+    return (weight / scales).to(torch.float8_e4m3fn).float() * scales
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3-moe", "gpt-oss"])
+def test_weights_dtype_rounds_while_loading(family, tmp_path):
+    """The tokens are those of transformers' model of the rounded weights."""
+    plain = make_checkpoint(tmp_path / "plain", family)
+    prompts = [[5, 6, 7, 8, 9], list(range(3, 60))]
+    with LLM(str(plain), dtype="float32", weights_dtype="float8_e4m3fn", device="cpu") as llm:
+        found = llm.generate(prompts, SamplingParams(max_tokens=24, ignore_eos=True))
+    tensors = load_file(plain / "model.safetensors")
+    for name, value in tensors.items():
+        if ".layers." in name and name.endswith("proj.weight"):
+            tensors[name] = rounded(value)
+        elif name.endswith("gate_up_proj"):
+            both = torch.stack((value[:, :, ::2], value[:, :, 1::2])).transpose(2, 3)
+            halves = torch.stack([torch.stack([rounded(w) for w in half]) for half in both])
+            tensors[name] = torch.stack(tuple(halves.transpose(2, 3)), dim=3).flatten(2)
+        elif name.endswith("down_proj"):
+            tensors[name] = torch.stack([rounded(w.t()).t() for w in value]).contiguous()
+    save_file(tensors, plain / "model.safetensors", {"format": "pt"})
+    model = reference_model(plain)
+    for prompt, completion in zip(prompts, found, strict=True):
+        assert list(completion.token_ids) == reference_greedy(model, prompt, 24)
+
+
+@pytest.mark.parametrize("name", ["tp2", "tp4", "ep2"])
+def test_rounded_weights_are_one_model_under_every_layout(name, tmp_path):
+    """A rank's rounded shard is the shard of the rounded whole, read or made up."""
+    plain = make_checkpoint(tmp_path / "plain", "qwen3-moe")
+    spec = load_spec(str(plain)).stored_as("float8_e4m3fn")
+    layout = Layout(tp=2, ep=2) if name == "ep2" else Layout.parse(name)
+    for fill in (
+        lambda stage: load_weights(stage, plain, rounds=True),
+        lambda stage: fill_dummy(stage, 3),
+    ):
+        whole, parts = stage_of(spec, Layout(), 0), []
+        fill(whole)
+        for rank in range(layout.world_size):
+            parts.append(stage_of(spec, layout, rank))
+            fill(parts[-1])
+        downs = [part.layers[0].attention.output.matrix.part(slice(None)) for part in parts]
+        expected = whole.layers[0].attention.output.matrix.part(slice(None))
+        assert torch.equal(torch.cat(downs, dim=1), expected)
+        experts = [part.layers[0].mlp.experts.down for part in parts]
+        assert all(isinstance(matrix, Float8Matrix) for matrix in experts)
+
+
+def test_a_checkpoint_in_16_bits_is_rounded_only_when_asked(tmp_path):
+    plain = make_checkpoint(tmp_path / "plain", "llama")
+    stage = stage_of(load_spec(str(plain)).stored_as("float8_e4m3fn"), Layout(), 0)
+    with pytest.raises(FileFormatError, match="do not belong together"):
+        load_weights(stage, plain)
+
+
+def test_a_format_says_fewer_blocks_than_the_file_has(tmp_path):
+    """One scale a tensor by config.json, blocks in the file: refused, not taken for one scale."""
+    plain = make_checkpoint(tmp_path / "plain", "llama")
+    stored = quantize(plain, tmp_path / "stored", "fp8 blocks")
+    config = json.loads((stored / "config.json").read_text())
+    del config["quantization_config"]["weight_block_size"]
+    (stored / "config.json").write_text(json.dumps(config))
+    with pytest.raises(FileFormatError, match=r"fits neither|other blocks"):
+        LLM(str(stored), device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("shape", "edges", "group"),
+    [
+        ((8, 256), [(0, 256)], 128),
+        ((8, 192), [(192, 384)], 64),  # begins inside a block
+        ((8, 64), [(24, 88)], 8),
+    ],
+)
+def test_groups_of_a_shard_lie_inside_the_blocks(shape, edges, group):
+    pieces = [
+        Piece(source="x", shape=(8, 1024), dim=1, start=start, stop=stop) for start, stop in edges
+    ]
+    assert group_of(FORMATS["fp8_block"], shape, pieces) == group
+    assert group_of(FORMATS["float8_e4m3fn"], shape, pieces) == shape[1]
+    assert group_of(FORMATS["bfloat16"], shape, pieces) is None

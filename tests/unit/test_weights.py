@@ -16,6 +16,7 @@ from weft.errors import FileFormatError
 from weft.layers.expert_exchange import LocalExperts
 from weft.layers.linear import Placement
 from weft.layers.residual_stream import ReplicatedStream
+from weft.models import checkpoint as checkpoint_module
 from weft.models import weights
 from weft.models.decoder import DecoderStage, Streams
 from weft.vocabulary.layout import Layout, valid_tp
@@ -53,13 +54,13 @@ def test_a_rank_holds_its_shard_and_one_tensor_at_most(tmp_path, monkeypatch):
     stage = stage_of(spec, Layout(tp=4), 2)
     largest = max(p.numel() for p in stage.parameters())
     read = []
-    place = weights._place
+    place = checkpoint_module.place
 
     def spy(parameter, piece, values):
         read.append(values.numel())
         place(parameter, piece, values)
 
-    monkeypatch.setattr(weights, "_place", spy)
+    monkeypatch.setattr(checkpoint_module, "place", spy)
     weights.load_weights(stage, checkpoint)
     held = sum(p.numel() for p in stage.parameters())
     padding = 4 * -(-199 // 4) - 199

@@ -31,6 +31,7 @@ def bench_decode(
     degrees: options.LayoutOptions,
     place: ranks.RankOptions,
     weights: Annotated[str, typer.Option(help="dummy, or auto (the checkpoint's).")] = "dummy",
+    weights_dtype: ranks.WeightsDtype = None,
     all_reduce: ranks.AllReduce = "auto",
     graphs: Annotated[bool, typer.Option(help="Decode steps as CUDA graphs.")] = True,
     overlap: Annotated[bool | None, typer.Option(help="Read ids one step late.")] = None,
@@ -54,7 +55,7 @@ def bench_decode(
         raise UserError(f"--decode {decode}: TPOT needs at least 2 tokens")
     if repeats < 1:
         raise UserError(f"--repeats {repeats}: must be at least 1")
-    EngineConfig(weights=weights)  # type: ignore[arg-type]  # it checks
+    EngineConfig(weights=weights, weights_dtype=weights_dtype)  # type: ignore[arg-type]  # checks
 
     def work() -> None:
         from weft.bench.decode import DecodeCase
@@ -62,6 +63,7 @@ def bench_decode(
         cases = [DecodeCase.parse(text) for text in case or ["1x128"]]
         config = {
             "weights": weights,
+            "weights_dtype": weights_dtype,
             "all_reduce": all_reduce,
             "graphs": graphs and None,
             "overlap": overlap,

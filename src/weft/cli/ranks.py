@@ -57,6 +57,11 @@ check_all_reduce = conventions.check_all_reduce
 """UserError for an unknown --all-reduce, before anything is started."""
 
 
+WeightsDtype = Annotated[
+    str | None, typer.Option(help="float8_e4m3fn: round the layers' matrices while loading.")
+]
+
+
 @dataclass(frozen=True, kw_only=True)
 class EngineOptions:
     """What an engine of ours is built with."""
@@ -68,6 +73,7 @@ class EngineOptions:
         "auto"
     )
     dtype: Annotated[str | None, typer.Option(help="Instead of the model's own.")] = None
+    weights_dtype: WeightsDtype = None
     engine: options.Engine = "weft"
     all_reduce: AllReduce = "auto"
     speculate: Annotated[
@@ -79,7 +85,11 @@ class EngineOptions:
         """Keyword arguments of LLM, checked; None among ``more``: the engine's own default."""
         chosen = {name: value for name, value in more.items() if value is not None}
         chosen |= {"conventions": self.engine, "seed": self.seed, "weights": self.weights}
-        given = {"dtype": self.dtype, "speculate": self.speculate}
+        given = {
+            "dtype": self.dtype,
+            "weights_dtype": self.weights_dtype,
+            "speculate": self.speculate,
+        }
         chosen |= {name: value for name, value in given.items() if value is not None}
         check_all_reduce(self.all_reduce)
         EngineConfig(**chosen)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
 from typing import Any, Final, Literal, Self
 
 from weft.errors import UserError
 from weft.vocabulary.checks import check_between, check_limits, check_types
 from weft.vocabulary.conventions import engine_named
+from weft.vocabulary.model_spec import ModelSpec
 from weft.vocabulary.speculation import Speculation
 
 Weights = Literal["auto", "dummy"]
@@ -25,7 +26,8 @@ class EngineConfig:
 
     conventions: whose communication to follow (see vocabulary/conventions.py);
     weights: ``auto`` reads the checkpoint where the model has one, ``dummy`` never;
-    dtype: instead of the model's own; seed: of dummy weights and unseeded sampling;
+    dtype: instead of the model's own; weights_dtype: layers' matrices are rounded to 8-bit floats
+    while they are loaded, with a scale a row (those stored in 8 bits stay as they are); seed: of dummy weights and unseeded sampling;
     cache_tokens: positions in the key-value cache (default: 8192 on the CPU, on a GPU what
     fits into ``memory_share`` of its memory), handed out in blocks of ``block_size`` (16; 64
     for the kernels of a GPU); max_batch_*: limits of one step (tokens of prompts, requests);
@@ -40,6 +42,7 @@ class EngineConfig:
     conventions: str = "weft"
     weights: Weights = "auto"
     dtype: Dtype | None = None
+    weights_dtype: Literal["float8_e4m3fn"] | None = None
     seed: int = 0
     cache_tokens: int | None = None
     memory_share: float = 0.9
@@ -60,6 +63,14 @@ class EngineConfig:
             meant = "".join(f"; did you mean `{one}`?" for one in get_close_matches(name, known, 1))
             raise UserError(f"`{name}`: LLM takes no such argument{meant}")
         return cls(**options)
+
+    def applied_to(self, spec: ModelSpec) -> ModelSpec:
+        """The spec as this engine runs it."""
+        if self.dtype is not None:
+            spec = replace(spec, dtype=self.dtype)
+        if self.weights_dtype is not None and not spec.formats:
+            spec = spec.stored_as(self.weights_dtype)
+        return spec
 
     def __post_init__(self) -> None:
         check_types(self)

@@ -44,7 +44,7 @@ class Engine:
     """Requests in, tokens out, one step at a time."""
 
     def __init__(self, source: ModelSource, groups: ProcessGroups, config: EngineConfig) -> None:
-        spec = source.spec if config.dtype is None else replace(source.spec, dtype=config.dtype)
+        spec = config.applied_to(source.spec)
         groups.layout.check_model(spec)
         if groups.layout.dcp > 1:
             raise LayoutError(
@@ -60,7 +60,8 @@ class Engine:
             check_speculation(spec, speculation)
         conventions = engine_named(config.conventions)
         self.runner = StageRunner(spec, groups, conventions, speculation)
-        self.runner.load(source.directory if config.weights == "auto" else None, config.seed)
+        directory = source.directory if config.weights == "auto" else None
+        self.runner.load(directory, config.seed, rounds=config.weights_dtype is not None)
         num_groups = groups.layout.pp if conventions.micro_batches else 1
         block_size = config.block_size or self.runner.preferred_block_size
         pool = BlockPool(num_cache_blocks(self.runner, groups, config, block_size), block_size)

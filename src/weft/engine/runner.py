@@ -80,12 +80,15 @@ class StageRunner:
         self._decodes: StepGraphs[StageOutput] | None = None
         self._mixed: StepGraphs[Boundary | torch.Tensor] | None = None
 
-    def load(self, directory: Path | None, seed: int) -> None:
-        """Fill the weights from a checkpoint, or with dummy values where there is none."""
+    def load(self, directory: Path | None, seed: int, *, rounds: bool = False) -> None:
+        """Fill the weights from a checkpoint, or with dummy values where there is none.
+
+        rounds: the checkpoint's matrices may be stored in more bits than they are held in.
+        """
         if directory is None:
             fill_dummy(self.stage, seed)
         else:
-            load_weights(self.stage, directory)
+            load_weights(self.stage, directory, rounds=rounds)
 
     @property
     def _has_kernels(self) -> bool:

@@ -10,17 +10,18 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
+from weft.layers.float8_matrix import Float8Matrix, group_of
 from weft.layers.matrix import Matrix
 from weft.layers.shards import Piece, ShardedParameter, rows_of, sharded_parameter
 from weft.vocabulary.feed_forward_kinds import Activation
+from weft.vocabulary.weight_formats import PLAIN, WeightFormat
 
 
 @dataclass(frozen=True, kw_only=True)
 class Placement:
     """Where a layer lives: its share of the tensor-parallel group, element type and device.
 
-    The vocabulary is padded to a multiple of ``vocab_multiple`` before it is split; ``matrix``
-    is how matrices are stored.
+    The vocabulary is padded to a multiple of ``vocab_multiple`` before it is split.
     """
 
     tp_rank: int
@@ -28,16 +29,20 @@ class Placement:
     dtype: torch.dtype
     device: torch.device
     vocab_multiple: int = 1
-    matrix: type[Matrix] = Matrix
 
     @property
     def alone(self) -> Placement:
         """The same place outside the group: whole matrices."""
         return replace(self, tp_rank=0, tp_size=1)
 
-    def stored(self, shape: tuple[int, int], pieces: list[Piece]) -> Matrix:
-        """A matrix [O, I] of this place's format."""
-        return self.matrix(shape, pieces, dtype=self.dtype, device=self.device)
+    def stored(
+        self, shape: tuple[int, int], pieces: list[Piece], form: WeightFormat = PLAIN
+    ) -> Matrix | Float8Matrix:
+        """A matrix [O, I], as a checkpoint in ``form`` is held."""
+        group = group_of(form, shape, pieces)
+        if group is not None:
+            return Float8Matrix(shape, pieces, group, dtype=self.dtype, device=self.device)
+        return Matrix(shape, pieces, dtype=self.dtype, device=self.device)
 
     def parameter(self, shape: tuple[int, ...], pieces: list[Piece]) -> ShardedParameter:
         """Anything that is not a matrix."""
@@ -77,7 +82,13 @@ class ColumnParallelLinear(nn.Module):
     """[T, I] -> [T, sum of O/t]: this rank's rows of one or several stacked matrices."""
 
     def __init__(
-        self, in_features: int, sections: list[MatrixPart], *, bias: bool, where: Placement
+        self,
+        in_features: int,
+        sections: list[MatrixPart],
+        *,
+        bias: bool,
+        where: Placement,
+        form: WeightFormat = PLAIN,
     ) -> None:
         super().__init__()
         self.split_sizes = [stop - start for start, stop in (s.rows for s in sections)]
@@ -90,7 +101,7 @@ class ColumnParallelLinear(nn.Module):
             weights.append(Piece(source=f"{section.name}.weight", shape=shape, **place))
             biases.append(Piece(source=f"{section.name}.bias", shape=shape[:1], **place))
             at += stop - start
-        self.matrix = where.stored((total, in_features), weights)
+        self.matrix = where.stored((total, in_features), weights, form)
         self.bias = where.parameter((total,), biases) if bias else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -105,13 +116,20 @@ class RowParallelLinear(nn.Module):
     """[T, I/t] -> [T, O]: a partial sum that the caller must reduce over the group."""
 
     def __init__(
-        self, name: str, in_features: int, out_features: int, *, bias: bool, where: Placement
+        self,
+        name: str,
+        in_features: int,
+        out_features: int,
+        *,
+        bias: bool,
+        where: Placement,
+        form: WeightFormat = PLAIN,
     ) -> None:
         super().__init__()
         start, stop = rows_of(in_features, where.tp_rank, where.tp_size)
         shape = (out_features, in_features)
         weight = Piece(source=f"{name}.weight", shape=shape, dim=1, start=start, stop=stop)
-        self.matrix = where.stored((out_features, stop - start), [weight])
+        self.matrix = where.stored((out_features, stop - start), [weight], form)
         self.bias = None
         if bias and where.tp_rank == 0:
             piece = Piece(source=f"{name}.bias", shape=shape[:1], dim=0, start=0, stop=out_features)

@@ -1,8 +1,8 @@
 """What a stored matrix is: its pieces of the checkpoint, its bytes and its product.
 
 The seam for weight formats. A linear layer says which rows or columns of which checkpoint
-matrices a rank holds; how they are stored and multiplied is the format's. ``Placement.matrix``
-names the format; blocks with scales would be another class with the same members.
+matrices a rank holds; how they are stored and multiplied is the format's. ``Placement.stored``
+decides; 8-bit floats are float8_matrix.py.
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ class Matrix(nn.Module):
     ) -> None:
         super().__init__()
         self.values = sharded_parameter(shape, pieces, dtype=dtype, device=device)
+
+    scales = None
 
     @property
     def num_bytes(self) -> int:

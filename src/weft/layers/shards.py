@@ -56,6 +56,40 @@ class ShardedParameter(nn.Parameter):
     pieces: tuple[Piece, ...]
 
 
+class ScaledParameter(ShardedParameter):
+    """Values [O, I] in 8 bits with ``scales`` [G, O] fp32: of G equal groups of each row."""
+
+    scales: ShardedParameter
+    group: int
+
+    @classmethod
+    def empty(
+        cls,
+        shape: tuple[int, int],
+        pieces: list[Piece],
+        group: int,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> ScaledParameter:
+        """An uninitialised one, which is filled with its scales from ``pieces``."""
+        values = cls(torch.empty(shape, dtype=dtype, device=device), requires_grad=False)
+        values.pieces, values.group = tuple(pieces), group
+        values.scales = sharded_parameter(
+            (shape[1] // group, shape[0]), [], dtype=torch.float32, device=device
+        )
+        return values
+
+    def place(self, piece: Piece, values: torch.Tensor, scales: torch.Tensor) -> None:
+        """Fill a piece: its values [rows, columns] and their scales [groups, rows]."""
+        self.data.narrow(piece.dim, piece.at, piece.stop - piece.start).copy_(values)
+        if piece.dim == 0:
+            self.scales.data[:, piece.at : piece.at + len(values)] = scales
+        else:
+            first = piece.at // self.group
+            self.scales.data[first : first + len(scales)] = scales
+
+
 def sharded_parameter(
     shape: tuple[int, ...],
     pieces: list[Piece],

@@ -27,9 +27,16 @@ class DenseFeedForward(nn.Module):
             )
             for which in ("gate", "up")
         ]
-        self.gate_up = ColumnParallelLinear(hidden_size, sections, bias=kind.bias, where=where)
+        self.gate_up = ColumnParallelLinear(
+            hidden_size, sections, bias=kind.bias, where=where, form=kind.format
+        )
         self.down = RowParallelLinear(
-            f"{prefix}.down_proj", kind.intermediate_size, hidden_size, bias=kind.bias, where=where
+            f"{prefix}.down_proj",
+            kind.intermediate_size,
+            hidden_size,
+            bias=kind.bias,
+            where=where,
+            form=kind.format,
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

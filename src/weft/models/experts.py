@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import product
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import torch
 from torch import nn
@@ -24,9 +24,12 @@ from weft.models.dense import DenseFeedForward
 from weft.models.expert_tensors import ExpertTensors
 from weft.models.routing import Router
 from weft.vocabulary.families import names_of
-from weft.vocabulary.feed_forward_kinds import ClampedSwiglu, Experts
+from weft.vocabulary.feed_forward_kinds import Experts
 from weft.vocabulary.model_spec import ModelSpec
 from weft.vocabulary.tensor_names import TensorNames
+
+if TYPE_CHECKING:
+    from weft.layers.fused.few_experts import ExpertWeights
 
 FEW_ROWS: Final = 64
 """Up to which our own kernels read an expert's weights."""
@@ -64,8 +67,8 @@ class RoutedExperts(nn.Module):
             at = place * self.width
             columns.append(replace(source.down(expert), start=start, stop=stop, at=at))
         count = self.num_experts * self.width
-        self.gate_up = where.stored((2 * count, hidden), rows)
-        self.down = where.stored((hidden, count), columns)
+        self.gate_up = where.stored((2 * count, hidden), rows, kind.format)
+        self.down = where.stored((hidden, count), columns, kind.format)
         self.inner_bias = self.outer_bias = None
         if kind.bias:
             pieces = [
@@ -93,22 +96,32 @@ class RoutedExperts(nn.Module):
 
     @property
     def _has_kernels(self) -> bool:
-        return self.activation == "silu" or isinstance(self.activation, ClampedSwiglu)
+        from weft.layers.fused.few_experts import takes
+
+        return takes(self.kernel_weights, self.num_experts)
 
     def few(self, x: torch.Tensor, routes: Routes) -> torch.Tensor:
         """Our kernels, which read the weights of the experts that are taken once."""
-        from weft.layers.fused.few_experts import ExpertWeights, few_experts
+        from weft.layers.fused.few_experts import few_experts
         from weft.layers.fused.products import workspace
 
-        weights = ExpertWeights(
+        return few_experts(x, routes, self.kernel_weights, workspace=workspace(x.device))
+
+    @property
+    def kernel_weights(self) -> ExpertWeights:
+        """The weights as the kernels of few rows take them."""
+        from weft.layers.fused.few_experts import ExpertWeights
+
+        return ExpertWeights(
             gate_up=self.gate_up.values,
             down=self.down.values,
+            gate_up_scales=self.gate_up.scales,
+            down_scales=self.down.scales,
             inner_bias=self.inner_bias,
             outer_bias=self.outer_bias,
             activation=self.activation,
             weighs_inputs=self.weighs_inputs,
         )
-        return few_experts(x, routes, weights, workspace=workspace(x.device))
 
     def each_on_its_rows(self, x: torch.Tensor, routes: Routes) -> torch.Tensor:
         """Sizes come from the values: for the CPU."""
@@ -160,7 +173,8 @@ class RoutedExperts(nn.Module):
         if not self.weighs_inputs:
             outputs = outputs * weights
         outputs = outputs.masked_fill((expert_of >= count)[:, None], 0)
-        return outputs[places].unflatten(0, (-1, per_row)).sum(dim=1).to(x.dtype)
+        summed: torch.Tensor = outputs[places].unflatten(0, (-1, per_row)).sum(dim=1)
+        return summed.to(x.dtype)
 
     def _with_bias(
         self, products: torch.Tensor, bias: torch.Tensor | None, place: torch.Tensor

@@ -17,7 +17,7 @@ import torch
 from weft.errors import FileFormatError
 from weft.layers.shards import Piece
 
-FLOAT8: Final = "F8_E4M3"
+STORED_FLOAT8: Final = "F8_E4M3"
 _OF_WEIGHTS: Final = ("weight_scale_inv", "weight_scale")
 _LEFT_OUT: Final = ("input_scale", "output_scale", "k_scale", "v_scale", "q_scale", "kv_scale")
 
@@ -46,6 +46,26 @@ class Float8Scales:
 
         Raises FileFormatError where the scales are no numbers or fit neither the matrix, nor its rows or blocks.
         """
+        name, scales = self._scales_of(piece)
+        rows, columns = (self._places(piece, scales, name, dim) for dim in (0, 1))
+        return stored.float() * scales[rows][:, columns]
+
+    def rows(self, piece: Piece, group: int) -> torch.Tensor:
+        """The scales [groups, rows] of the stored part, where ``group`` columns share one.
+
+        Raises FileFormatError as ``weights`` does, and where columns of a group have different ones.
+        """
+        name, scales = self._scales_of(piece)
+        rows, columns = (self._places(piece, scales, name, dim) for dim in (0, 1))
+        if (columns.unflatten(0, (-1, group)) != columns[::group, None]).any():
+            raise FileFormatError(
+                f"{self._directory}: tensor {name!r} has shape {list(scales.shape)}, other blocks "
+                "than quantization_config says; the two do not belong together"
+            )
+        return scales[rows][:, columns[::group]].t()
+
+    def _scales_of(self, piece: Piece) -> tuple[str, torch.Tensor]:
+        """Name and values [.., ..] fp32 of the scales of the piece's matrix."""
         name = self.name_for(piece.source)
         assert name is not None
         scales = self._read(name)
@@ -55,18 +75,13 @@ class Float8Scales:
                 "that weft knows; use another checkpoint"
             )
         scales = scales.float()
-        if scales.numel() == 1:
-            return stored.float() * scales.reshape(())
-        if scales.dim() == 1:
-            scales = scales[:, None]
-        rows, columns = (self._places(piece, scales, name, dim) for dim in (0, 1))
-        return stored.float() * scales[rows][:, columns]
+        return name, scales if scales.dim() > 1 else scales.reshape(-1, 1)
 
     def _places(self, piece: Piece, scales: torch.Tensor, name: str, dim: int) -> torch.Tensor:
         """Which scale each row (or column) of the piece has."""
         whole, count = piece.shape[dim], scales.shape[dim]
         start, stop = (piece.start, piece.stop) if dim == piece.dim else (0, whole)
-        size = {whole: 1, 1: whole}.get(count) or self._block_size[dim]
+        size = {1: whole, whole: 1}.get(count) or self._block_size[dim]
         if -(-whole // size) != count:
             raise FileFormatError(
                 f"{self._directory}: tensor {name!r} has shape {list(scales.shape)}, which fits "

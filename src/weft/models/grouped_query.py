@@ -38,9 +38,17 @@ class GroupedQueryAttention(nn.Module):
             _section(f"{prefix}.{which}_proj", kv_size, rank * kv_parts // tp, kv_parts)
             for which in "kv"
         ]
-        self.qkv = ColumnParallelLinear(spec.hidden_size, sections, bias=kind.qkv_bias, where=where)
+        hidden = spec.hidden_size
+        self.qkv = ColumnParallelLinear(
+            hidden, sections, bias=kind.qkv_bias, where=where, form=kind.input_format
+        )
         self.output = RowParallelLinear(
-            f"{prefix}.o_proj", q_size, spec.hidden_size, bias=kind.output_bias, where=where
+            f"{prefix}.o_proj",
+            q_size,
+            hidden,
+            bias=kind.output_bias,
+            where=where,
+            form=kind.output_format,
         )
         self.query_norm = self.key_norm = self.shared_norm = None
         if kind.qk_norm == "all_heads":

@@ -10,7 +10,7 @@ from __future__ import annotations
 import fnmatch
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from weft.vocabulary.config_reader import ConfigReader
@@ -126,7 +126,8 @@ def _block_fp8(given: ConfigReader, block: Sequence[Any]) -> WeightFormat:
         return FORMATS["float8_e4m3fn"]
     if len(block) != 2 or not all(isinstance(side, int) and side > 0 for side in block):
         raise given.error(f"weight_block_size is {list(block)}, must be two sizes")
-    return FORMATS["fp8_block"].grouped(8, block[0] * block[1], 4)
+    form = FORMATS["fp8_block"].grouped(8, block[0] * block[1], 4)
+    return replace(form, columns=block[1])
 
 
 def _mxfp4(given: ConfigReader) -> Read:

@@ -12,7 +12,8 @@ from weft.errors import WorkloadError
 class WeightFormat:
     """``bytes`` of a weight with its scales; rate: 0, 1, 2 for products in 16, 8, 4 bits.
 
-    is_read: whether a checkpoint in it can be run (stored floats: as what they stand for).
+    is_read: whether a checkpoint in it can be run; is_held: and stays in it in memory (others
+    become what they stand for). columns: of a row that share a scale (0: all of them).
     like: formats whose kernels are taken where its own have no curve.
     projections: the format of what is not an expert in a model with experts, where a whole
     model is said to be in this one.
@@ -24,6 +25,8 @@ class WeightFormat:
     projections: str = ""
     like: tuple[str, ...] = ()
     is_read: bool = False
+    is_held: bool = False
+    columns: int = 0
 
     @property
     def curves(self) -> tuple[str, ...]:
@@ -42,13 +45,22 @@ FORMATS: Final = {
         WeightFormat(name="float16", bytes=2.0, like=("bfloat16",), is_read=True),
         WeightFormat(name="float32", bytes=4.0, is_read=True),
         WeightFormat(name="float64", bytes=8.0, is_read=True),
-        WeightFormat(name="float8_e4m3fn", bytes=1.0, rate=1, like=("fp8_block",), is_read=True),
+        WeightFormat(
+            name="float8_e4m3fn",
+            bytes=1.0,
+            rate=1,
+            like=("fp8_block",),
+            is_read=True,
+            is_held=True,
+        ),
         WeightFormat(
             name="fp8_block",
             bytes=1 + 4 / 128**2,
             rate=1,
             like=("float8_e4m3fn",),
             is_read=True,
+            is_held=True,
+            columns=128,
         ),
         WeightFormat(name="int8", bytes=1.0, rate=1, like=("float8_e4m3fn",)),
         WeightFormat(name="nvfp4", bytes=0.5625, rate=2, projections="bfloat16"),

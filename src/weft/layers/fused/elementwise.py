@@ -50,8 +50,8 @@ def add_rms_norm(
 @triton.jit
 def _silu_mul(x_ptr, out_ptr, width, BLOCK: tl.constexpr, DEPENDENT: tl.constexpr):
     begin(DEPENDENT)
-    row = tl.program_id(1).to(tl.int64)
-    columns = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    row = tl.program_id(0).to(tl.int64)
+    columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = columns < width
     gate = tl.load(x_ptr + row * 2 * width + columns, mask=inside, other=0.0).to(tl.float32)
     up = tl.load(x_ptr + row * 2 * width + width + columns, mask=inside, other=0.0)
@@ -64,7 +64,7 @@ def silu_mul(gate_up: torch.Tensor) -> torch.Tensor:
     num_rows, width = gate_up.shape[0], gate_up.shape[1] // 2
     out = gate_up.new_empty((num_rows, width))
     block = 2048
-    _silu_mul[(triton.cdiv(width, block), num_rows)](
+    _silu_mul[(num_rows, triton.cdiv(width, block))](
         gate_up, out, width, BLOCK=block, num_warps=8, **launch_options(gate_up)
     )
     return out

@@ -16,8 +16,8 @@ def _sum_of_slots(
     TOP: tl.constexpr, WEIGHS: tl.constexpr, BLOCK: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     begin(DEPENDENT)
-    row = tl.program_id(1).to(tl.int64)
-    columns = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    row = tl.program_id(0).to(tl.int64)
+    columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     has_column = columns < hidden
     total = tl.zeros([BLOCK], tl.float32)
     for slot in tl.static_range(TOP):
@@ -36,7 +36,7 @@ def sum_of_slots(
     (num_rows, top), hidden = routes.ids.shape, outputs.shape[1]
     out = outputs.new_empty((num_rows, hidden))
     block = 1024
-    _sum_of_slots[(triton.cdiv(hidden, block), num_rows)](
+    _sum_of_slots[(num_rows, triton.cdiv(hidden, block))](
         outputs, places, routes.ids, routes.weights, out, routes.nobody, hidden,
         TOP=top, WEIGHS=weighs, BLOCK=block, num_warps=4, **launch_options(outputs),
     )  # fmt: skip

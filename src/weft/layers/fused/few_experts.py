@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from triton.language.extra import cuda as tl_cuda
 
-from weft.layers.fused.language import begin, launch_options
+from weft.layers.fused.language import as_type_of, begin, launch_options
 from weft.layers.fused.skinny_linear import LinearWorkspace
 from weft.layers.routes import Routes
 from weft.vocabulary.feed_forward_kinds import Activation, ClampedSwiglu
@@ -54,9 +54,9 @@ def _some_slots(same, start, SLOTS: tl.constexpr, BLOCK_M: tl.constexpr):
 
 @triton.jit(do_not_specialize=["num_slots"])
 def _inner(
-    x_ptr, w_ptr, bias_ptr, ids_ptr, weights_ptr, inner_ptr, num_slots, num_experts,
+    x_ptr, w_ptr, scales_ptr, bias_ptr, ids_ptr, weights_ptr, inner_ptr, num_slots, num_experts,
     K: tl.constexpr, WIDTH: tl.constexpr, TOP: tl.constexpr, SLOTS: tl.constexpr,
-    HAS_BIAS: tl.constexpr, WEIGHS_INPUTS: tl.constexpr,
+    GROUPS: tl.constexpr, HAS_BIAS: tl.constexpr, WEIGHS_INPUTS: tl.constexpr,
     CLAMPED: tl.constexpr, ALPHA: tl.constexpr, LIMIT: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
@@ -81,6 +81,10 @@ def _inner(
             weights = tl.load(weights_ptr + slots, mask=is_slot, other=0.0)
         acc = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
         up_acc = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
+        if GROUPS > 0:
+            first = scales_ptr + expert * 2 * WIDTH + columns
+            scales = tl.load(first, mask=has_column, other=0.0)
+            up_scales = tl.load(first + WIDTH, mask=has_column, other=0.0)
         for k in range(0, K, BLOCK_K):
             has_inner = k + inner < K
             x = tl.load(x_at + k, mask=is_slot[None, :] & has_inner[:, None], other=0.0)
@@ -89,8 +93,19 @@ def _inner(
             mask = has_column[:, None] & has_inner[None, :]
             w = tl.load(w_at + k, mask=mask, other=0.0, eviction_policy="evict_first")
             up = tl.load(up_at + k, mask=mask, other=0.0, eviction_policy="evict_first")
-            acc = tl.dot(w, x, acc)
-            up_acc = tl.dot(up, x, up_acc)
+            if GROUPS > 1:  # the next scales are asked for while this part is multiplied
+                acc += tl.dot(as_type_of(w, x), x) * scales[:, None]
+                up_acc += tl.dot(as_type_of(up, x), x) * up_scales[:, None]
+                later = first + (k + BLOCK_K) // (K // GROUPS) * num_experts * 2 * WIDTH
+                has_later = has_column & (k + BLOCK_K < K)
+                scales = tl.load(later, mask=has_later, other=0.0)
+                up_scales = tl.load(later + WIDTH, mask=has_later, other=0.0)
+            else:
+                acc = tl.dot(as_type_of(w, x), x, acc)
+                up_acc = tl.dot(as_type_of(up, x), x, up_acc)
+        if GROUPS == 1:
+            acc *= scales[:, None]
+            up_acc *= up_scales[:, None]
         if HAS_BIAS:
             bias_at = bias_ptr + expert * 2 * WIDTH + columns
             acc += tl.load(bias_at, mask=has_column, other=0.0).to(tl.float32)[:, None]
@@ -144,10 +159,10 @@ def _inner_of_one_row(
 
 @triton.jit(do_not_specialize=["num_rows"])
 def _outer(
-    inner_ptr, w_ptr, bias_ptr, ids_ptr, weights_ptr, out_ptr, partial_ptr, counters_ptr,
+    inner_ptr, w_ptr, scales_ptr, bias_ptr, ids_ptr, weights_ptr, out_ptr, partial_ptr, counters_ptr,
     num_rows, num_experts, hidden,
     WIDTH: tl.constexpr, TOP: tl.constexpr, SLOTS: tl.constexpr,
-    HAS_BIAS: tl.constexpr, WEIGHS_INPUTS: tl.constexpr,
+    GROUPS: tl.constexpr, HAS_BIAS: tl.constexpr, WEIGHS_INPUTS: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     tile, slot = tl.program_id(0), tl.program_id(1)
@@ -167,12 +182,23 @@ def _outer(
             is_slot = start + tl.arange(0, BLOCK_M) < count
             x_at = inner_ptr + slots[None, :] * WIDTH + inner[:, None]
             acc = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
+            if GROUPS > 0:
+                first = scales_ptr + expert * GROUPS * hidden + columns
+                scales = tl.load(first, mask=has_column, other=0.0)
             for k in range(0, WIDTH, BLOCK_K):
                 has_inner = k + inner < WIDTH
                 x = tl.load(x_at + k, mask=is_slot[None, :] & has_inner[:, None], other=0.0)
                 mask = has_column[:, None] & has_inner[None, :]
                 w = tl.load(w_at + k, mask=mask, other=0.0, eviction_policy="evict_first")
-                acc = tl.dot(w, x, acc)
+                if GROUPS > 1:
+                    acc += tl.dot(as_type_of(w, x), x) * scales[:, None]
+                    later = first + (k + BLOCK_K) // (WIDTH // GROUPS) * hidden
+                    has_later = has_column & (k + BLOCK_K < WIDTH)
+                    scales = tl.load(later, mask=has_later, other=0.0)
+                else:
+                    acc = tl.dot(as_type_of(w, x), x, acc)
+            if GROUPS == 1:
+                acc *= scales[:, None]
             if HAS_BIAS:
                 bias = tl.load(bias_ptr + expert * hidden + columns, mask=has_column, other=0.0)
                 acc += bias.to(tl.float32)[:, None]
@@ -260,11 +286,11 @@ class ExpertTiles:
 
 
 ONE_ROW = ExpertTiles(
-    inner=ExpertTile(block_n=4, block_k=2048), outer=ExpertTile(block_n=4, block_k=2048)
+    inner=ExpertTile(block_n=4, block_k=2048), outer=ExpertTile(block_n=8, block_k=1024)
 )
 SOME_ROWS = ExpertTiles(
     inner=ExpertTile(block_n=64, block_k=64, num_stages=4),
-    outer=ExpertTile(block_n=64, block_k=64, num_stages=4),
+    outer=ExpertTile(block_n=128, block_k=64, num_stages=3),
 )
 MAX_ROWS = 64
 _ROWS_AT_ONCE = 16
@@ -272,14 +298,19 @@ _ROWS_AT_ONCE = 16
 
 @dataclass(frozen=True, kw_only=True)
 class ExpertWeights:
-    """gate_up [e 2 i, h], down [h, e i], biases [e 2 i] and [e h]; how they are used."""
+    """gate_up [e 2 i, h], down [h, e i], biases [e 2 i] and [e h]; how they are used.
+
+    Scales [G, e 2 i] and [e G, h]: of G equal groups of each expert's rows.
+    """
 
     gate_up: torch.Tensor
     down: torch.Tensor
-    inner_bias: torch.Tensor | None
-    outer_bias: torch.Tensor | None
-    activation: Activation
-    weighs_inputs: bool
+    gate_up_scales: torch.Tensor | None = None
+    down_scales: torch.Tensor | None = None
+    inner_bias: torch.Tensor | None = None
+    outer_bias: torch.Tensor | None = None
+    activation: Activation = "silu"
+    weighs_inputs: bool = False
 
     @property
     def options(self) -> dict[str, bool | float]:
@@ -294,6 +325,23 @@ class ExpertWeights:
         }
 
 
+def takes(weights: ExpertWeights, num_experts: int) -> bool:
+    """Whether the kernels know the activation and groups of scales of such a size."""
+    known = weights.activation == "silu" or isinstance(weights.activation, ClampedSwiglu)
+    if weights.gate_up_scales is None or weights.down_scales is None:
+        return known
+    group = weights.gate_up.shape[1] // len(weights.gate_up_scales)
+    down_group, width = (
+        weights.down.shape[1] // count for count in (len(weights.down_scales), num_experts)
+    )
+    return known and _fits(group, weights.gate_up.shape[1]) and _fits(down_group, width)
+
+
+def _fits(group: int, row: int) -> bool:
+    """A whole row, or a power of two that the matrix units take."""
+    return group == row or (group >= 32 and not group & (group - 1))
+
+
 def few_experts(
     x: torch.Tensor,
     routes: Routes,
@@ -304,53 +352,69 @@ def few_experts(
 ) -> torch.Tensor:
     """Rows x [R, h] (R <= 64) -> weighted sums of their experts' outputs [R, h]."""
     (num_rows, hidden), top = x.shape, routes.ids.shape[1]
-    tiles = tiles or (ONE_ROW if num_rows == 1 else SOME_ROWS)
+    alone = num_rows == 1 and weights.gate_up_scales is None
+    tiles = tiles or (ONE_ROW if alone else SOME_ROWS)
     width = weights.down.shape[1] // routes.nobody
     inner = x.new_empty((num_rows * top, width))
-    _inner_rows(x, routes, weights, inner, tiles.inner)
+    _inner_rows(x, routes, weights, inner, tiles.inner, alone=alone)
     out = torch.empty_like(x)
-    biased = weights.outer_bias is not None
-    given = (
-        inner, weights.down, weights.outer_bias if biased else x, routes.ids, routes.weights, out
-    )  # fmt: skip
-    tile = tiles.outer
+    scales, bias, tile = weights.down_scales, weights.outer_bias, tiles.outer
+    given = x if bias is None else bias, routes.ids, routes.weights, out
     options = {
-        "WIDTH": width, "TOP": top, "HAS_BIAS": biased, "WEIGHS_INPUTS": weights.weighs_inputs,
+        "WIDTH": width, "TOP": top, "HAS_BIAS": bias is not None,
+        "WEIGHS_INPUTS": weights.weighs_inputs,
         "BLOCK_N": tile.block_n, "num_warps": tile.num_warps, **launch_options(x),
     }  # fmt: skip
     blocks = triton.cdiv(hidden, tile.block_n)
-    if num_rows == 1:
+    if alone:
         block_k = min(tile.block_k, triton.next_power_of_2(top * width))
-        _outer_of_one_row[(blocks,)](*given, routes.nobody, hidden, BLOCK_K=block_k, **options)
+        _outer_of_one_row[(blocks,)](
+            inner, weights.down, *given, routes.nobody, hidden, BLOCK_K=block_k, **options
+        )
         return out
     assert num_rows * top * hidden <= workspace.partial.numel()
+    groups = 0 if scales is None else len(scales) // routes.nobody
     _outer[(blocks, num_rows * top)](
-        *given, workspace.partial, workspace.counters, num_rows, routes.nobody, hidden,
-        SLOTS=triton.next_power_of_2(num_rows * top), BLOCK_M=_ROWS_AT_ONCE,
-        BLOCK_K=min(tile.block_k, max(16, triton.next_power_of_2(width))),
-        num_stages=tile.num_stages, **options,
+        inner, weights.down, x if scales is None else scales, *given,
+        workspace.partial, workspace.counters, num_rows, routes.nobody, hidden,
+        SLOTS=triton.next_power_of_2(num_rows * top), GROUPS=groups, BLOCK_M=_ROWS_AT_ONCE,
+        BLOCK_K=_part_of(width, groups, tile), num_stages=tile.num_stages, **options,
     )  # fmt: skip
     return out
 
 
+def _part_of(size: int, groups: int, tile: ExpertTile) -> int:
+    """How much of a row a block takes at once: not more than a group with a scale of its own."""
+    group = size // groups if groups > 1 else triton.next_power_of_2(size)
+    return min(tile.block_k, max(16, group))
+
+
 def _inner_rows(
-    x: torch.Tensor, routes: Routes, weights: ExpertWeights, inner: torch.Tensor, tile: ExpertTile
+    x: torch.Tensor,
+    routes: Routes,
+    weights: ExpertWeights,
+    inner: torch.Tensor,
+    tile: ExpertTile,
+    *,
+    alone: bool,
 ) -> None:
     """The slots' inner rows [S, i]."""
     (num_slots, width), hidden = inner.shape, x.shape[1]
     bias = weights.inner_bias if weights.inner_bias is not None else x
-    given = x, weights.gate_up, bias, routes.ids, routes.weights, inner
-    block_k = min(tile.block_k, max(16, triton.next_power_of_2(hidden)))
+    scales = weights.gate_up_scales
+    groups = 0 if scales is None else len(scales)
+    given = bias, routes.ids, routes.weights, inner
     options = {
-        "K": hidden, "WIDTH": width, "BLOCK_N": tile.block_n, "BLOCK_K": block_k,
+        "K": hidden, "WIDTH": width, "BLOCK_N": tile.block_n,
+        "BLOCK_K": _part_of(hidden, groups, tile),
         "num_warps": tile.num_warps, **weights.options, **launch_options(x),
     }  # fmt: skip
     grid = triton.cdiv(width, tile.block_n), num_slots
-    if len(x) == 1:
-        _inner_of_one_row[grid](*given, routes.nobody, **options)
+    if alone:
+        _inner_of_one_row[grid](x, weights.gate_up, *given, routes.nobody, **options)
         return
     _inner[grid](
-        *given, num_slots, routes.nobody, TOP=routes.ids.shape[1],
-        SLOTS=triton.next_power_of_2(num_slots), BLOCK_M=_ROWS_AT_ONCE,
-        num_stages=tile.num_stages, **options,
+        x, weights.gate_up, x if scales is None else scales, *given, num_slots, routes.nobody,
+        TOP=routes.ids.shape[1], SLOTS=triton.next_power_of_2(num_slots), GROUPS=groups,
+        BLOCK_M=_ROWS_AT_ONCE, num_stages=tile.num_stages, **options,
     )  # fmt: skip

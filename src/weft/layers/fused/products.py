@@ -11,6 +11,7 @@ import torch
 from torch.nn import functional as F
 
 from weft.layers.fused.elementwise import silu_mul
+from weft.layers.fused.float8 import dequantised
 from weft.layers.fused.language import dependent_launch
 from weft.layers.fused.skinny_linear import MAX_ROWS, LinearWorkspace, Tile, few_rows, one_row
 
@@ -48,33 +49,62 @@ def _more_blocks(*, gated: bool) -> Tile:
 
 
 @cache
+def scaled_tile_for(num_rows: int, n: int, k: int, groups: int, *, gated: bool) -> Tile | None:
+    """The same for 8-bit floats with ``groups`` scales a row."""
+    group = k // groups
+    if num_rows == 1 and (groups == 1 or not group & (group - 1)):
+        return Tile(block_n=4, block_k=max(2048, group if groups > 1 else 0))
+    if num_rows > MAX_ROWS or n % 16 or k % 128 or (groups > 1 and group % 32):
+        return None
+    block_k = 128 if groups == 1 else min(128, group)
+    tiles = -(-n // 64)
+    fitting = (s for s in (8, 4, 2, 1) if tiles * s <= 2 * MULTIPROCESSORS and k // s >= 1024)
+    return Tile(block_n=64, block_k=block_k, splits=next(fitting, 1), num_stages=4 if gated else 6)
+
+
+@cache
 def workspace(device: torch.device) -> LinearWorkspace:
     """The one workspace of a device; calls on it are ordered by their stream."""
     return LinearWorkspace(device)
 
 
-def product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """Rows x [M, K] with weight [N, K] -> [M, N]."""
-    tile = _tile(x, weight, len(weight), gated=False)
+def product(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    scales: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Rows x [M, K] with weight [N, K] (8-bit floats: scales [G, N]) -> [M, N]."""
+    tile = _tile(x, weight, len(weight), scales, gated=False)
     if tile is None:
-        return F.linear(x, weight, bias)
+        return F.linear(x, _whole(x, weight, scales), bias)
     if len(x) == 1:
-        return one_row(x, weight, bias, tile=tile)
-    return few_rows(x, weight, bias, workspace=workspace(x.device), tile=tile)
+        return one_row(x, weight, bias, scales=scales, tile=tile)
+    return few_rows(x, weight, bias, workspace=workspace(x.device), scales=scales, tile=tile)
 
 
-def gated_product(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+def gated_product(
+    x: torch.Tensor, weight: torch.Tensor, scales: torch.Tensor | None = None
+) -> torch.Tensor:
     """Rows x [M, K] with weight [2 N, K] -> silu(x w_first) * (x w_second), [M, N]."""
-    tile = _tile(x, weight, len(weight) // 2, gated=True)
+    tile = _tile(x, weight, len(weight) // 2, scales, gated=True)
     if tile is None:
-        return silu_mul(F.linear(x, weight))
+        return silu_mul(F.linear(x, _whole(x, weight, scales)))
     if len(x) == 1:
-        return one_row(x, weight, gated=True, tile=tile)
-    return few_rows(x, weight, workspace=workspace(x.device), gated=True, tile=tile)
+        return one_row(x, weight, scales=scales, gated=True, tile=tile)
+    return few_rows(x, weight, workspace=workspace(x.device), scales=scales, gated=True, tile=tile)
 
 
-def _tile(x: torch.Tensor, weight: torch.Tensor, n: int, *, gated: bool) -> Tile | None:
+def _whole(x: torch.Tensor, weight: torch.Tensor, scales: torch.Tensor | None) -> torch.Tensor:
+    return weight if scales is None else dequantised(weight, scales, x.dtype)
+
+
+def _tile(
+    x: torch.Tensor, weight: torch.Tensor, n: int, scales: torch.Tensor | None, *, gated: bool
+) -> Tile | None:
     """The rules hold where they were measured: Hopper and later, with its shared memory."""
     if not weight.is_contiguous() or not dependent_launch(x.device.index):
         return None
-    return tile_for(len(x), n, weight.shape[1], gated=gated)
+    if scales is None:
+        return tile_for(len(x), n, weight.shape[1], gated=gated)
+    return scaled_tile_for(len(x), n, weight.shape[1], len(scales), gated=gated)
