@@ -38,7 +38,6 @@ SHAPES = {
     "qwen3-30b fp8 blocks tp1": (2048, 128, 8, 768, "fp8_block"),
 }
 ROWS = (1, 2, 4, 8, 16, 32, 64)
-SWEPT = (1, 8, 32)
 
 
 def time_us(work, count: int) -> float:
@@ -61,6 +60,11 @@ def time_us(work, count: int) -> float:
         times.append(start.elapsed_time(end) * 1e3 / count)
     del keep
     return statistics.median(times[1:])
+
+
+def swept(shape: tuple) -> tuple[int, ...]:
+    """Rows for which tiles are tried."""
+    return (1, 8, 32) if FORMATS[shape[-1]].is_held else (1,)
 
 
 def copy_bandwidth() -> float:
@@ -103,25 +107,24 @@ class Mixture:
         return statistics.mean(counts) * self.expert_bytes
 
 
-def tiles(rows: int) -> list[ExpertTiles]:
+def tiles(rows: int, *, is_scaled: bool) -> list[ExpertTiles]:
     """What to try, around what ships."""
-    base = kernels.ONE_ROW if rows == 1 else kernels.SOME_ROWS
+    base = kernels.tiles_for(rows, is_scaled=is_scaled)
     if rows == 1:
-        some = [
-            ExpertTile(block_n=n, block_k=k, num_warps=w)
-            for n, k, w in ((2, 2048, 4), (4, 1024, 4), (4, 2048, 8), (8, 1024, 4), (8, 512, 4),
-                            (8, 2048, 8), (16, 512, 4), (16, 512, 8), (2, 1024, 4))
-        ]  # fmt: skip
+        shapes = (4, 2048, 4), (4, 1024, 4), (8, 1024, 4), (8, 2048, 8), (2, 2048, 4)
+        inner = [ExpertTile(block_n=n, block_k=k, num_warps=w) for n, k, w in shapes]
+        shapes = (8, 128, 4), (4, 128, 4), (4, 256, 4), (8, 256, 8), (16, 64, 4), (16, 128, 8)
+        outer = [ExpertTile(block_n=n, block_k=k, num_warps=w) for n, k, w in shapes]
     else:
-        some = [
+        inner = outer = [
             ExpertTile(block_n=n, block_k=k, num_stages=s, num_warps=w)
-            for n, k, s, w in itertools.product((32, 64, 128), (64, 128), (3, 4, 6), (4,))
+            for n, k, s, w in itertools.product((32, 64), (64, 128), (3, 4), (2, 4))
             if n * k * s * 4 <= 110_000
         ]
     return [
         base,
-        *(ExpertTiles(inner=tile, outer=base.outer) for tile in some),
-        *(ExpertTiles(inner=base.inner, outer=tile) for tile in some),
+        *(ExpertTiles(inner=tile, outer=base.outer) for tile in inner),
+        *(ExpertTiles(inner=base.inner, outer=tile) for tile in outer),
     ]
 
 
@@ -139,7 +142,7 @@ def main() -> None:
         mixture = Mixture(*shape)
         for rows in ROWS:
             result = {"shape": name, **measured(mixture, rows, copy)}
-            if arguments.sweep and rows in SWEPT:
+            if arguments.sweep and rows in swept(shape):
                 result["sweep"] = sweep(mixture, rows)
             found.append(result)
             print(json.dumps({k: v for k, v in result.items() if k != "sweep"}), flush=True)
@@ -157,7 +160,10 @@ def main() -> None:
 def compile_all() -> None:
     """Every kernel of the sweep into Triton's cache on disk, many at a time."""
     jobs = [
-        (shape, rows, tile) for shape in SHAPES.values() for rows in SWEPT for tile in tiles(rows)
+        (shape, rows, tile)
+        for shape in SHAPES.values()
+        for rows in swept(shape)
+        for tile in tiles(rows, is_scaled=FORMATS[shape[-1]].is_held)
     ]
     with ProcessPoolExecutor(14, mp_context=get_context("spawn")) as pool:
         list(pool.map(compile_one, jobs))
@@ -203,7 +209,7 @@ def sweep(mixture: Mixture, rows: int) -> list[dict]:
     x, found = mixture.rows(rows), []
     routes, space = [router(x) for router in mixture.routers], workspace(x.device)
     every = [layer.kernel_weights for layer in mixture.experts]
-    for tile in tiles(len(x)):
+    for tile in tiles(rows, is_scaled=every[0].gate_up_scales is not None):
 
         def work(i: int, tile: ExpertTiles = tile) -> torch.Tensor:
             at = i % LAYERS

@@ -18,7 +18,7 @@ import triton.language as tl
 from triton.language.extra import cuda as tl_cuda
 
 from weft.layers.fused.language import as_type_of, begin, launch_options
-from weft.layers.fused.skinny_linear import LinearWorkspace
+from weft.layers.fused.skinny_linear import LinearWorkspace, products_of, row_scales
 from weft.layers.routes import Routes
 from weft.vocabulary.feed_forward_kinds import Activation, ClampedSwiglu
 
@@ -119,8 +119,8 @@ def _inner(
 
 @triton.jit
 def _inner_of_one_row(
-    x_ptr, w_ptr, bias_ptr, ids_ptr, weights_ptr, inner_ptr, num_experts,
-    K: tl.constexpr, WIDTH: tl.constexpr,
+    x_ptr, w_ptr, scales_ptr, bias_ptr, ids_ptr, weights_ptr, inner_ptr, num_experts,
+    K: tl.constexpr, WIDTH: tl.constexpr, GROUPS: tl.constexpr,
     HAS_BIAS: tl.constexpr, WEIGHS_INPUTS: tl.constexpr,
     CLAMPED: tl.constexpr, ALPHA: tl.constexpr, LIMIT: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, DEPENDENT: tl.constexpr,
@@ -133,11 +133,14 @@ def _inner_of_one_row(
     columns = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     inner = tl.arange(0, BLOCK_K)
     has_column = columns < WIDTH
-    w_at = w_ptr + (expert * 2 * WIDTH + columns)[:, None] * K + inner[None, :]
+    rows, count = expert * 2 * WIDTH + columns, num_experts * 2 * WIDTH
+    up_rows = rows + WIDTH
+    w_at = w_ptr + rows[:, None] * K + inner[None, :]
     up_at = w_at + WIDTH * K
     element = inner_ptr.dtype.element_ty
-    acc = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
-    up_acc = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
+    SUMS: tl.constexpr = BLOCK_K if GROUPS <= 1 else BLOCK_K // (K // GROUPS)
+    acc = tl.zeros([BLOCK_N, SUMS], tl.float32)
+    up_acc = tl.zeros([BLOCK_N, SUMS], tl.float32)
     for k in tl.static_range(0, K, BLOCK_K):
         mask = has_column[:, None] & (k + inner < K)[None, :]
         w = tl.load(w_at + k, mask=mask, other=0.0, eviction_policy="evict_first")
@@ -145,13 +148,17 @@ def _inner_of_one_row(
         x = tl.load(x_ptr + k + inner, mask=k + inner < K, other=0.0).to(tl.float32)
         if WEIGHS_INPUTS:
             x = (x * tl.load(weights_ptr + slot)).to(element).to(tl.float32)
-        acc += w.to(tl.float32) * x[None, :]
-        up_acc += up.to(tl.float32) * x[None, :]
-    gate, up = tl.sum(acc, axis=1), tl.sum(up_acc, axis=1)
+        acc += products_of(
+            w, x, scales_ptr, count, rows, has_column, k, K, GROUPS, BLOCK_N, BLOCK_K
+        )
+        up_acc += products_of(
+            up, x, scales_ptr, count, up_rows, has_column, k, K, GROUPS, BLOCK_N, BLOCK_K
+        )
+    gate = tl.sum(acc, axis=1) * row_scales(scales_ptr, rows, has_column, GROUPS)
+    up = tl.sum(up_acc, axis=1) * row_scales(scales_ptr, up_rows, has_column, GROUPS)
     if HAS_BIAS:
-        bias_at = bias_ptr + expert * 2 * WIDTH + columns
-        gate += tl.load(bias_at, mask=has_column, other=0.0).to(tl.float32)
-        up += tl.load(bias_at + WIDTH, mask=has_column, other=0.0).to(tl.float32)
+        gate += tl.load(bias_ptr + rows, mask=has_column, other=0.0).to(tl.float32)
+        up += tl.load(bias_ptr + up_rows, mask=has_column, other=0.0).to(tl.float32)
     gate, up = gate.to(element).to(tl.float32), up.to(element).to(tl.float32)
     out = _activated(gate, up, CLAMPED, ALPHA, LIMIT).to(element)
     tl.store(inner_ptr + slot * WIDTH + columns, out, mask=has_column)
@@ -217,7 +224,7 @@ def _outer(
         rows = row + tl.arange(0, BLOCK_M)
         has_row = rows < num_rows
         total = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-        for place in range(TOP):
+        for place in tl.static_range(TOP):
             slots = rows * TOP + place
             ids = tl.load(ids_ptr + slots, mask=has_row, other=num_experts)
             mask = (ids < num_experts)[:, None] & has_column[None, :]
@@ -230,41 +237,47 @@ def _outer(
 
 @triton.jit
 def _outer_of_one_row(
-    inner_ptr, w_ptr, bias_ptr, ids_ptr, weights_ptr, out_ptr, num_experts, hidden,
-    WIDTH: tl.constexpr, TOP: tl.constexpr, HAS_BIAS: tl.constexpr, WEIGHS_INPUTS: tl.constexpr,
+    inner_ptr, w_ptr, scales_ptr, bias_ptr, ids_ptr, weights_ptr, out_ptr, num_experts, hidden,
+    WIDTH: tl.constexpr, TOP: tl.constexpr, SLOTS: tl.constexpr, GROUPS: tl.constexpr,
+    HAS_BIAS: tl.constexpr, WEIGHS_INPUTS: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     columns = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     has_column = columns < hidden
-    flat = tl.arange(0, BLOCK_K)
-    row_at = w_ptr + columns.to(tl.int64)[:, None] * num_experts * WIDTH
-    acc = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
+    slots = tl.arange(0, SLOTS)
+    inner = tl.arange(0, BLOCK_K)
     begin(DEPENDENT)
-    # The slots' inner rows lie side by side: one long row against the experts' columns.
-    for start in tl.static_range(0, TOP * WIDTH, BLOCK_K):
-        at = start + flat
-        slots = at // WIDTH
-        inside = at < TOP * WIDTH
-        experts = tl.load(ids_ptr + slots, mask=inside, other=num_experts)
-        inside = inside & (experts < num_experts)
-        w_at = row_at + (experts * WIDTH + at % WIDTH)[None, :]
-        mask = has_column[:, None] & inside[None, :]
-        w = tl.load(w_at, mask=mask, other=0.0, eviction_policy="evict_first")
-        x = tl.load(inner_ptr + at, mask=inside, other=0.0).to(tl.float32)
-        if not WEIGHS_INPUTS:
-            x *= tl.load(weights_ptr + slots, mask=inside, other=0.0)
-        acc += w.to(tl.float32) * x[None, :]
-    out = tl.sum(acc, axis=1)
+    experts = tl.load(ids_ptr + slots, mask=slots < TOP, other=num_experts)
+    is_here = experts < num_experts
+    mask = has_column[:, None] & is_here[None, :]
+    w_at = w_ptr + columns.to(tl.int64)[:, None, None] * num_experts * WIDTH
+    w_at += (experts * WIDTH)[None, :, None] + inner[None, None, :]
+    x_at = inner_ptr + slots[:, None] * WIDTH + inner[None, :]
+    scales_at = scales_ptr + (experts * GROUPS * hidden)[None, :] + columns[:, None]
+    wide = tl.zeros([BLOCK_N, SLOTS, BLOCK_K], tl.float32)
+    sums = tl.zeros([BLOCK_N, SLOTS], tl.float32)
+    for k in tl.static_range(0, WIDTH, BLOCK_K):
+        has_inner = k + inner < WIDTH
+        inside = mask[:, :, None] & has_inner[None, None, :]
+        w = tl.load(w_at + k, mask=inside, other=0.0, eviction_policy="evict_first")
+        x = tl.load(x_at + k, mask=is_here[:, None] & has_inner[None, :], other=0.0)
+        products = w.to(tl.float32) * x.to(tl.float32)[None, :, :]
+        if GROUPS > 1:  # a part of WIDTH is a group with scales
+            scales = tl.load(scales_at + k // BLOCK_K * hidden, mask=mask, other=0.0)
+            sums += tl.sum(products, axis=2) * scales
+        else:
+            wide += products
+    if GROUPS <= 1:
+        sums = tl.sum(wide, axis=2)
+    if GROUPS == 1:
+        sums *= tl.load(scales_at, mask=mask, other=0.0)
     if HAS_BIAS:
-        for place in tl.static_range(TOP):
-            expert = tl.load(ids_ptr + place)
-            mask = has_column & (expert < num_experts)
-            bias = tl.load(bias_ptr + expert * hidden + columns, mask=mask, other=0.0)
-            bias = bias.to(tl.float32)
-            if not WEIGHS_INPUTS:
-                bias *= tl.load(weights_ptr + place)
-            out += bias
-    tl.store(out_ptr + columns, out.to(out_ptr.dtype.element_ty), mask=has_column)
+        bias_at = bias_ptr + (experts * hidden)[None, :] + columns[:, None]
+        sums += tl.load(bias_at, mask=mask, other=0.0).to(tl.float32)
+    if not WEIGHS_INPUTS:
+        sums *= tl.load(weights_ptr + slots, mask=is_here, other=0.0)[None, :]
+    out = tl.sum(sums, axis=1).to(out_ptr.dtype.element_ty)
+    tl.store(out_ptr + columns, out, mask=has_column)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -286,13 +299,18 @@ class ExpertTiles:
 
 
 ONE_ROW = ExpertTiles(
-    inner=ExpertTile(block_n=4, block_k=2048), outer=ExpertTile(block_n=8, block_k=1024)
+    inner=ExpertTile(block_n=4, block_k=2048),
+    outer=ExpertTile(block_n=16, block_k=128, num_warps=8),
 )
 SOME_ROWS = ExpertTiles(
     inner=ExpertTile(block_n=64, block_k=64, num_stages=4),
     outer=ExpertTile(block_n=128, block_k=64, num_stages=3),
 )
-MAX_ROWS = 64
+SOME_ROWS_SCALED = ExpertTiles(
+    inner=ExpertTile(block_n=64, block_k=128, num_warps=2, num_stages=3),
+    outer=ExpertTile(block_n=64, block_k=128, num_warps=2, num_stages=4),
+)
+"""Two warps: four would read 8-bit weights out of shared memory by single bytes."""
 _ROWS_AT_ONCE = 16
 
 
@@ -325,6 +343,13 @@ class ExpertWeights:
         }
 
 
+def tiles_for(num_rows: int, *, is_scaled: bool) -> ExpertTiles:
+    """The fastest that were measured (benchmarks/expert_kernels.py)."""
+    if num_rows == 1:
+        return ONE_ROW
+    return SOME_ROWS_SCALED if is_scaled else SOME_ROWS
+
+
 def takes(weights: ExpertWeights, num_experts: int) -> bool:
     """Whether the kernels know the activation and groups of scales of such a size."""
     known = weights.activation == "silu" or isinstance(weights.activation, ClampedSwiglu)
@@ -352,33 +377,33 @@ def few_experts(
 ) -> torch.Tensor:
     """Rows x [R, h] (R <= 64) -> weighted sums of their experts' outputs [R, h]."""
     (num_rows, hidden), top = x.shape, routes.ids.shape[1]
-    alone = num_rows == 1 and weights.gate_up_scales is None
-    tiles = tiles or (ONE_ROW if alone else SOME_ROWS)
+    tiles = tiles or tiles_for(num_rows, is_scaled=weights.gate_up_scales is not None)
     width = weights.down.shape[1] // routes.nobody
     inner = x.new_empty((num_rows * top, width))
-    _inner_rows(x, routes, weights, inner, tiles.inner, alone=alone)
+    _inner_rows(x, routes, weights, inner, tiles.inner)
     out = torch.empty_like(x)
     scales, bias, tile = weights.down_scales, weights.outer_bias, tiles.outer
-    given = x if bias is None else bias, routes.ids, routes.weights, out
+    groups = 0 if scales is None else len(scales) // routes.nobody
+    given = (
+        inner, weights.down, x if scales is None else scales, x if bias is None else bias,
+        routes.ids, routes.weights, out,
+    )  # fmt: skip
     options = {
-        "WIDTH": width, "TOP": top, "HAS_BIAS": bias is not None,
-        "WEIGHS_INPUTS": weights.weighs_inputs,
-        "BLOCK_N": tile.block_n, "num_warps": tile.num_warps, **launch_options(x),
+        "WIDTH": width, "TOP": top, "SLOTS": triton.next_power_of_2(num_rows * top),
+        "GROUPS": groups, "HAS_BIAS": bias is not None, "WEIGHS_INPUTS": weights.weighs_inputs,
+        "BLOCK_N": tile.block_n, "BLOCK_K": _part_of(width, groups, tile),
+        "num_warps": tile.num_warps, **launch_options(x),
     }  # fmt: skip
     blocks = triton.cdiv(hidden, tile.block_n)
-    if alone:
-        block_k = min(tile.block_k, triton.next_power_of_2(top * width))
-        _outer_of_one_row[(blocks,)](
-            inner, weights.down, *given, routes.nobody, hidden, BLOCK_K=block_k, **options
-        )
+    if num_rows == 1:
+        if groups > 1:
+            options["BLOCK_K"] = width // groups
+        _outer_of_one_row[(blocks,)](*given, routes.nobody, hidden, **options)
         return out
     assert num_rows * top * hidden <= workspace.partial.numel()
-    groups = 0 if scales is None else len(scales) // routes.nobody
     _outer[(blocks, num_rows * top)](
-        inner, weights.down, x if scales is None else scales, *given,
-        workspace.partial, workspace.counters, num_rows, routes.nobody, hidden,
-        SLOTS=triton.next_power_of_2(num_rows * top), GROUPS=groups, BLOCK_M=_ROWS_AT_ONCE,
-        BLOCK_K=_part_of(width, groups, tile), num_stages=tile.num_stages, **options,
+        *given, workspace.partial, workspace.counters, num_rows, routes.nobody, hidden,
+        BLOCK_M=_ROWS_AT_ONCE, num_stages=tile.num_stages, **options,
     )  # fmt: skip
     return out
 
@@ -390,31 +415,27 @@ def _part_of(size: int, groups: int, tile: ExpertTile) -> int:
 
 
 def _inner_rows(
-    x: torch.Tensor,
-    routes: Routes,
-    weights: ExpertWeights,
-    inner: torch.Tensor,
-    tile: ExpertTile,
-    *,
-    alone: bool,
+    x: torch.Tensor, routes: Routes, weights: ExpertWeights, inner: torch.Tensor, tile: ExpertTile
 ) -> None:
     """The slots' inner rows [S, i]."""
     (num_slots, width), hidden = inner.shape, x.shape[1]
-    bias = weights.inner_bias if weights.inner_bias is not None else x
-    scales = weights.gate_up_scales
+    scales, bias = weights.gate_up_scales, weights.inner_bias
     groups = 0 if scales is None else len(scales)
-    given = bias, routes.ids, routes.weights, inner
+    given = (
+        x, weights.gate_up, x if scales is None else scales, x if bias is None else bias,
+        routes.ids, routes.weights, inner,
+    )  # fmt: skip
     options = {
-        "K": hidden, "WIDTH": width, "BLOCK_N": tile.block_n,
-        "BLOCK_K": _part_of(hidden, groups, tile),
+        "K": hidden, "WIDTH": width, "GROUPS": groups, "BLOCK_N": tile.block_n,
         "num_warps": tile.num_warps, **weights.options, **launch_options(x),
     }  # fmt: skip
     grid = triton.cdiv(width, tile.block_n), num_slots
-    if alone:
-        _inner_of_one_row[grid](x, weights.gate_up, *given, routes.nobody, **options)
+    if len(x) == 1:
+        block_k = min(tile.block_k, triton.next_power_of_2(hidden))
+        _inner_of_one_row[grid](*given, routes.nobody, BLOCK_K=block_k, **options)
         return
     _inner[grid](
-        x, weights.gate_up, x if scales is None else scales, *given, num_slots, routes.nobody,
-        TOP=routes.ids.shape[1], SLOTS=triton.next_power_of_2(num_slots), GROUPS=groups,
-        BLOCK_M=_ROWS_AT_ONCE, num_stages=tile.num_stages, **options,
+        *given, num_slots, routes.nobody, TOP=routes.ids.shape[1],
+        SLOTS=triton.next_power_of_2(num_slots), BLOCK_M=_ROWS_AT_ONCE,
+        BLOCK_K=_part_of(hidden, groups, tile), num_stages=tile.num_stages, **options,
     )  # fmt: skip

@@ -15,11 +15,9 @@ from weft.layers.fused.float8 import dequantised
 from weft.layers.fused.language import dependent_launch
 from weft.layers.fused.skinny_linear import MAX_ROWS, LinearWorkspace, Tile, few_rows, one_row
 
-MULTIPROCESSORS = 132
-
 
 @cache
-def tile_for(num_rows: int, n: int, k: int, *, gated: bool) -> Tile | None:
+def tile_for(num_rows: int, n: int, k: int, *, gated: bool, multiprocessors: int) -> Tile | None:
     """The tile of our own kernels, or None where the library's product is faster."""
     if num_rows == 1:
         is_wide = k >= 4096 and n not in range(2048, 4096)
@@ -28,13 +26,13 @@ def tile_for(num_rows: int, n: int, k: int, *, gated: bool) -> Tile | None:
         return None
     if n >= 20000:
         return Tile(block_n=128, block_k=64, num_stages=4)
-    return _one_block_a_multiprocessor(n, k, gated=gated) or _more_blocks(gated=gated)
+    return _one_block_each(n, k, multiprocessors, gated=gated) or _more_blocks(gated=gated)
 
 
-def _one_block_a_multiprocessor(n: int, k: int, *, gated: bool) -> Tile | None:
-    """64 columns a block and most of the shared memory for what is under way, where that fits."""
+def _one_block_each(n: int, k: int, multiprocessors: int, *, gated: bool) -> Tile | None:
+    """A block a multiprocessor: 64 columns and most of the shared memory for what is under way, where that fits."""
     tiles = -(-n // 64)
-    fitting = (s for s in (8, 4, 2, 1) if tiles * s <= MULTIPROCESSORS and k // s >= 512)
+    fitting = (s for s in (8, 4, 2, 1) if tiles * s <= multiprocessors and k // s >= 512)
     splits = next(fitting, None)
     if splits is None:
         return None
@@ -49,17 +47,30 @@ def _more_blocks(*, gated: bool) -> Tile:
 
 
 @cache
-def scaled_tile_for(num_rows: int, n: int, k: int, groups: int, *, gated: bool) -> Tile | None:
+def scaled_tile_for(
+    num_rows: int, n: int, k: int, groups: int, *, gated: bool, multiprocessors: int
+) -> Tile | None:
     """The same for 8-bit floats with ``groups`` scales a row."""
     group = k // groups
     if num_rows == 1 and (groups == 1 or not group & (group - 1)):
-        return Tile(block_n=4, block_k=max(2048, group if groups > 1 else 0))
+        return _scaled_tile_of_one_row(n, k, gated=gated, in_groups=groups > 1)
     if num_rows > MAX_ROWS or n % 16 or k % 128 or (groups > 1 and group % 32):
         return None
-    block_k = 128 if groups == 1 else min(128, group)
-    tiles = -(-n // 64)
-    fitting = (s for s in (8, 4, 2, 1) if tiles * s <= 2 * MULTIPROCESSORS and k // s >= 1024)
-    return Tile(block_n=64, block_k=block_k, splits=next(fitting, 1), num_stages=4 if gated else 6)
+    # Two warps: four would read 8-bit weights out of shared memory by single bytes.
+    block_n, block_k = 32 if gated else 64, 128 if groups == 1 else min(128, group)
+    tiles = -(-n // block_n)
+    fitting = (s for s in (8, 4, 2, 1) if tiles * s <= 6 * multiprocessors and k // s >= 256)
+    return Tile(
+        block_n=block_n, block_k=block_k, splits=next(fitting, 1), num_warps=2, num_stages=3
+    )
+
+
+def _scaled_tile_of_one_row(n: int, k: int, *, gated: bool, in_groups: bool) -> Tile:
+    if k > 4096:
+        return Tile(block_n=4, block_k=2048)
+    if in_groups or n * k * (2 if gated else 1) <= 1 << 24:
+        return Tile(block_n=8, block_k=2048)
+    return Tile(block_n=4, block_k=4096)
 
 
 @cache
@@ -105,6 +116,13 @@ def _tile(
     """The rules hold where they were measured: Hopper and later, with its shared memory."""
     if not weight.is_contiguous() or not dependent_launch(x.device.index):
         return None
+    count, k = multiprocessors(x.device), weight.shape[1]
     if scales is None:
-        return tile_for(len(x), n, weight.shape[1], gated=gated)
-    return scaled_tile_for(len(x), n, weight.shape[1], len(scales), gated=gated)
+        return tile_for(len(x), n, k, gated=gated, multiprocessors=count)
+    return scaled_tile_for(len(x), n, k, len(scales), gated=gated, multiprocessors=count)
+
+
+@cache
+def multiprocessors(device: torch.device) -> int:
+    """Of a GPU."""
+    return torch.cuda.get_device_properties(device).multi_processor_count
