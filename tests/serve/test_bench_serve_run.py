@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mock_server import MockBehaviour, start_mock
+from mock_server import MockBehaviour, MockStream, start_mock
 from weft.bench.serving.arrivals import at_random, synthetic
 from weft.bench.serving.definitions import DEFINITIONS
-from weft.bench.serving.figures import ServiceLimits
+from weft.bench.serving.figures import ServiceLimits, figures
 from weft.bench.serving.http_client import parse_url
 from weft.bench.serving.payloads import Api, Target
 from weft.bench.serving.records import RequestSpec
@@ -68,6 +68,49 @@ def test_the_mocks_delays_come_out(api, continuous):
         times = DEFINITIONS["weft"].measure(record)
         assert times.ttft_s >= 0.008
         assert times.e2e_s >= 0.03
+
+
+class _Stamped(MockStream):
+    """The mock, noting when each request was whole and when each chunk was written."""
+
+    def on_message_complete(self) -> None:
+        self.written = [time.perf_counter()]
+        STAMPS.append(self.written)
+        super().on_message_complete()
+
+    def _send_chunk(self) -> None:
+        super()._send_chunk()
+        self.written.append(time.perf_counter())
+
+
+STAMPS: list[list[float]] = []
+
+
+def test_figures_are_those_of_a_server_that_knows_its_times_to_a_percent():
+    """TTFT, TPOT and E2E of weft's definition beside what the server itself wrote down."""
+
+    async def run() -> RunOutcome:
+        loop = asyncio.get_running_loop()
+        behaviour = MockBehaviour(ttft_ms=250, itl_ms=40)
+        server = await loop.create_server(lambda: _Stamped(behaviour, [0]), "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        target = Target(endpoint=parse_url(f"http://127.0.0.1:{port}"), model="mock")
+        outcome = await run_load(target, Load(specs=synthetic(9, 8, 6), concurrency=3))
+        server.close()
+        await asyncio.sleep(0.05)
+        return outcome
+
+    STAMPS.clear()
+    outcome = asyncio.run(run())
+    figures_of = figures(outcome.records, DEFINITIONS["weft"], ServiceLimits(), outcome.duration_s)
+    known = {
+        "ttft_ms": [times[1] - times[0] for times in STAMPS],
+        "tpot_ms": [(times[6] - times[1]) / 5 for times in STAMPS],
+        "e2e_ms": [times[6] - times[0] for times in STAMPS],
+    }
+    for metric, seconds in known.items():
+        exact = float(np.median(seconds)) * 1e3
+        assert figures_of[metric]["p50"]["value"] == pytest.approx(exact, rel=0.01)
 
 
 def test_role_chunks_split_the_definitions():
