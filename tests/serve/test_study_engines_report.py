@@ -32,9 +32,8 @@ def metric(p50: float) -> dict[str, Any]:
             (("p50", 1.0), ("p90", 1.2), ("p95", 1.3), ("p99", 1.5))}  # fmt: skip
 
 
-def load(tpot: float, rate: float, share: float, **how: float) -> dict[str, Any]:
+def load(tpot: float, rate: float, **how: float) -> dict[str, Any]:
     figures = {"ttft_ms": metric(tpot * 5), "tpot_ms": metric(tpot), "e2e_ms": metric(tpot * 36)}
-    figures["goodput"] = {"share": share, "requests_per_s": rate * share}
     through = {"requests_per_s": rate, "output_tokens_per_s": 32 * rate}
     result = {"definitions": {"weft": figures}, "throughput": through}
     return {"concurrency": None, "rate_per_s": None, **how, "result": result}
@@ -62,8 +61,8 @@ def case(engine: str, layout: str, tpot: float, **more: Any) -> dict[str, Any]:
         "reason": None,
         "expected": {key: sent[key] for key in ("workload", "collectives", "totals")},
         "predicted": {"tpot_ms": {"value": tpot * 1.1, "low": tpot, "high": 2 * tpot}},
-        "loads": [load(tpot, 1, 1.0, concurrency=1), load(2 * tpot, 50 / tpot, 1.0, concurrency=8),
-                  load(3 * tpot, 80 / tpot, 0.5, rate_per_s=9.0)],
+        "loads": [load(tpot, 1, concurrency=1), load(2 * tpot, 50 / tpot, concurrency=8),
+                  load(5 * tpot, 80 / tpot, rate_per_s=9.0)],
         "trace": trace if parsed.world_size > 1 else None,
     } | more  # fmt: skip
 

@@ -24,18 +24,12 @@ class Metric(msgspec.Struct, frozen=True):
     p99: Quantile
 
 
-class Goodput(msgspec.Struct, frozen=True):
-    share: Number | None = None
-    requests_per_s: Number | None = None
-
-
 class Figures(msgspec.Struct, frozen=True):
     """Under weft's definitions."""
 
     ttft_ms: Metric | None = None
     tpot_ms: Metric | None = None
     e2e_ms: Metric | None = None
-    goodput: Goodput | None = None
 
     def median(self, metric: str) -> float | None:
         found: Metric | None = getattr(self, metric)
@@ -174,7 +168,9 @@ class CaseRecord(msgspec.Struct, frozen=True):
 class Study(msgspec.Struct, frozen=True):
     model: str
     cases: tuple[CaseRecord, ...]
-    limits_ms: dict[str, Annotated[float, msgspec.Meta(gt=0, le=1e18)]] = {}
+    limits_ms: dict[
+        Literal["ttft_ms", "tpot_ms", "e2e_ms"], Annotated[float, msgspec.Meta(gt=0, le=1e18)]
+    ] = {}
 
     @property
     def done(self) -> list[CaseRecord]:

@@ -70,7 +70,6 @@ def _curves(workload: str, cases: Sequence[CaseRecord]) -> Iterator[PaperFigure]
             "open_requests": load.concurrency,
             "tpot_p99_ms": load.figures.p99("tpot_ms"),
             "ttft_p99_ms": load.figures.p99("ttft_ms"),
-            "goodput_share": load.figures.goodput.share if load.figures.goodput else None,
         }
         for case in cases
         for load in case.loads

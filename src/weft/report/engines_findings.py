@@ -8,13 +8,9 @@ least volume, hybrids lie between, and decode steps wait for small all-reduces.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Final
 
 from weft.report.engines_document import CaseRecord, LoadRecord, Study
 from weft.report.text import decimal_bytes, number
-
-GOOD: Final = 0.99
-"""The share of requests that must be within the limits."""
 
 
 def answers(study: Study) -> list[str]:
@@ -26,23 +22,18 @@ def _answer(study: Study, workload: str) -> str:
     cases = [case for case in study.done if case.workload == workload and case.loads]
     if not cases:
         return f"{workload}: no case finished."
-    found = [(load, case) for case in cases for load in case.loads if _holds(load)]
-    if study.limits_ms and not found:
-        return f"{workload}: none meets {_limits(study)}; {_nearest(study, cases)}"
     if not study.limits_ms:
         return f"{workload}: {_fastest(cases)}"
-    load, case = max(found, key=lambda pair: pair[0].figures.goodput.requests_per_s or 0.0)  # type: ignore[union-attr]
+    found = [(load, case) for case in cases for load in case.loads if _over(study, load)[0] <= 1]
+    if not found:
+        return f"{workload}: none meets {_limits(study)}; {_nearest(study, cases)}"
+    load, case = max(found, key=lambda pair: pair[0].result.throughput.requests_per_s or 0.0)
     rate = load.result.throughput.requests_per_s or 0.0
     return (
         f"{workload}: {case.place} serves the most within {_limits(study)}: "
         f"{number(round(rate, 3))} requests/s on {case.ranks} ranks; {_margin(study, load)}. "
         f"{_bound(case)}"
     )
-
-
-def _holds(load: LoadRecord) -> bool:
-    good = load.figures.goodput
-    return good is not None and good.share is not None and good.share >= GOOD
 
 
 def _limits(study: Study) -> str:
@@ -53,7 +44,7 @@ def _limits(study: Study) -> str:
 
 
 def _over(study: Study, load: LoadRecord) -> tuple[float, str]:
-    """The worst 99th percentile over its limit, and whose."""
+    """The worst 99th percentile over its limit, and whose: within all limits where it is at most 1."""
     ratios = [
         ((load.figures.p99(name) or 0.0) / limit, name) for name, limit in study.limits_ms.items()
     ]
