@@ -232,7 +232,8 @@ def test_the_race_of_a_few_blocks_is_that_of_all(vocab_size, spread):
     rows = draws.rows.long()
     temperature = draws.table.numbers[rows, :1]
     key = row_keys(draws.table.integers[rows, 0], draws.lengths.long())
-    times = clocks(key, torch.arange(vocab_size, dtype=torch.int32)[None])
+    times = clocks(key, torch.arange(-(-vocab_size // BLOCK), dtype=torch.int32)[None])
+    times = times.flatten(1)[:, :vocab_size]
     scores = torch.where(temperature > 0, logits / temperature - times.log(), logits)
     assert torch.equal(pairs[:, 0], scores.amax(1))
     assert torch.equal(ids, scores.argmax(1))
@@ -257,7 +258,7 @@ def test_parts_of_the_vocabulary_race_alone(parts):
 def test_clocks_are_exponential_and_independent(differs):
     numbers = {"seed": torch.full((400,), 5), "index": torch.full((400,), 7)}
     key = row_keys(**numbers | {differs: torch.arange(400)})
-    times = clocks(key, torch.arange(BLOCK * 20, dtype=torch.int32)[None])
+    times = clocks(key, torch.arange(20, dtype=torch.int32)[None]).flatten(1)
     ordered = times.flatten().double().sort().values
     steps = torch.arange(1, len(ordered) + 1) / len(ordered)
     distance = (1 - (-ordered).exp() - steps).abs().max() * len(ordered) ** 0.5

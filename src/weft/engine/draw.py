@@ -28,7 +28,7 @@ from weft.layers import fused
 BLOCK: Final = 32
 _OF_BLOCK: Final = 1 << 30
 _PLACE: Final = 3 << 29
-_AT_ONCE: Final = 32
+_AT_ONCE: Final = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,18 +84,17 @@ def _race(
     seed, prompt_length = draws.table.integers[rows, :2].T
     key = row_keys(seed, draws.lengths.long() - prompt_length)
     numbers = torch.arange(tops.shape[1], dtype=torch.int32, device=key.device) + first_block
-    places = torch.arange(BLOCK, dtype=torch.int32, device=key.device)
     scale = torch.where(temperature > 0, temperature, 1.0)[:, None]
     reach = tops.float() / scale - block_clock(key, numbers[None]).log_()
     best, ids, count = largest.clone(), greedy.clone(), _AT_ONCE
     still = ((temperature > 0) & largest.isfinite()).nonzero()[:, 0]
     while len(still):
         top, opened = reach[still].topk(min(count, len(numbers)), dim=1)
-        candidates = (numbers[opened][..., None] * BLOCK + places).flatten(1)
-        scores = blocks[still[:, None], opened].flatten(1).float() / scale[still]
-        scores -= clocks(key[still], candidates).log_()
-        best[still], place = scores.max(dim=1)
-        ids[still] = candidates.gather(1, place[:, None])[:, 0].long()
+        scores = blocks[still[:, None], opened].float() / scale[still, :, None]
+        scores -= clocks(key[still], numbers[opened]).log_()
+        best[still], place = scores.flatten(1).max(dim=1)
+        block = numbers[opened].gather(1, place[:, None] // BLOCK)[:, 0]
+        ids[still] = block.long() * BLOCK + place % BLOCK
         still = still[(top[:, -1] > best[still]) & (count < len(numbers))]
         count *= 8
     return best, ids
@@ -110,12 +109,14 @@ def _in_blocks(logits: torch.Tensor, first_id: int) -> tuple[int, torch.Tensor]:
     return first_id // BLOCK, logits.reshape(len(logits), -1, BLOCK)
 
 
-def clocks(key: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-    """Standard exponential clocks [N, C] fp32 of rows [N] for candidates [N or 1, C] int32."""
-    block = ids // BLOCK
-    is_first = (_hashed(key, block + _PLACE) & (BLOCK - 1)) == (ids & (BLOCK - 1))
-    waits = _exponential(_hashed(key, ids)).masked_fill_(is_first, 0)
-    return waits.add_(block_clock(key, block))
+def clocks(key: torch.Tensor, blocks: torch.Tensor) -> torch.Tensor:
+    """Standard exponential clocks [N, C, BLOCK] fp32 of rows [N] in blocks [N or 1, C] int32."""
+    places = torch.arange(BLOCK, dtype=torch.int32, device=key.device)
+    ids = blocks[..., None] * BLOCK + places
+    first = _hashed(key, blocks + _PLACE) & (BLOCK - 1)
+    waits = _exponential(_hashed(key, ids.flatten(1)).view(len(key), -1, BLOCK))
+    waits.masked_fill_(first[..., None] == places, 0)
+    return waits.add_(block_clock(key, blocks)[..., None])
 
 
 def block_clock(key: torch.Tensor, blocks: torch.Tensor) -> torch.Tensor:
@@ -129,8 +130,8 @@ def row_keys(seed: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
 
 
 def _exponential(bits: torch.Tensor) -> torch.Tensor:
-    uniform = bits.bitwise_and_(0x7FFFFFFF).float().add_(0.5).mul_(2.0**-31)
-    return uniform.neg_().log1p_().neg_()
+    below = bits.bitwise_and_(0x7FFFFFFF).float().add_(0.5).mul_(-(2.0**-31))
+    return below.log1p_().neg_()
 
 
 def _hashed(key: torch.Tensor, counted: torch.Tensor) -> torch.Tensor:
