@@ -240,12 +240,59 @@ def test_a_wrong_prompt_is_told_of_the_form_that_was_meant(server, prompt, messa
         {"seed": 7, "top_k": -1, "top_p": 0.5, "temperature": 0, "ignore_eos": True},
         {"n": None, "stop": None, "stream": None, "max_tokens": None},
         {"skip_special_tokens": True, "use_beam_search": False, "length_penalty": 1.0},
+        {"add_special_tokens": True, "guided_json": None, "tool_choice": None},
         {"bad_words": [], "truncate_prompt_tokens": None, "priority": 0, "request_id": "a"},
     ],
 )
 def test_fields_that_ask_for_nothing_are_accepted(server, fields):
     body = {"model": "embedded", "prompt": "x"} | fields
     assert call(server, "POST", "/v1/completions", body)[0] == 200
+
+
+def test_a_clients_own_message_goes_into_the_next_request(server, client):
+    """Whole, with the fields that the client's type has and the answer had not."""
+    turns: list[Any] = [{"role": "user", "content": "a"}]
+    asked = {"model": "embedded", "max_tokens": 2}
+    answer = client.chat.completions.create(messages=turns, **asked)
+    turns += [answer.choices[0].message.model_dump(), {"role": "user", "content": "b"}]
+    assert "tool_calls" in turns[1]
+    assert client.chat.completions.create(messages=turns, **asked).choices[0].message.content
+    status, answer = call(
+        server,
+        "POST",
+        "/v1/chat/completions",
+        asked | {"messages": [{"role": "assistant", "content": "a", "tool_calls": [{"id": "x"}]}]},
+    )
+    assert (status, answer["error"]["param"]) == (400, "messages.0.tool_calls")
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "words"),
+    [
+        ({"stop": ["x"] * 17}, "stop", "at most 16"),
+        ({"stop": ["x", ""]}, "stop", "must not be empty"),
+        ({"best_of": 3}, "best_of", "not supported"),
+        ({"stream_options": {"include_usage": True}}, "stream_options", "stream is true"),
+        ({"max_tokens": 0}, "max_tokens", "echo"),
+        ({"prompt": ["a"] * 100, "n": 2}, "n", "200 answers"),
+    ],
+)
+def test_a_refusal_names_the_field_and_the_reason(server, fields, param, words):
+    body = {"model": "embedded", "prompt": "x"} | fields
+    status, answer = call(server, "POST", "/v1/completions", body)
+    assert (status, answer["error"]["param"]) == (400, param)
+    assert words in answer["error"]["message"]
+
+
+def test_a_body_of_another_content_type_is_told_of_the_right_one(server):
+    """What curl sends where the header is forgotten."""
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=20)
+    body = json.dumps({"model": "embedded", "prompt": "x"})
+    kind = {"Content-Type": "application/x-www-form-urlencoded"}
+    connection.request("POST", "/v1/completions", body, kind)
+    answer = json.loads(connection.getresponse().read())
+    connection.close()
+    assert "content-type: application/json" in answer["error"]["message"]
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -115,11 +115,13 @@ class Flight:
 
 @contextmanager
 def _step(recorder: Recorder | None, launched: Launched | None) -> Iterator[None]:
-    if recorder is None or launched is None:
-        yield
-        return
-    step = launched.step
-    with recorder.step(step.phase, step.num_tokens, step.label):
+    """The step for our own recorder, and by its label for torch's profiler."""
+    with ExitStack() as stack:
+        if launched is not None and torch.autograd.profiler._is_profiler_enabled:  # noqa: SLF001 - no other way to ask
+            stack.enter_context(torch.profiler.record_function(launched.step.label))
+        if launched is not None and recorder is not None:
+            step = launched.step
+            stack.enter_context(recorder.step(step.phase, step.num_tokens, step.label))
         yield
 
 

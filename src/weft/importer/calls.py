@@ -151,6 +151,8 @@ class _Joiner:
         if operator is not None:
             self._mark(operator)
             call.host_us = operator.start_us
+            if call.source == "gloo" and call.operation == "send":
+                _begin_with(call, operator)
             _refine_by_operator(call, operator)
         return call
 
@@ -188,6 +190,12 @@ class _Joiner:
             return False
         index = bisect_left(starts, wrapper.start_us)
         return index < len(starts) and starts[index] <= wrapper.end_us
+
+
+def _begin_with(call: TracedCall, operator: Layer) -> None:
+    """Gloo hands the bytes over before it announces a send, so these may be there earlier."""
+    call.duration_us += call.start_us - operator.start_us
+    call.start_us = operator.start_us
 
 
 def _start(layer: Layer) -> float:

@@ -161,7 +161,8 @@ class _Expected:
         """The closed form of one step, as far as the trace tells rows apart."""
         schedule = self.evidence.schedule
         rows = rows_of_steps(schedule.model, schedule.layout, [step], self.conventions, [stage])
-        return {row.key: row for row in loosened(rows, schedule.collectives)}
+        found = loosened(rows, schedule.collectives)
+        return {row.key: row for row in found if 0 not in (row.input_shape or ())}
 
     def _add_settings(self) -> None:
         usual = {
@@ -260,17 +261,26 @@ def _obstacle(evidence: Evidence) -> str | None:
     """Why there is nothing to hold the traces against."""
     ranks = evidence.stages.values()
     labels = [step.label for rank in ranks for step in evidence.traces[rank].busy_steps]
-    if evidence.conventions is None:
-        return f"engine {evidence.schedule.engine} has no schedule to hold the trace against"
-    if not evidence.run.is_known:
-        return "the traces do not say how many ranks took part; give the layout, e.g. tp2"
+    if evidence.conventions is None or not evidence.run.is_known:
+        return _unknown_run(evidence)
     if any(trace.truncated or trace.num_damaged for trace in evidence.traces.values()):
         return "the traces are partial"
     if not labels:
         return "the traces have no step labels, so the steps are not known"
     if any(label.num_tokens is None for label in labels):
         return "some step labels do not tell their tokens"
+    reduced = any(row.op == "all_reduce" for row in evidence.schedule.collectives)
+    if labels[0].family == "weft" and evidence.run.layout.tp > 1 and not reduced:
+        return (
+            "weft's own all-reduce on a CPU leaves nothing in a profile; record with the library's"
+        )
     return _exchange_obstacle(evidence, evidence.conventions)
+
+
+def _unknown_run(evidence: Evidence) -> str:
+    if evidence.conventions is None:
+        return f"engine {evidence.schedule.engine} has no schedule to hold the trace against"
+    return "the traces do not say how many ranks took part; give the layout, e.g. tp2"
 
 
 def _exchange_obstacle(evidence: Evidence, conventions: Conventions) -> str | None:

@@ -92,7 +92,11 @@ def infer_layout(traces: Sequence[RankTrace], engine: str) -> RunLayout:
         return RunLayout(
             layout=Layout(dp=world), is_known=False, world_size=world if is_told else None
         )
-    sends = any(call.operation in _BETWEEN_STAGES and call.source != "gloo" for call in calls)
+    sends = any(
+        call.operation in _BETWEEN_STAGES and (call.source != "gloo" or trace.backend == "gloo")
+        for trace in traces
+        for call in trace.calls
+    )
     sends |= any(call.group_description == "pp_broadcast" for call in calls)
     if (by_order := _by_group_order(traces)) and by_order.world_size == world:
         return RunLayout(layout=by_order, is_known=True, world_size=world)

@@ -170,7 +170,10 @@ class Sizer:
 
 def _rows(call: TracedCall, label: StepLabel | None, elements: int) -> int | None:
     """Rows of a flat element count: tokens of the step, or its sequences for logits and ids."""
-    if label is None or (call.input_elements is None and call.dtype == "int32"):
+    is_told = call.input_elements is None and (
+        call.dtype == "int32" or call.operation == "broadcast"
+    )
+    if label is None or is_told:
         return None
     if call.operation == "broadcast" and elements == 2 * label.num_sequences:
         return 2 if call.dtype == "int32" else label.num_sequences

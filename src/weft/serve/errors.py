@@ -76,6 +76,8 @@ def install_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def _validation(_: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
+        if first.get("type") == "refused":
+            return _answer(400, str(first["msg"])[:300], first["ctx"]["name"])
         param = _place(first.get("loc", ()))
         return _answer(400, f"{param or 'body'}: {_message(first)}", param)
 
@@ -117,4 +119,6 @@ def _place(location: Sequence[Any]) -> str | None:
 def _message(error: Mapping[str, Any]) -> str:
     if error.get("type") == "json_invalid":
         return "the body is not valid JSON"
+    if error.get("type") == "model_attributes_type" and len(error.get("loc", ())) < 2:
+        return "must be a JSON object, sent with content-type: application/json"
     return str(error.get("msg", "invalid"))[:300].removeprefix("Value error, ")

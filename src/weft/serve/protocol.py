@@ -18,6 +18,7 @@ from pydantic import (
     Tag,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 
 from weft.engine.request import MOST_BIAS, MOST_LOGPROBS
 
@@ -50,32 +51,28 @@ def _prompt_kind(prompt: Any) -> str:
     return f"list[{first.__name__}]" if first in (str, list) else "list[int]"
 
 
-_NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "best_of": (None, 1),
-    "echo": (None, False),
-    "response_format": (None, {"type": "text"}),
-    "suffix": (None, ""),
-    "tool_choice": (None, "none"),
-    "tools": (None, []),
-    "audio": (None,),
-    "modalities": (None, ["text"]),
-    "prediction": (None,),
-    "prompt_logprobs": (None,),
-    "functions": (None, []),
-    "function_call": (None, "none"),
-    "web_search_options": (None,),
-    "add_generation_prompt": (None, True),
-    "allowed_token_ids": (None,),
-    "bad_words": (None, []),
-    "continue_final_message": (None, False),
-    "include_stop_str_in_output": (None, False),
-    "length_penalty": (None, 1),
-    "skip_special_tokens": (None, True),
-    "spaces_between_special_tokens": (None, True),
-    "structured_outputs": (None,),
-    "truncate_prompt_tokens": (None, -1),
-    "use_beam_search": (None, False),
+_NEUTRAL: dict[str, Any] = {
+    "add_generation_prompt": True,
+    "bad_words": [],
+    "best_of": 1,
+    "continue_final_message": False,
+    "echo": False,
+    "function_call": "none",
+    "functions": [],
+    "include_stop_str_in_output": False,
+    "length_penalty": 1,
+    "modalities": ["text"],
+    "response_format": {"type": "text"},
+    "skip_special_tokens": True,
+    "spaces_between_special_tokens": True,
+    "suffix": "",
+    "tool_choice": "none",
+    "tools": [],
+    "truncate_prompt_tokens": -1,
+    "use_beam_search": False,
 }
+"""Values that ask for nothing; so does null, of any field."""
+_OTHERS = frozenset({"audio", "prediction", "prompt_logprobs", "web_search_options"})
 _IGNORED = frozenset(
     {
         "metadata",
@@ -93,6 +90,11 @@ _IGNORED = frozenset(
 )
 
 
+def refused(name: str, why: str) -> PydanticCustomError:
+    """The error of a field that several fields together make wrong."""
+    return PydanticCustomError("refused", "{name} {why}", {"name": name, "why": why})
+
+
 class StreamOptions(BaseModel):
     """What a stream tells beside its text."""
 
@@ -107,7 +109,7 @@ class GenerationBody(BaseModel):
     """What both requests share."""
 
     model_config = ConfigDict(extra="forbid")
-    neutral: ClassVar[dict[str, tuple[Any, ...]]] = _NEUTRAL
+    neutral: ClassVar[dict[str, Any]] = _NEUTRAL | {"add_special_tokens": False}
 
     model: Text
     max_tokens: Annotated[int, Field(ge=1)] | None = None
@@ -124,7 +126,14 @@ class GenerationBody(BaseModel):
     min_tokens: Annotated[int, Field(ge=0)] | None = None
     n: Annotated[int, Field(ge=1, le=MOST_CHOICES)] | None = None
     seed: Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)] | None = None
-    stop: Text | Annotated[list[Text], Field(max_length=MOST_STOPS)] | None = None
+    stop: (
+        Annotated[
+            Annotated[Text, Tag("str")]
+            | Annotated[list[Text], Field(max_length=MOST_STOPS), Tag("list[str]")],
+            Discriminator(lambda stop: "list[str]" if isinstance(stop, list) else "str"),
+        ]
+        | None
+    ) = None
     stop_token_ids: Annotated[list[TokenId], Field(max_length=64)] | None = None
     ignore_eos: bool = False
     return_token_ids: bool = False
@@ -136,18 +145,20 @@ class GenerationBody(BaseModel):
     def _drop_neutral_fields(cls, value: Any) -> Any:
         if not isinstance(value, dict):
             return value
-        for name, neutral in cls.neutral.items():
-            if name in value and not any(_same(value[name], one) for one in neutral):
-                raise ValueError(f"{name} is not supported by this server; leave it out")
-        unread = (cls.neutral.keys() | _IGNORED) - cls.model_fields.keys()
-        return {key: one for key, one in value.items() if key not in unread}
+        known = cls.model_fields.keys()
+        given = {name: one for name, one in value.items() if one is not None or name in known}
+        for name in given.keys() - known & (cls.neutral.keys() | _OTHERS):
+            if name not in cls.neutral or not _same(given[name], cls.neutral[name]):
+                raise refused(name, "is not supported by this server; leave it out")
+        unread = (cls.neutral.keys() | _IGNORED) - known
+        return {name: one for name, one in given.items() if name not in unread}
 
     @model_validator(mode="after")
     def _options_need_a_stream(self) -> Self:
         if self.stream_options is not None and not self.stream:
-            raise ValueError("stream_options is only allowed when stream is true")
+            raise refused("stream_options", "is only allowed when stream is true")
         if any(not stop for stop in self.stops):
-            raise ValueError("a stop string must not be empty")
+            raise refused("stop", "must not be empty")
         return self
 
     @property
@@ -179,9 +190,7 @@ class GenerationBody(BaseModel):
 class CompletionBody(GenerationBody):
     """``POST /v1/completions``."""
 
-    neutral: ClassVar[dict[str, tuple[Any, ...]]] = {
-        name: values for name, values in _NEUTRAL.items() if name not in ("echo", "prompt_logprobs")
-    } | {"top_logprobs": (None, 0)}
+    neutral: ClassVar[dict[str, Any]] = _NEUTRAL | {"add_special_tokens": True, "top_logprobs": 0}
 
     prompt: Annotated[
         Annotated[Text, Tag("str")]
@@ -200,7 +209,7 @@ class CompletionBody(GenerationBody):
     @model_validator(mode="after")
     def _nothing_only_of_a_prompt(self) -> Self:
         if self.max_tokens == 0 and not self.echo and self.prompt_logprobs is None:
-            raise ValueError("max_tokens 0 is only allowed with echo or prompt_logprobs")
+            raise refused("max_tokens", "0 is only allowed with echo or prompt_logprobs")
         return self
 
     @property
@@ -213,9 +222,10 @@ class CompletionBody(GenerationBody):
     def _not_too_many_answers(self) -> Self:
         wanted = len(self.prompts) * self.num_choices
         if wanted > MOST_CHOICES:
-            raise ValueError(
-                f"{len(self.prompts)} prompts with n {self.num_choices} are {wanted} answers, "
-                f"more than the {MOST_CHOICES} of one request"
+            raise refused(
+                "n",
+                f"{self.num_choices} with {len(self.prompts)} prompts is {wanted} answers, "
+                f"more than the {MOST_CHOICES} of one request",
             )
         return self
 
@@ -254,6 +264,15 @@ class Message(BaseModel):
     refusal: Text | None = None
     tool_call_id: Text | None = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_what_is_empty(cls, value: Any) -> Any:
+        """A client's own message object brings every field, most of them empty."""
+        if not isinstance(value, dict):
+            return value
+        known = cls.model_fields.keys()
+        return {key: one for key, one in value.items() if key in known or one not in (None, [])}
+
     @property
     def text(self) -> str:
         if isinstance(self.content, list):
@@ -280,7 +299,7 @@ class ChatBody(GenerationBody):
     @model_validator(mode="after")
     def _top_needs_logprobs(self) -> Self:
         if self.top_logprobs and not self.logprobs:
-            raise ValueError("top_logprobs is only allowed when logprobs is true")
+            raise refused("top_logprobs", "is only allowed when logprobs is true")
         return self
 
     @property

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trace_builder import Batch, RankWriter, Run, write_run, write_trace
+from weft.importer.collect import read_rank
 from weft.importer.importing import import_traces
 from weft.vocabulary.layout import Layout
 from weft.vocabulary.model_spec import ModelSpec
@@ -262,3 +263,19 @@ def test_other_engines_labels(
     assert result.schedule.engine == engine
     assert result.conformance.conforms, result.conformance.reason
     assert result.schedule.workload.prompt_tokens == 6
+
+
+def test_a_send_of_gloo_begins_with_its_operator(tmp_path: Path) -> None:
+    """The bytes leave before gloo's annotation begins: the receiver may be done by then."""
+
+    def event(name: str, category: str, start: float, duration: float) -> dict[str, Any]:
+        args = {"Input Dims": [[4, 8]], "Input type": ["float"]}
+        return {"ph": "X", "cat": category, "name": name, "tid": 1, "ts": start, "dur": duration,
+                "args": args}  # fmt: skip
+
+    events = [
+        event("c10d::send", "cpu_op", 100, 60),
+        event("gloo:send", "user_annotation", 150, 20),
+    ]
+    (call,) = read_rank(write_trace({"traceEvents": events}, tmp_path / "rank0.json")).calls
+    assert (call.start_us, call.end_us, call.source) == (100, 170, "gloo")
