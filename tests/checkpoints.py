@@ -137,6 +137,11 @@ _FAMILIES = {
     "deepseek-v3": (transformers.DeepseekV3Config, _LATENT | {"num_key_value_heads": 8}),
     "glm4-moe": (transformers.Glm4MoeConfig, _GLM),
     "qwen3-next": (transformers.Qwen3NextConfig, _DELTA),
+    "qwen3.5": (
+        transformers.Qwen3_5TextConfig,
+        {key: _DELTA[key] for key in _DELTA if "expert" not in key},
+    ),
+    "qwen3.5-moe": (transformers.Qwen3_5MoeTextConfig, _DELTA),
     "gpt-oss": (transformers.GptOssConfig, _GPT_OSS),
     "minimax-m2": (transformers.MiniMaxM2Config, _MINIMAX),
     "llama4": (transformers.Llama4TextConfig, _LLAMA4),

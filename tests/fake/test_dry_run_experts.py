@@ -89,13 +89,27 @@ def test_vllm_gathers_rows_of_all_replicas():
         ("all_gather", (3, 2), "int32"): 4,
         ("reduce_scatter", (12, 4096), "bfloat16"): 4,
     }
-    deepseek = replace(BUILTIN_MODELS["deepseek-v3"], num_layers=4)
     for make in (closed_form, dry_run):
-        with pytest.raises(LayoutError, match="scatters the rows of latent attention"):
-            make(deepseek, layout, load, "vllm")
-        make(deepseek, Layout(dp=4, ep=4), load, "vllm")
         with pytest.raises(LayoutError, match="engine sglang adds up its experts"):
             make(MIXTRAL, layout, load, "sglang")
+
+
+def test_vllm_scatters_rows_of_latent_attention_before_experts():
+    """DeepseekV2DecoderLayer with use_sequence_parallel_moe: one dense layer, four of experts."""
+    deepseek = replace(BUILTIN_MODELS["deepseek-v2"], num_layers=5)
+    load = Workload(prompt_tokens=5, decode_tokens=1, batch=2)
+    for layout in (Layout(tp=2, dp=2, ep=4), Layout(tp=4, dp=2, ep=8), Layout(dp=4, ep=4)):
+        formula, dry = (make(deepseek, layout, load, "vllm") for make in (closed_form, dry_run))
+        assert not [row for row in compare(formula, dry) if row.verdict != "equal"]
+    formula = closed_form(deepseek, Layout(tp=2, dp=2, ep=4), load, "vllm")
+    rows = {(r.op, r.input_shape): r.count for r in formula.collectives if r.group == "tp"}
+    assert rows == {
+        ("all_reduce", (5, 5120)): 2 + 1,
+        ("reduce_scatter", (6, 5120)): 4,
+        ("all_gather", (3, 5120)): 3,
+        ("all_gather", (3, 10240)): 1,
+        ("all_gather", (1, 51200)): 1,
+    }
 
 
 def test_sizes_of_the_exchange():

@@ -50,8 +50,7 @@ def main() -> None:
                 "greedy": [c.token_ids for c in llm.generate(prompts, greedy)],
                 "sampled": [c.token_ids for c in llm.generate(prompts, sampled)],
             }
-        for engine in job["engines"]:
-            directory = next(iter(job["checkpoints"].values()))
+        for engine, directory in job["engines"].items():
             llm = LLM(directory, layout, dtype="float32", groups=groups, conventions=engine)
             workload = Workload(prompt_tokens=len(prompts[0]), decode_tokens=6, batch=3)
             schedule, _ = record_run(llm, workload, [prompts[0], prompts[0][::-1], prompts[0]])

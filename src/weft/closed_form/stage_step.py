@@ -50,10 +50,11 @@ class StageStep:
         self.stage, self.step, self.speculation = stage, step, speculation
         self.is_first, self.is_last = stage == 0, stage == layout.pp - 1
         self.layers = layout.layers_of_stages(spec.num_layers)[stage]
-        self.exchange = conventions.exchange_of(spec, layout)
+        self.exchange = conventions.exchange_of(layout)
         exchanges = self.exchange in ("all_to_all", "all_gather", "kernels")
         with_experts = sum(spec.has_experts(layer) for layer in self.layers)
         self.num_exchanges = with_experts if exchanges else 0
+        self.scatters = conventions.scatters_rows(spec, layout)
 
     def rows(self) -> Iterator[Collective]:
         if not self.is_first:
@@ -72,6 +73,8 @@ class StageStep:
         """The blocks of the stage's layers, and the embedding on the first stage."""
         if self.layout.sp > 1:
             yield from self._sequence_parallel_blocks()
+        elif self.scatters:
+            yield from self._scattered_blocks()
         elif self.layout.tp > 1:
             shape = (self.step.rows, self.spec.hidden_size)
             yield self._call("all_reduce", "tp", self._blocks + self.is_first, shape, shape)
@@ -90,6 +93,21 @@ class StageStep:
         part = (self._padded_rows // self.layout.tp, self.spec.hidden_size)
         yield self._call("reduce_scatter", "sp", self._blocks + self.is_first, whole, part)
         yield self._call("all_gather", "sp", self._blocks + self.is_last, part, whole)
+
+    def _scattered_blocks(self) -> Iterator[Collective]:
+        """Shares of the rows from attention through the experts to the next attention (vLLM)."""
+        hidden, has_experts = self.spec.hidden_size, self.spec.has_experts
+        rows, padded = self.step.rows, self._padded_rows
+        share = padded // self.layout.tp
+        blocks = 2 * (len(self.layers) - self.num_exchanges) + self.is_first
+        yield self._call("all_reduce", "tp", blocks, (rows, hidden), (rows, hidden))
+        experts = [layer for layer in self.layers if has_experts(layer)]
+        count, own, every = len(experts), (share, hidden), (padded, hidden)
+        yield self._call("reduce_scatter", "tp", count, every, own)
+        again = sum(layer - 1 in experts for layer in experts)
+        yield self._call("all_gather", "tp", again, own, every)
+        both = (share, 2 * hidden), (padded, 2 * hidden)
+        yield self._call("all_gather", "tp", count - again, *both)
 
     @property
     def _blocks(self) -> int:
@@ -125,7 +143,7 @@ class StageStep:
                 yield replace(row, dtype=None, variant=variant)
         else:
             yield from self._gathered((share, hidden), (every, hidden))
-        if self.layout.sp == 1 and self.layout.tp > 1:
+        if self.layout.sp == 1 and self.layout.tp > 1 and not self.scatters:
             whole = (self._padded_rows, hidden)
             yield self._call("all_gather", "tp", self.num_exchanges, (share, hidden), whole)
 

@@ -14,6 +14,7 @@ from weft.layers.residual_stream import (
     ReplicatedStream,
     ResidualStream,
     RowShareStream,
+    ScatteredStream,
     SequenceParallelStream,
 )
 from weft.layers.shared_norm import NormSums
@@ -31,13 +32,21 @@ def open_streams(spec: ModelSpec, groups: ProcessGroups, conventions: Convention
     if not spec.is_moe:
         return Streams(residual=residual, mlp=residual, norm_sums=NormSums(groups.tp))
     exchange = _exchange(spec, groups, conventions)
+    scatters = conventions.scatters_rows(spec, groups.layout)
     shares_rows = not isinstance(exchange, LocalExperts)
-    mlp = RowShareStream(groups.tp, is_split=is_split) if shares_rows else residual
-    return Streams(residual=residual, mlp=mlp, experts=exchange, norm_sums=NormSums(groups.tp))
+    mlp = RowShareStream(groups.tp, is_split=is_split or scatters) if shares_rows else residual
+    whole, split = (ScatteredStream(groups.tp, is_split=one) for one in (False, True))
+    return Streams(
+        residual=residual,
+        mlp=mlp,
+        experts=exchange,
+        norm_sums=NormSums(groups.tp),
+        scattered=(whole, split) if scatters else None,
+    )
 
 
 def _exchange(spec: ModelSpec, groups: ProcessGroups, conventions: Conventions) -> ExpertExchange:
-    exchange, experts = conventions.exchange_of(spec, groups.layout), spec.num_experts
+    exchange, experts = conventions.exchange_of(groups.layout), spec.num_experts
     if exchange == "all_to_all":
         return AllToAllExperts(groups.ep, experts)
     if exchange == "all_gather":

@@ -294,7 +294,7 @@ def _exchange_obstacle(evidence: Evidence, conventions: Conventions) -> str | No
             f"experts over {evidence.run.layout.ep} ranks are checked against a model; {_NAME_IT}"
         )
     try:
-        conventions.exchange_of(evidence.schedule.model, evidence.run.layout)
+        conventions.exchange_of(evidence.run.layout)
     except LayoutError as error:
         return str(error)
     return None

@@ -119,3 +119,42 @@ class RowShareStream:
 
     def num_rows(self, num_tokens: int) -> int:
         return -(-num_tokens // self._tp.size)
+
+
+class ScatteredStream:
+    """Around the attention before experts: sums are scattered, each rank goes on with its rows.
+
+    is_split: whether the stream comes as shares of the rows, from experts in the layer before.
+    vLLM's DeepSeek layers with experts over replicas.
+    """
+
+    def __init__(self, tp: Communicator, *, is_split: bool) -> None:
+        self._tp, self._is_split = tp, is_split
+
+    def enter(self, x: torch.Tensor, num_tokens: int, site: str) -> torch.Tensor:
+        return self._tp.all_gather(x, 0, site)[:num_tokens] if self._is_split else x
+
+    def reduce(self, partial: torch.Tensor, site: str) -> torch.Tensor:
+        padding = -len(partial) % self._tp.size
+        return self._tp.reduce_scatter(F.pad(partial, (0, 0, 0, padding)), site)
+
+    def reduce_and_norm(
+        self, partial: torch.Tensor, residual: torch.Tensor | None, norm: BlockNorm, site: str
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        hidden = self.reduce(partial, site)
+        if residual is not None and not self._is_split:
+            share = len(hidden)
+            padded = F.pad(residual, (0, 0, 0, share * self._tp.size - len(residual)))
+            residual = padded[self._tp.rank * share : (self._tp.rank + 1) * share]
+        return norm.add(hidden, residual)
+
+    def num_rows(self, num_tokens: int) -> int:
+        return -(-num_tokens // self._tp.size)
+
+    def whole(
+        self, hidden: torch.Tensor, residual: torch.Tensor, num_tokens: int, site: str
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Shares of a block's output and of the residual -> all rows of both, in one call."""
+        both = self._tp.all_gather(torch.cat((hidden, residual), dim=1), 0, site)[:num_tokens]
+        first, second = both.chunk(2, dim=1)
+        return first.contiguous(), second.contiguous()

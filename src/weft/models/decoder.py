@@ -19,7 +19,7 @@ from weft.layers.embedding import VocabularyEmbedding, VocabularyHead, vocabular
 from weft.layers.expert_exchange import ExpertExchange
 from weft.layers.linear import Placement
 from weft.layers.norm import RMSNorm, following, rms_norm
-from weft.layers.residual_stream import ResidualStream
+from weft.layers.residual_stream import ResidualStream, ScatteredStream
 from weft.layers.shared_norm import NormSums
 from weft.models.parts import build_attention, build_feed_forward
 from weft.vocabulary.families import names_of
@@ -55,13 +55,21 @@ class Boundary:
 class Streams:
     """How rows travel: between the blocks, around the feed-forward blocks, between experts.
 
-    norm_sums: for norms over the heads of all ranks.
+    norm_sums: for norms over the heads of all ranks; scattered: of the attention before experts,
+    where the rows come whole and where they come split.
     """
 
     residual: ResidualStream
     mlp: ResidualStream
     experts: ExpertExchange | None = None
     norm_sums: NormSums | None = None
+    scattered: tuple[ScatteredStream, ScatteredStream] | None = None
+
+    def of_attention(self, spec: ModelSpec, layer: int) -> ResidualStream:
+        """The stream around the attention of ``layer``."""
+        if self.scattered is None or not spec.has_experts(layer):
+            return self.residual
+        return self.scattered[layer > 0 and spec.has_experts(layer - 1)]
 
 
 class DecoderLayer(nn.Module):
@@ -71,7 +79,7 @@ class DecoderLayer(nn.Module):
         super().__init__()
         names = names_of(spec)
         prefix = f"{names.model}.layers.{index}"
-        self.site, self.stream = f"layers.{index}", streams.residual
+        self.site, self.stream = f"layers.{index}", streams.of_attention(spec, index)
         self.input_norm = self._norm(spec, f"{prefix}.{names.input_norm}", where)
         self.attention = build_attention(spec, index, prefix, streams.norm_sums, where)
         self.mlp_norm = self._norm(spec, f"{prefix}.{names.feed_forward_norm}", where)
@@ -83,6 +91,9 @@ class DecoderLayer(nn.Module):
         if spec.norms_after_blocks:
             self.after_attention = self._norm(spec, f"{prefix}.{names.after_attention}", where)
             self.after_mlp = self._norm(spec, f"{prefix}.{names.after_feed_forward}", where)
+        ends_shares = index + 1 == spec.num_layers or not spec.has_experts(index + 1)
+        self._scattered = self.stream if isinstance(self.stream, ScatteredStream) else None
+        self._makes_whole = ends_shares and self._scattered is not None
         self._between = following(self.after_attention, self.mlp_norm)
 
     @staticmethod
@@ -105,10 +116,14 @@ class DecoderLayer(nn.Module):
         return self.mlp(rows), residual
 
     def close(
-        self, partial: torch.Tensor, residual: torch.Tensor, norm: RMSNorm
+        self, partial: torch.Tensor, residual: torch.Tensor, norm: RMSNorm, num_tokens: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The MLP's partial sum into the stream, normalised for what follows."""
         exit_norm = following(self.after_mlp, norm)
+        if self._makes_whole:
+            assert self._scattered is not None
+            shares = partial[: len(residual)], residual
+            return exit_norm.add(*self._scattered.whole(*shares, num_tokens, f"{self.site}.mlp"))
         return self.mlp_stream.reduce_and_norm(partial, residual, exit_norm, f"{self.site}.mlp")
 
     def hand_over(self, partial: torch.Tensor) -> torch.Tensor:
@@ -179,7 +194,7 @@ class DecoderStage(nn.Module):
             if norm is None:
                 hidden = layer.hand_over(partial)
                 return Boundary(hidden=hidden[: len(residual)], residual=residual)
-            x, residual = layer.close(partial, residual, norm)
+            x, residual = layer.close(partial, residual, norm, batch.num_tokens)
         return self.streams.residual.enter(x, batch.num_tokens, "head")
 
     def logits(self, rows: torch.Tensor, wanted: torch.Tensor | None) -> torch.Tensor:

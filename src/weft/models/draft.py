@@ -47,7 +47,7 @@ class DraftLayer(nn.Module):
         both = torch.cat((self.embedding_norm(embedded), self.hidden_norm(hidden)), dim=1)
         x = self.projection(both)
         partial, residual = self.layer(self.layer.input_norm(x), x, batch, cache)
-        rows, _ = self.layer.close(partial, residual, self.final_norm)
+        rows, _ = self.layer.close(partial, residual, self.final_norm, batch.num_tokens)
         logits: torch.Tensor = self.head(
             rows if batch.logit_rows is None else rows[batch.logit_rows]
         )

@@ -73,7 +73,7 @@ class Conventions:
         """Whether weft knows how the engine exchanges rows with experts on other replicas."""
         return self.gathers_replicas or self.expert_exchange == "all_to_all"
 
-    def exchange_of(self, spec: ModelSpec, layout: Layout) -> Exchange:
+    def exchange_of(self, layout: Layout) -> Exchange:
         """How rows reach experts. LayoutError where the engine does it in no way that weft knows."""
         if layout.ep == 1:
             return "none"
@@ -89,12 +89,17 @@ class Conventions:
                 f"`ep` {layout.ep}: engine {self.name} adds up its experts over the "
                 f"tensor-parallel group; set `ep` {layout.tp}{everywhere} or `engine` weft"
             )
-        if layout.tp > 1 and any(isinstance(kind, Latent) for kind in spec.attentions):
-            raise LayoutError(
-                f"`tp` {layout.tp}: with experts over replicas engine {self.name} scatters the rows "
-                f"of latent attention, which is not described yet; set `tp` 1 `dp` {layout.ep}"
-            )
         return "all_gather"
+
+    def scatters_rows(self, spec: ModelSpec, layout: Layout) -> bool:
+        """Whether attention before experts is reduced to each rank's share of the rows.
+
+        vLLM's DeepSeek layers (models/deepseek_v2.py: use_sequence_parallel_moe), where the rows
+        are gathered from all replicas and there is one stage.
+        """
+        is_latent = any(isinstance(kind, Latent) for kind in spec.attentions)
+        scatters = is_latent and layout.tp > 1 and layout.pp == 1
+        return scatters and self.exchange_of(layout) == "all_gather"
 
 
 Exchange = Literal["none", "all_to_all", "all_reduce", "all_gather", "kernels"]
