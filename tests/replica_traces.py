@@ -244,8 +244,9 @@ class Writer:
 def write_schedule(schedule: Schedule, folder: Path) -> list[Path]:
     """The rows of a schedule of one stage as every rank's records of torch.distributed."""
     layout, load = schedule.layout, schedule.workload
-    steps = [("prefill", 1, load.batch * load.prompt_tokens, 0)]
-    steps += [("decode", load.num_decode_steps, 0, load.batch)] * load.num_decode_steps
+    batch = -(-load.batch // layout.dp)
+    steps = [("prefill", 1, batch * load.prompt_tokens, 0)]
+    steps += [("decode", load.num_decode_steps, 0, batch)] * load.num_decode_steps
     paths = []
     for rank in range(layout.world_size):
         writer = Writer(
@@ -259,12 +260,12 @@ def write_schedule(schedule: Schedule, folder: Path) -> list[Path]:
             for row in schedule.collectives:
                 for _ in range(row.count // repeats if row.phase == phase else 0):
                     writer.call(row, list(layout.group_of(row.group, rank)))
-            batch = Batch(
-                context_requests=load.batch * bool(context),
+            label = Batch(
+                context_requests=batch * bool(context),
                 context_tokens=context,
                 decoding=decoding,
             )
-            writer.label(batch, start, writer.now, number)
+            writer.label(label, start, writer.now, number)
             writer.now += 5
         paths.append(write_trace(writer.trace(), folder / f"rank{rank}.json"))
     return paths

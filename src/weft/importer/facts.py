@@ -114,8 +114,9 @@ def read_facts(traces: Mapping[int, RankTrace], run: RunLayout) -> ModelFacts:
         layers = _layers(trace.calls, is_first=stage == 0)
         if layers is not None:
             stage_layers[stage] = layers
-    if layout.ep > 1:  # rows that come back from experts are gathered like logits
-        vocabulary.pop((_most_frequent(hidden) or 0) * layout.tp, None)
+    for rows in (1, layout.tp) if layout.ep > 1 else ():
+        # rows that come back from experts are gathered like logits
+        vocabulary.pop((_most_frequent(hidden) or 0) * rows, None)
     activation = next((t.activation_dtype for t in traces.values() if t.activation_dtype), None)
     return ModelFacts(
         hidden_size=_most_frequent(hidden),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -217,15 +218,10 @@ def _workload(traces: Mapping[int, RankTrace]) -> Workload | None:
 
 
 def _ignored(traces: Mapping[int, RankTrace], layout: Layout) -> list[OtherCalls]:
+    reason = "waits for or groups earlier calls; moves no bytes of its own"
+    kind = partial(OtherCalls, name="record_param_comms", phase="other", reason=reason)
     return [
-        OtherCalls(
-            op=name,
-            name="record_param_comms",
-            stage=layout.stage_of(rank),
-            phase="other",
-            count=count,
-            reason="waits for or groups earlier calls; moves no bytes of its own",
-        )
+        kind(op=name, stage=layout.stage_of(rank), count=count)
         for rank, trace in traces.items()
         for name, count in trace.ignored.items()
     ]
@@ -235,15 +231,15 @@ def _surplus(verdict: Conformance) -> list[OtherCalls]:
     """Rows that the engine's schedule does not have are unexplained."""
     if verdict.conforms is not False:
         return []
+    surplus = (row.row for row in verdict.rows if row.verdict == "surplus")
     return [
         OtherCalls(
-            op=row.actual.op,
-            name=f"{row.actual.op} {list(row.actual.input_shape or ())}",
-            stage=row.actual.stage,
-            phase=row.actual.phase,
-            count=row.actual.count,
+            op=row.op,
+            name=f"{row.op} {list(row.input_shape or ())}",
+            stage=row.stage,
+            phase=row.phase,
+            count=row.count,
             reason="the engine's schedule does not have it",
         )
-        for row in verdict.rows
-        if row.verdict == "surplus" and row.actual is not None
+        for row in surplus
     ]

@@ -17,10 +17,10 @@ from weft.vocabulary.schedule import Phase
 
 LabelFamily = Literal["vllm", "weft", "sglang", "trtllm"]
 
-_VLLM: Final = re.compile(
-    r"execute_(?:\d+_)?context_(\d+)\((?:sq)?(\d+)[^)]*\)_generation_(\d+)\((?:sq)?(\d+)[^)]*\)"
+_COUNTED: Final = re.compile(
+    r"(execute|weft)_(?:\d+_)?context_(\d+)\((?:sq)?(\d+)[^)]*\)"
+    r"_generation_(\d+)\((?:sq)?(\d+)[^)]*\)(?:_logits_(\d+))?"
 )
-_WEFT: Final = re.compile(r"weft_context_(\d+)\((\d+)\)_generation_(\d+)\((\d+)\)_logits_(\d+)$")
 _SGLANG: Final = re.compile(r"step\[(\w+) bs=(\d+)(?: toks=(\d+))?[^\]]*\]")
 _TRTLLM: Final = re.compile(
     r"\[Executor\] _forward_step[^:]*: (\d+) ctx reqs, (?:(\d+) ctx tokens, )?(\d+) gen reqs"
@@ -60,27 +60,21 @@ class StepLabel:
 
 def parse_label(name: str) -> StepLabel | None:
     """The label that an annotation's name is, or None."""
-    if name.startswith("execute_"):
-        return _vllm(name)
-    if name.startswith("weft_"):
-        return _weft(name)
+    if name.startswith(("execute_", "weft_")):
+        return _counted(name)
     if name.startswith("step["):
         return _sglang(name)
     return _trtllm(name) if name.startswith("[Executor]") else None
 
 
-def _vllm(name: str) -> StepLabel | None:
-    match = _VLLM.match(name)
-    return _label("vllm", *map(int, match.groups())) if match else None
-
-
-def _weft(name: str) -> StepLabel | None:
-    match = _WEFT.match(name)
-    return (
-        replace(_label("weft", *map(int, match.groups()[:4])), logits=int(match[5]))
-        if match
-        else None
-    )
+def _counted(name: str) -> StepLabel | None:
+    match = _COUNTED.match(name)
+    if not match:
+        return None
+    engine, *counts, logits = match.groups()
+    family: LabelFamily = "weft" if engine == "weft" else "vllm"
+    label = _label(family, *map(int, counts))
+    return replace(label, logits=int(logits)) if logits else label
 
 
 def _sglang(name: str) -> StepLabel | None:
@@ -96,14 +90,7 @@ def _sglang(name: str) -> StepLabel | None:
     if mode == "IDLE" or not batch:
         return _label("sglang", 0, 0, 0, 0)
     if mode == "MIXED":
-        return StepLabel(
-            family="sglang",
-            phase="mixed",
-            context_requests=0,
-            context_tokens=None,
-            generation_requests=batch,
-            generation_tokens=None,
-        )
+        return replace(_label("sglang", 0, None, batch, None), phase="mixed")
     return _label("sglang", 0, 0, batch, None)
 
 
@@ -123,17 +110,14 @@ def _label(
     generation_requests: int,
     generation_tokens: int | None,
 ) -> StepLabel:
+    phase: Phase = "decode" if generation_requests else "other"
+    if context_requests:
+        phase = "mixed" if generation_requests else "prefill"
     return StepLabel(
         family=family,
-        phase=_phase(context_requests, generation_requests),
+        phase=phase,
         context_requests=context_requests,
         context_tokens=context_tokens,
         generation_requests=generation_requests,
         generation_tokens=generation_tokens,
     )
-
-
-def _phase(context_requests: int, generation_requests: int) -> Phase:
-    if context_requests:
-        return "mixed" if generation_requests else "prefill"
-    return "decode" if generation_requests else "other"

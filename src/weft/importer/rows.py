@@ -103,11 +103,11 @@ class Adder:
         self.run, self.layout, self.sizer = run, run.layout, sizer
         self.everywhere = everywhere
         self._cells: dict[tuple[Any, ...], _Cell] = {}
-        self._others: dict[tuple[Any, ...], Counter[int]] = defaultdict(Counter)
+        self._others: dict[tuple[bool, OtherCalls], Counter[int]] = defaultdict(Counter)
         self._calls: dict[int, dict[int, list[tuple[Collective, float, float]]]] = defaultdict(
             lambda: defaultdict(list)
         )
-        self._first: dict[tuple[Any, ...], float] = {}
+        self._first: dict[OtherCalls, float] = {}
         self._is_timed = True
         self._ranks_of_stage: dict[tuple[int, int], list[int]] = defaultdict(list)
 
@@ -120,19 +120,14 @@ class Adder:
                 self._add(rank, trace, call)
         result = Tally(disagreements=list(self._disagreements()), calls=self._calls)
         result.rows = [self._measured(cell) for cell in self._in_order()]
-        for key, counts in self._others.items():
-            operation, name, stage, phase, is_control, reason = key
-            other = OtherCalls(
-                op=operation,
-                name=name,
-                stage=stage,
-                phase=phase,
+        for (is_control, other), counts in self._others.items():
+            calls = replace(
+                other,
                 count=max(counts.values()),
-                reason=reason,
                 ranks=tuple(sorted(counts)),
-                first_us=round(self._first[key], 3) if self._is_timed else None,
+                first_us=round(self._first[other], 3) if self._is_timed else None,
             )
-            (result.control if is_control else result.unexplained).append(other)
+            (result.control if is_control else result.unexplained).append(calls)
         return result
 
     def _add(self, rank: int, trace: RankTrace, call: TracedCall) -> None:
@@ -234,9 +229,11 @@ class Adder:
         reason: str,
         is_control: bool = False,
     ) -> None:
-        key = (call.operation, call.name, stage, phase, is_control, reason)
-        self._others[key][rank] += 1
-        self._first[key] = min(self._first.get(key, call.start_us), call.start_us)
+        other = OtherCalls(
+            op=call.operation, name=call.name, stage=stage, phase=phase, count=1, reason=reason
+        )
+        self._others[is_control, other][rank] += 1
+        self._first[other] = min(self._first.get(other, call.start_us), call.start_us)
 
     def _in_order(self) -> list[_Cell]:
         by_key = {cell.first.key: cell for cell in self._cells.values()}
