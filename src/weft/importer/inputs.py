@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,9 +25,8 @@ def trace_files(paths: Sequence[Path]) -> list[Path]:
     for path in paths:
         inside = sorted(p for p in path.iterdir() if _is_trace(p)) if path.is_dir() else [path]
         if not inside:
-            below = next(
-                (p.parent for p in sorted(path.rglob("*")) if _is_trace(p)), "their folder"
-            )
+            holding = Counter(p.parent for p in path.rglob("*") if _is_trace(p))
+            below = max(sorted(holding), key=holding.__getitem__, default="their folder")
             raise FileFormatError(
                 f"{path}: a folder without traces ({', '.join(TRACE_ENDINGS)}); name {below}"
             )

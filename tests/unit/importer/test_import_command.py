@@ -249,7 +249,10 @@ def test_a_folder_of_folders_names_the_one_with_traces(
 ) -> None:
     inner = tmp_path / "run" / "profile"
     inner.mkdir(parents=True)
-    (inner / "rank0.json").write_text("{}")
+    for rank in range(2):
+        (inner / f"rank{rank}.json").write_text("{}")
+    (tmp_path / "also").mkdir()
+    (tmp_path / "also" / "one.json").write_text("{}")
     assert main.run(["import", str(tmp_path)]) == 2
     assert f"name {inner}" in capsys.readouterr().err
 
