@@ -111,7 +111,7 @@ def predict(
         burst: requests of ``rate`` that come at once.
         shortest: lengths are even between this share of the workload's and all of it.
         requests: how many are simulated; 10 a client and at least 100 if left out.
-        speculation: drafts of each decode step (of the schedule only).
+        speculation: drafts of each decode step (times: of a server).
         prefill_layout: of other ranks that do the prompts; those of ``layout`` then only decode.
 
     Raises:
@@ -135,8 +135,6 @@ def predict(
         return closed_form(
             spec, shape, workload, name, speculation=speculation, prefill_layout=prefill_layout
         )
-    if speculation is not None:
-        raise UserError("`speculation`: its latency is not predicted; leave `accelerator` out")
     from weft.prediction.latency import predict_latency
     from weft.prediction.machines import machine_named, placed
     from weft.prediction.serving import predict_serving
@@ -146,11 +144,12 @@ def predict(
     shape = placed(layout, machine.fabric.gpus_per_node, nodes)
     spec = load_spec(model)
     if (concurrency, rate, trace) == (None, None, None):
-        if prefill_layout is not None:
-            raise UserError(
-                f"`prefill_layout` {prefill_layout.name}: times are those of a server; say its "
-                "`concurrency`, `rate` or `trace`"
-            )
+        for name, value in (("prefill_layout", prefill_layout), ("speculation", speculation)):
+            if value is not None:
+                raise UserError(
+                    f"`{name}`: its times are those of a server; say `concurrency`, `rate` or "
+                    "`trace`, or leave `accelerator` out"
+                )
         return predict_latency(spec, shape, workload, machine)
     traffic = Traffic(
         workload=workload,
@@ -163,7 +162,9 @@ def predict(
     )
     if prefill_layout is not None:
         prefill_layout = placed(prefill_layout, machine.fabric.gpus_per_node)
-    return predict_serving(spec, shape, traffic, machine, prefill_layout=prefill_layout)
+    return predict_serving(
+        spec, shape, traffic, machine, prefill_layout=prefill_layout, speculation=speculation
+    )
 
 
 def _refuse_without_device(**given: object) -> None:

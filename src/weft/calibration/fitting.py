@@ -71,6 +71,7 @@ _KERNELS: Final = _profile(
     attention_share=(1.1, 0.3),
     experts_layer_us=(15, 0.5),
     server_prompt_step_us=(500, 0.7),
+    server_token_us=(8, 0.5),
 )
 _CALLS: Final = _profile(communication_share=(1.1, 0.3), kernel_call_share=(0.8, 0.3))
 """Of engines whose batches were not measured for weft."""

@@ -21,6 +21,7 @@ from weft.engine.block_pool import BlockPool
 from weft.engine.prefix import PrefixCache
 from weft.engine.request import NO_TOKEN, FinishReason, Request
 from weft.errors import WorkloadError
+from weft.scheduling.policy import Policy
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -89,14 +90,16 @@ class Scheduler:
         """
         self.pool, self.num_groups = pool, num_groups
         self.prefix = PrefixCache(pool, enabled=prefix_caching)
-        self._max_tokens, self._max_requests = max_batch_tokens, max_batch_requests
+        self.policy = Policy(
+            max_tokens=max_batch_tokens, max_requests=max_batch_requests, counts_decode=False
+        )
         self._proposer = proposer
         self.num_drafted = self.num_accepted = 0
         self._reset()
 
     def _reset(self) -> None:
         self.pool.reset()
-        self._rows = deque(range(self._max_requests * self.num_groups))
+        self._rows = deque(range(self.policy.max_requests * self.num_groups))
         self._groups = [_Group() for _ in range(self.num_groups)]
         self._open: dict[int, Request] = {}
         self._admissions = 0
@@ -131,23 +134,25 @@ class Scheduler:
 
     def schedule(self, index: int = 0) -> list[Chunk]:
         """Choose the rows of the next step of the group ``index`` and give them cache blocks."""
-        group, budget = self._groups[index], self._max_tokens
+        group = self._groups[index]
+        budget = self.policy.prompt_rows(len(group.running))
         chunks: dict[Request, list[Chunk]] = {}
         for request in list(group.running):
             if request not in group.running or not request.num_left:
                 continue
-            if request.length - request.num_computed == 1:
+            if request.is_decoding and request.length - request.num_computed == 1:
                 drafts = self._drafts(request, budget)
                 self._take(request, 1, chunks, drafts)
                 budget -= len(drafts)
             elif budget:
                 budget -= self._take(request, budget, chunks)
-        while group.waiting and budget and len(group.running) < self._max_requests:
+        while group.waiting and budget and len(group.running) < self.policy.max_requests:
             request = next(iter(group.waiting))
-            if request.num_pending or not self._begin(request, budget):
+            rows = self.policy.rows_for(request.length, budget, alone=not chunks)
+            if request.num_pending or not rows or not self._begin(request, rows):
                 break
             self._admit(request, group)
-            chunk = _chunk(request, budget)
+            chunk = _chunk(request, rows)
             chunks[request] = [chunk]
             budget -= chunk.count
         return [chunk for own in chunks.values() for chunk in own]

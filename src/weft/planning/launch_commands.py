@@ -33,7 +33,7 @@ def launch_commands(
     or directory, which other engines need. weight_dtype: as in the plan; None is the model's.
     requests: how many a replica should run at once, where the plan is about a server.
     tokens: the longest request's; batched_tokens: rows of one step, as the plan took them.
-    Option names are those in the sources of vLLM 0.33 and SGLang 0.5.23; their parsers were not run.
+    The parsers of vLLM 0.33.0 and SGLang 0.5.23 read them (benchmarks/check_commands.py).
     """
     eight_bit = weight_dtype == FLOAT8
     commands = {

@@ -35,8 +35,9 @@ class EngineProfile:
     server_us: host time of a request through an HTTP server, beside request_us;
     server_step_us, server_sequence_us: time that a step, and each of its sequences, takes
     more in a server than in a batch (answers streamed, sampling by the client's wishes);
-    server_prompt_step_us: the same for a step with prompts; server_prompt_us: time of each request
-    at the server's door, one after another.
+    server_prompt_step_us: the same for a step with prompts; server_prompt_us: time of each
+    request at the server's door, one after another; server_token_us: of each token of its prompt,
+    beside others'.
     arrival_us: between two requests of one batch becoming visible to the scheduler.
     schedule_us: host time between two steps put in flight (pipeline start only).
     ranks_us: extra host time of a prefill with more than one rank (dispatch to workers).
@@ -90,6 +91,7 @@ class EngineProfile:
     server_us: Quantity
     server_prompt_step_us: Quantity
     server_prompt_us: Quantity
+    server_token_us: Quantity
     server_step_us: Quantity
     server_sequence_us: Quantity
     arrival_us: Quantity

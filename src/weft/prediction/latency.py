@@ -18,10 +18,13 @@ from weft.prediction.step_time import StageTime, StepTimer, merge_collectives
 from weft.vocabulary.conventions import engine_named
 from weft.vocabulary.layout import Layout
 from weft.vocabulary.model_spec import ModelSpec
+from weft.vocabulary.speculation import Speculation
 from weft.vocabulary.workload import Workload
 
 
-def step_timer(spec: ModelSpec, layout: Layout, machine: Machine) -> StepTimer:
+def step_timer(
+    spec: ModelSpec, layout: Layout, machine: Machine, speculation: Speculation | None = None
+) -> StepTimer:
     """The timer of single steps of ``spec`` on ``layout``."""
     return StepTimer(
         spec=machine.stored(spec),
@@ -29,6 +32,7 @@ def step_timer(spec: ModelSpec, layout: Layout, machine: Machine) -> StepTimer:
         accelerator=machine.accelerator,
         pricing=machine.pricing,
         profile=machine.profile,
+        speculation=speculation,
     )
 
 

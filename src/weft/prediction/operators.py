@@ -36,6 +36,7 @@ class StepLoad:
     ``prefill_tokens`` of ``prefill_sequences`` prompts read ``prefill_context`` tokens
     each on average (half the chunk, plus what went before). Averages may be fractions.
     everywhere: rows of all replicas that share experts; 0: the others' steps are like this one.
+    decode_rows: rows of each decoding sequence (its last token, and drafts to be checked).
     """
 
     decode_sequences: float = 0.0
@@ -44,10 +45,15 @@ class StepLoad:
     prefill_sequences: float = 0.0
     prefill_context: float = 0.0
     everywhere: float = 0.0
+    decode_rows: int = 1
 
     @property
     def rows(self) -> float:
-        return self.decode_sequences + self.prefill_tokens
+        return self.decode_sequences * self.decode_rows + self.prefill_tokens
+
+    @property
+    def logit_rows(self) -> float:
+        return self.decode_sequences * self.decode_rows + self.prefill_sequences
 
     @property
     def sequences(self) -> float:
@@ -61,6 +67,7 @@ class StepLoad:
             prefill_tokens=self.prefill_tokens / parts,
             prefill_sequences=self.prefill_sequences / parts,
             prefill_context=self.prefill_context,
+            decode_rows=self.decode_rows,
         )
 
 
@@ -212,7 +219,8 @@ def _attention_us(work: AttentionWork, step: StepLoad, size: int, device: Engine
     if step.decode_sequences:
         context = min(step.decode_context, window or step.decode_context)
         pairs = step.decode_sequences * context
-        total += decode.us(pairs * work.cache_elements * size, pairs * work.decode_operations)
+        operations = pairs * step.decode_rows * work.decode_operations
+        total += decode.us(pairs * work.cache_elements * size, operations)
         state = 2 * step.decode_sequences * work.state_bytes
         total += state * 1e-3 / device.cache_gb_s
     if step.prefill_tokens:
@@ -259,6 +267,6 @@ def head_times(shard: Shard, step: StepLoad, device: EngineDevice) -> PartTimes:
     shape = (shard.spec.vocab_size / shard.tp, shard.spec.hidden_size)
     form, size = FORMATS[shard.spec.dtype], shard.activation_bytes
     return PartTimes(
-        matmul_us=matmul_us(step.sequences, *shape, form, size, device),
+        matmul_us=matmul_us(step.logit_rows, *shape, form, size, device),
         elementwise_us=device.elementwise_call_us,
     )

@@ -20,6 +20,7 @@ from weft.prediction.step_time import StageTime, StepTimer
 from weft.prediction.traffic import Traffic
 from weft.vocabulary.layout import Layout
 from weft.vocabulary.model_spec import ModelSpec
+from weft.vocabulary.speculation import Speculation, check_speculation
 
 _UNSTABLE: Final = 0.9
 
@@ -99,15 +100,22 @@ def predict_serving(
     machine: Machine,
     *,
     prefill_layout: Layout | None = None,
+    speculation: Speculation | None = None,
 ) -> Serving:
     """Serve ``traffic`` on ``layout``; with ``prefill_layout`` its servers only decode.
 
     Replicas that do the same are not all simulated. Raises LayoutError and WorkloadError for what
     cannot run, and WorkloadError where requests come faster than they are answered.
     """
-    pools = [Replica(spec, pool, machine) for pool in (prefill_layout, layout) if pool is not None]
+    pools = [
+        Replica(spec, pool, machine, speculation)
+        for pool in (prefill_layout, layout)
+        if pool is not None
+    ]
     for pool in pools:
         check_question(spec, pool.layout, traffic.workload)
+    if speculation is not None:
+        check_speculation(spec, speculation)
     scale = math.gcd(*(pool.servers for pool in pools))
     stages = [
         pool.stage(scale, after=before) for before, pool in zip((None, *pools), pools, strict=False)
@@ -188,14 +196,20 @@ class Replica:
     Replicas that share experts are one server: their steps wait for each other.
     """
 
-    def __init__(self, spec: ModelSpec, layout: Layout, machine: Machine) -> None:
+    def __init__(
+        self,
+        spec: ModelSpec,
+        layout: Layout,
+        machine: Machine,
+        speculation: Speculation | None = None,
+    ) -> None:
         self.spec, self.layout, self.machine = machine.stored(spec), layout, machine
         self.sharing = max(1, layout.ep // layout.tp)
         self.servers = layout.dp // self.sharing
         size = layout.tp * layout.pp * self.sharing
         nodes = max(1, size // layout.ranks_per_node)
         alone = replace(layout, dp=self.sharing, nodes=nodes, gpus_per_node=None)
-        self.timer: StepTimer = step_timer(spec, alone, machine)
+        self.timer: StepTimer = step_timer(spec, alone, machine, speculation)
         self.cache_tokens = self.memory(1).cache_limit_tokens * self.sharing
         self._known: dict[StepLoad, float] = {}
 
@@ -210,8 +224,12 @@ class Replica:
         host_us = profile.request_us.value + profile.server_us.value
         if after is not None:
             return Stage(servers=servers, delay_us=after.transfer_us)
-        door_us = profile.server_prompt_us.value
-        return Stage(servers=servers, door_us=door_us, delay_us=lambda _visit: host_us)
+        each_us, token_us = profile.server_prompt_us.value, profile.server_token_us.value
+        return Stage(
+            servers=servers,
+            door_us=lambda _visit: each_us,
+            delay_us=lambda visit: host_us + visit.prompt * token_us,
+        )
 
     def transfer_us(self, visit: Visit) -> float:
         """A prompt's cache and states to another server: every rank sends its own over its adapter."""
@@ -235,6 +253,7 @@ class Replica:
             step_us=self.step_us,
             cache_tokens=self.cache_tokens,
             state_tokens=self._state_tokens,
+            step_tokens=self._step_tokens,
         )
 
     @cached_property
@@ -286,8 +305,15 @@ class Replica:
             server += profile.server_prompt_step_us.value
         return _round_us(self.timer, step, self.layout.pp) + server
 
+    @property
+    def _step_tokens(self) -> float:
+        drafts = self.timer.speculation
+        return 1.0 if drafts is None else 1.0 + drafts.to_json()["accepted"]
+
     def _of_one(self, step: StepLoad) -> StepLoad:
-        """The step of the busiest of the replicas that share experts."""
+        """The step with its drafts, of the busiest of the replicas that share experts."""
+        if self.timer.speculation is not None:
+            step = replace(step, decode_rows=self.timer.speculation.rows)
         if self.sharing == 1:
             return step
         prompts = step.prefill_sequences
@@ -300,6 +326,7 @@ class Replica:
             prefill_sequences=prompts * share,
             prefill_context=step.prefill_context,
             everywhere=step.rows,
+            decode_rows=step.decode_rows,
         )
 
 

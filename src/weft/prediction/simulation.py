@@ -290,7 +290,7 @@ class Stage:
     """
 
     servers: Sequence[Server]
-    door_us: float = 0.0
+    door_us: Callable[[Visit], float] = lambda _visit: 0.0
     delay_us: Callable[[Visit], float] = lambda _visit: 0.0
 
     def add(self, visit: Visit, time_us: float) -> None:
@@ -352,7 +352,7 @@ class _Service:
 
     def _send(self, visit: Visit, time_us: float, stage: int) -> None:
         door = self.stages[stage]
-        self.free_us[stage] = max(self.free_us[stage], time_us) + door.door_us
+        self.free_us[stage] = max(self.free_us[stage], time_us) + door.door_us(visit)
         heappush(
             self.events,
             (self.free_us[stage] + door.delay_us(visit), next(self.order), stage, visit),

@@ -25,6 +25,7 @@ from weft.vocabulary.conventions import engine_named
 from weft.vocabulary.layout import Layout
 from weft.vocabulary.model_spec import ModelSpec
 from weft.vocabulary.schedule import Collective
+from weft.vocabulary.speculation import Speculation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,8 +81,9 @@ class StepTimer:
     accelerator: Accelerator
     pricing: Pricing
     profile: EngineProfile
+    speculation: Speculation | None = None
     _known: dict[StepLoad, list[StageTime]] = field(default_factory=dict, repr=False)
-    _calls: dict[tuple[int, int, int], dict[StageKind, list[CollectiveTime]]] = field(
+    _calls: dict[tuple[int, int, int, int], dict[StageKind, list[CollectiveTime]]] = field(
         default_factory=dict, repr=False
     )
 
@@ -122,7 +124,7 @@ class StepTimer:
         if kind.is_first:
             parts = parts.plus(embedding_times(self.shard, step, self.device))
         if kind.is_last:
-            parts = parts.plus(head_times(self.shard, step, self.device))
+            parts = parts.plus(head_times(self.shard, step, self.device)).plus(self._drafts(step))
             fixed = profile.step_us.value + step.sequences * profile.sequence_us.value
         if self.layout.pp > 1:
             fixed += profile.stage_us.value
@@ -144,12 +146,26 @@ class StepTimer:
             host_us=host,
         )
 
+    def _drafts(self, step: StepLoad) -> PartTimes:
+        """The passes of a draft layer, with the model's head, for every sequence."""
+        drafts = self.speculation
+        if drafts is None or not drafts.has_layer or not step.decode_sequences:
+            return PartTimes()
+        shard = replace(self.shard, spec=drafts.layer_of(self.spec))
+        one = replace(
+            step, decode_rows=1, prefill_tokens=0.0, prefill_sequences=0.0, everywhere=0.0
+        )
+        each = layer_times(shard, one, self.device).plus(head_times(shard, one, self.device))
+        return PartTimes().plus(each, drafts.num_drafts)
+
     def _collectives(self, step: StepLoad) -> dict[StageKind, list[CollectiveTime]]:
         rows = max(1, round(step.rows))
-        sequences = max(1, min(round(step.sequences), rows))
-        key = (rows, sequences, round(step.everywhere))
+        sequences = max(1, min(round(step.logit_rows), rows))
+        requests = max(1, round(step.sequences))
+        key = (rows, sequences, requests, round(step.everywhere))
         if key not in self._calls:
-            schedule = step_schedule(self.spec, self.layout, self.profile.conventions, *key)
+            names = self.spec, self.layout, self.profile.conventions
+            schedule = step_schedule(*names, *key, self.speculation)
             self._calls[key] = {kind: self._priced(calls) for kind, calls in schedule.items()}
         return self._calls[key]
 
@@ -184,7 +200,14 @@ def stage_kinds(layout: Layout, num_layers: int) -> tuple[StageKind, ...]:
 
 @lru_cache(maxsize=4096)
 def step_schedule(
-    spec: ModelSpec, layout: Layout, engine: str, rows: int, sequences: int, everywhere: int
+    spec: ModelSpec,
+    layout: Layout,
+    engine: str,
+    rows: int,
+    sequences: int,
+    requests: int,
+    everywhere: int,
+    speculation: Speculation | None,
 ) -> dict[StageKind, tuple[Collective, ...]]:
     """The closed form's collectives of one step of ``rows`` tokens, by kind of stage.
 
@@ -194,12 +217,17 @@ def step_schedule(
     kinds = stage_kinds(layout, spec.num_layers)
     first_of = {kind: kinds.index(kind) for kind in kinds}
     step = StepRows(
-        phase="mixed", rows=rows, sequences=sequences, count=1, everywhere=everywhere or None
+        phase="mixed",
+        rows=rows,
+        sequences=sequences,
+        count=1,
+        everywhere=everywhere or None,
+        requests=requests,
     )
     conventions = engine_named(engine)
     if not conventions.spreads_experts:
         conventions = replace(conventions, gathers_replicas=True)
-    found = rows_of_steps(spec, layout, [step], conventions, first_of.values())
+    found = rows_of_steps(spec, layout, [step], conventions, first_of.values(), speculation)
     return {
         kind: tuple(row for row in found if row.stage == stage) for kind, stage in first_of.items()
     }

@@ -1,0 +1,115 @@
+"""Servers that only prefill, replicas that share experts, drafts, and states beside caches."""
+
+from __future__ import annotations
+
+import pytest
+
+from weft import api
+from weft.errors import LayoutError, UserError
+from weft.prediction.machines import machine_named
+from weft.prediction.operators import StepLoad
+from weft.prediction.serving import Replica, Serving
+from weft.prediction.simulation import Server, Stage, Visit, serve
+from weft.scheduling.policy import Policy
+from weft.vocabulary.layout import Layout
+from weft.vocabulary.model_source import load_spec
+from weft.vocabulary.speculation import Speculation
+from weft.vocabulary.workload import Workload
+
+LOAD = Workload(prompt_tokens=1024, decode_tokens=128)
+B200 = machine_named("sglang", "b200-sxm", weights="nvfp4")
+
+
+def ask(layout: str, clients: int = 64, model: str = "llama-3.1-8b", **more: object) -> Serving:
+    found = api.predict(
+        model,
+        Layout.parse(layout),
+        LOAD,
+        engine="vllm",
+        accelerator="h200-sxm",
+        concurrency=clients,
+        requests=4 * clients,
+        **more,  # type: ignore[call-overload]
+    )
+    assert isinstance(found, Serving)
+    return found
+
+
+def test_prompts_on_other_servers_leave_decode_steps_alone() -> None:
+    together = ask("dp2xtp2")
+    apart = ask("tp2", prefill_layout=Layout(tp=2))
+    assert apart.tpot_ms.value < 0.85 * together.tpot_ms.value
+    assert apart.ttft_ms.value > together.ttft_ms.value
+    assert apart.to_json()["prefill_layout"] == "tp2"
+    more = ask("tp2", prefill_layout=Layout(tp=2, dp=4))
+    assert more.ttft_ms.value < 0.6 * apart.ttft_ms.value
+
+
+def test_every_request_passes_both_stages_and_waits_for_its_cache() -> None:
+    policy = Policy(max_tokens=64, max_requests=8)
+    prefill, decode = (
+        Server(policy=policy, step_us=lambda step: 10.0, cache_tokens=1000) for _ in range(2)
+    )
+    prefill.prefills_only = True
+    visits = [Visit(prompt=32, decode=5, arrival_us=3.0 * index) for index in range(9)]
+    stages = [Stage(servers=[prefill]), Stage(servers=[decode], delay_us=lambda visit: 100.0)]
+    serve(stages, visits)
+    for visit in visits:
+        assert visit.produced == visit.decode
+        assert visit.end_us >= visit.first_us + 100.0 + 4 * 10.0
+    assert prefill.busy_us == pytest.approx(10.0 * 5)
+    assert decode.prompt_us == 0.0
+
+
+def test_the_caches_way_grows_with_the_prompt_and_falls_with_the_ranks() -> None:
+    spec = load_spec("llama-3.1-8b")
+    one, two = (Replica(spec, Layout(tp=tp), machine_named("vllm", "h200-sxm")) for tp in (1, 2))
+    short, long = Visit(prompt=1000, decode=1), Visit(prompt=8000, decode=1)
+    assert one.transfer_us(long) > 6 * one.transfer_us(short)
+    assert two.transfer_us(long) < 0.6 * one.transfer_us(long)
+
+
+def test_replicas_that_share_experts_step_together() -> None:
+    spec = load_spec("deepseek-v3")
+    shared = Replica(spec, Layout(dp=8, ep=8), B200)
+    assert (shared.sharing, shared.servers) == (8, 1)
+    step = StepLoad(decode_sequences=64.0, decode_context=1024.0)
+    alone = StepLoad(decode_sequences=8.0, decode_context=1024.0)
+    assert shared.step_us(step) > shared.step_us(alone)
+    prompt = StepLoad(prefill_tokens=4096.0, prefill_sequences=1.0, prefill_context=2048.0)
+    eight = StepLoad(prefill_tokens=8 * 4096.0, prefill_sequences=8.0, prefill_context=2048.0)
+    assert shared.step_us(eight) < 2.5 * shared.step_us(prompt)
+    assert Replica(spec, Layout(dp=16, ep=8), B200).servers == 2
+
+
+def test_experts_over_replicas_of_pipelines_are_refused() -> None:
+    with pytest.raises(LayoutError, match="`ep` 8: times are predicted"):
+        ask("dp4xtp2xpp2xep8", model="qwen3-30b-a3b")
+
+
+def test_accepted_drafts_shorten_the_time_of_a_token_and_refused_ones_lengthen_it() -> None:
+    plain = ask("tp2", 4).tpot_ms.value
+    kept, lost = (
+        ask("tp2", 4, speculation=Speculation(method="mtp", num_drafts=2, accepted=n)).tpot_ms.value
+        for n in (2.0, 0.0)
+    )
+    assert kept < 0.6 * plain < plain < lost
+
+
+def test_a_batch_has_no_times_with_drafts_or_other_ranks() -> None:
+    for more in ({"prefill_layout": Layout()}, {"speculation": Speculation.parse("ngram:2")}):
+        with pytest.raises(UserError, match="say `concurrency`"):
+            api.predict("llama-3.1-8b", accelerator="h200-sxm", **more)  # type: ignore[call-overload]
+
+
+def test_a_state_takes_cache_whatever_the_length() -> None:
+    replica = Replica(
+        load_spec("qwen3-next-80b-a3b"), Layout(tp=4), machine_named("vllm", "h200-sxm")
+    )
+    server = replica.stage(1, None).servers[0]
+    assert server.state_tokens > 500
+    policy = Policy(max_tokens=64, max_requests=8)
+    few = Server(policy=policy, step_us=lambda step: 1.0, cache_tokens=300, state_tokens=100)
+    visits = [Visit(prompt=10, decode=10) for _ in range(6)]
+    serve([Stage(servers=[few])], visits)
+    assert few.most_running == 2
