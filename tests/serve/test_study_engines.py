@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import shlex
+import signal
+import subprocess
 import sys
+import time
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -107,12 +110,36 @@ def test_a_killed_engine_costs_one_row_and_leaves_nothing(tmp_path: Path, capsys
     assert {path.name for path in after if after[path] != before[path]} == {"sglang-1-deadly.json"}
 
 
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_study_leaves_nothing(signum: int, tmp_path: Path):
+    children = tmp_path / "children"
+    command = f"sglang={MOCK} --children {children} --itl-ms 100"
+    options = [*BASE, "--workloads", "a=4/600/2", "--output", str(tmp_path)]
+    running = subprocess.Popen(
+        [sys.executable, "-m", "weft", *options, "--engine-command", command],
+        stderr=subprocess.DEVNULL,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # noqa: PLW1509
+    )
+    try:
+        deadline = time.monotonic() + 60
+        while not children.exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        time.sleep(1)
+        running.send_signal(signum)
+        assert running.wait(10) == 130
+    finally:
+        running.kill()
+    (pid,) = (int(line) for line in children.read_text().split())
+    assert not is_running(pid)
+
+
 def test_an_engine_that_never_starts_says_what_it_said(tmp_path: Path, capsys):
-    command = "sh -c 'echo no such device >&2; exit 3'"
+    command = "sh -c 'echo no such device >&2; exit 3' {port}"
     code, found = study(tmp_path, "--workloads", "chat=8/4/2", command=command)
     assert code == 1
     assert found["cases"][0]["reason"] == "its server ended (exit code 3): no such device"
-    command = "sleep 60"
+    command = "sh -c 'sleep 60' {port}"
     code, found = study(tmp_path, "--workloads", "chat=8/4/2", "--ready", "1", command=command)
     assert found["cases"][0]["reason"] == "not ready within 1 s"
     command = "no-such-program --port {port}"
@@ -148,6 +175,12 @@ def test_cases_after_the_time_limit_are_left_out(tmp_path: Path, capsys):
         (["--url", "weft=http://x:1"], "ENGINE:LAYOUT=URL"),
         (["--url", "weft:tp2=ftp://x"], "ftp"),
         (["--sweep"], "--goodput"),
+        (["--workloads", "../x=4/4/1"], "NAME=PROMPT/DECODE/BATCH"),
+        (["--layouts", "sp2", "--engines", "vllm"], "has no {sp}"),
+        (["--engine-command", "weft={python}"], "has no {port}"),
+        (["--url", "vllm:tp4=http://x:1"], "none of the engines and layouts"),
+        (["--model", "deepseek-v3", "--engines", "vllm"], "name a folder"),
+        (["--workloads", "a=200000/4/1"], "131072 positions"),
         (["--concurrency", "0"], "--concurrency 0"),
         (["--concurrency", "a"], "--concurrency a"),
         (["--rates", "-1"], "--rates -1"),

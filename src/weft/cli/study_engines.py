@@ -93,7 +93,7 @@ def study_engines(
     plan = plans.EnginesPlan(
         model=model,
         engines=plans.parse_engines(engines),
-        layouts=tuple(Layout.parse(name.strip()) for name in layouts.split(",")),
+        layouts=tuple(Layout.parse(name.strip()) for name in dict.fromkeys(layouts.split(","))),
         workloads=plans.parse_workloads(workloads),
         commands=plans.parse_pairs("engine_command", engine_command),
         pythons=plans.parse_pairs("python", python),

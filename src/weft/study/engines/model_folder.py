@@ -26,13 +26,9 @@ def model_of(name: str, folder: Path) -> str:
     """
     if name not in BUILTIN_MODELS:
         return name
+    check_files(name)
     spec, config = BUILTIN_MODELS[name], CONFIGS[name]
     family = str(config["model_type"])
-    if family not in _ARCHITECTURES:
-        raise ModelConfigError(
-            f"model {name}: name a folder with its config.json and tokenizer; weft writes them for "
-            f"{', '.join(_ARCHITECTURES)} only"
-        )
     content = {
         "dtype": spec.dtype,
         "torch_dtype": spec.dtype,
@@ -44,6 +40,15 @@ def model_of(name: str, folder: Path) -> str:
         "architectures": [_ARCHITECTURES[family]],
     }
     return write_model(folder, content | config)
+
+
+def check_files(name: str) -> None:
+    """ModelConfigError for a built-in name whose files weft does not write."""
+    if name in BUILTIN_MODELS and CONFIGS[name]["model_type"] not in _ARCHITECTURES:
+        raise ModelConfigError(
+            f"model {name}: name a folder with its config.json and tokenizer; weft writes them for "
+            f"{', '.join(_ARCHITECTURES)} only"
+        )
 
 
 def write_model(folder: Path, config: dict[str, Any]) -> str:

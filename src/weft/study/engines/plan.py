@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
@@ -10,13 +11,18 @@ from typing import Any, Final
 from weft.bench.serving.figures import ServiceLimits
 from weft.closed_form.schedule import closed_form
 from weft.errors import UserError, WorkloadError
-from weft.study.engines.table import EngineRow, check_command, engine_named
+from weft.study.engines.model_folder import check_files
+from weft.study.engines.table import EngineRow, check_command, check_layout, engine_named
 from weft.vocabulary.layout import Layout
 from weft.vocabulary.model_source import load_spec
 from weft.vocabulary.workload import Workload, workload_named
 
 SHARES: Final = (0.5, 0.8)
 """Rates of the open loop, as shares of what the closed loop reached."""
+
+
+_NAME: Final = re.compile(r"[A-Za-z0-9][\w.-]*")
+"""Of a workload: it is part of file names."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,14 +71,21 @@ class EnginesPlan:
 
     def check(self) -> None:
         """Raise UserError before anything is started."""
+        for name, command in self.commands.items():
+            check_command(engine_named(name).name, command)
         spec = load_spec(self.model)
         for case in self.cases():
             closed_form(spec, case.layout, self.workloads[case.workload], case.engine.schedule)
             self._check_can_start(case)
-        for name, command in self.commands.items():
-            check_command(engine_named(name).name, command)
         for name in self.pythons:
             engine_named(name)
+        check_files(self.model)
+        places = {(case.engine.name, case.layout.name) for case in self.cases()}
+        for engine, layout in self.urls:
+            if (engine, layout) not in places:
+                raise UserError(
+                    f"`url` {engine}:{layout}: is none of the engines and layouts asked for"
+                )
         self._check_numbers()
         if self.sweep and not self.limits.given:
             raise UserError("`sweep`: needs `goodput`, the limits that are to hold")
@@ -86,6 +99,8 @@ class EnginesPlan:
                 f"`engines` {engine}: weft does not start it; give `url` {engine}:{layout}="
                 "http://HOST:PORT of a running server or its `engine_command`"
             )
+        if (engine, layout) not in self.urls:
+            check_layout(engine, self.command(case.engine), case.layout)
 
     def _check_numbers(self) -> None:
         for name, limit in (
@@ -148,7 +163,7 @@ def parse_workloads(text: str) -> dict[str, Workload]:
 
 def _sized(name: str, sizes: str) -> Workload:
     parts = sizes.split("/")
-    if not name or len(parts) != 3 or not all(part.isdigit() for part in parts):
+    if not _NAME.fullmatch(name) or len(parts) != 3 or not all(part.isdigit() for part in parts):
         raise WorkloadError(
             f"`workloads` {name}={sizes}: write NAME=PROMPT/DECODE/BATCH, e.g. chat=512/64/8"
         )
@@ -158,7 +173,7 @@ def _sized(name: str, sizes: str) -> Workload:
 
 def parse_engines(text: str) -> tuple[EngineRow, ...]:
     """Rows of the table by their names, in this order."""
-    return tuple(engine_named(name.strip()) for name in text.split(","))
+    return tuple(engine_named(name.strip()) for name in dict.fromkeys(text.split(",")))
 
 
 def parse_pairs(option: str, texts: list[str] | None) -> dict[str, str]:

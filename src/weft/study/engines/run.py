@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -78,8 +79,8 @@ def run_engines(
     study = _Study(plan, Folder(path=output.resolve()), predict, tell)
     found: list[Document] = []
     order = {case.name: number for number, case in enumerate(plan.cases())}
-    for _, group in groupby(plan.cases(), key=lambda case: (case.engine.name, case.layout)):
-        for document in study.of_server(list(group)):
+    with _ending_as_by_ctrl_c():
+        for document in study.documents():
             found.append(document)
             found.sort(key=lambda one: order[one["name"]])
             yield {
@@ -95,6 +96,16 @@ def run_engines(
             }
 
 
+@contextmanager
+def _ending_as_by_ctrl_c() -> Iterator[None]:
+    """SIGTERM ends the servers too."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 class _Study:
     def __init__(
         self,
@@ -106,6 +117,12 @@ class _Study:
         limit_s = plan.time_limit_s
         self._plan, self._folder, self._predict, self._tell = plan, folder, predict, tell
         self._deadline = None if limit_s is None else time.monotonic() + limit_s
+
+    def documents(self) -> Iterator[Document]:
+        """Every case, server by server."""
+        by_server = groupby(self._plan.cases(), key=lambda case: (case.engine.name, case.layout))
+        for _, group in by_server:
+            yield from self.of_server(list(group))
 
     def of_server(self, cases: list[EngineCase]) -> Iterator[Document]:
         """The cases of one engine and layout: a server that fails is started anew for the rest."""

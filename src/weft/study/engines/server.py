@@ -21,6 +21,8 @@ from weft.errors import EnvironmentUnavailable
 _MARK: Final = "WEFT_STUDY_SERVER"
 """In the environment of all that a server starts, whichever session or parent it has."""
 _GRACE_S: Final = 20.0
+_SHORT_GRACE_S: Final = 2.0
+"""After Ctrl-C."""
 _LAST_LINES: Final = 3
 
 
@@ -86,10 +88,14 @@ def started(
             )
         except OSError as error:
             raise EngineFailed(f"{command[0]}: {error.strerror}") from None
+    grace_s = _GRACE_S
     try:
         yield EngineServer(url=f"http://127.0.0.1:{port}", process=process, log=log)
+    except KeyboardInterrupt:
+        grace_s = _SHORT_GRACE_S
+        raise
     finally:
-        _end(process, mark)
+        _end(process, mark, grace_s)
 
 
 def free_port() -> int:
@@ -99,11 +105,11 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _end(process: subprocess.Popen[bytes], mark: str) -> None:
+def _end(process: subprocess.Popen[bytes], mark: str, grace_s: float) -> None:
     """SIGTERM, a bounded wait, then SIGKILL to everything that carries the mark."""
     process.terminate()
     with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(_GRACE_S)
+        process.wait(grace_s)
     deadline = time.monotonic() + _GRACE_S
     while (left := _marked(mark)) and time.monotonic() < deadline:
         for pid in left:

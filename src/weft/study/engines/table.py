@@ -1,7 +1,7 @@
 """The engines that a study can start: one row each, said by its own command line.
 
-``{placeholders}`` of a command: python, model (a folder or a hub id), port, weights, tp, pp, dp,
-world (ranks), device, traces (a folder for the profiler), profiler (vLLM's JSON of it), cores
+``{placeholders}`` of a command: python, model (a folder or a hub id), port, weights, tp, pp, sp,
+ep, dp, world (ranks), device, traces (a folder for the profiler), profiler (vLLM's JSON of it), cores
 (one core a rank, ``0|1|0``), length (most positions of a request).
 """
 
@@ -39,7 +39,7 @@ class EngineRow:
 
 _WEFT: Final = (
     "{python} -m weft serve {model} --served-name model --port {port} {weights} --device {device} "
-    "--tp {tp} --pp {pp} --dp {dp} --profile-dir {traces}"
+    "--tp {tp} --pp {pp} --sp {sp} --ep {ep} --dp {dp} --profile-dir {traces}"
 )
 _VLLM: Final = (
     "{python} -m vllm.entrypoints.openai.api_server --model {model} --served-model-name model "
@@ -93,7 +93,20 @@ ENGINES: Final = {
     )
 }
 _PLACEHOLDERS: Final = frozenset(
-    {"python", "model", "port", "weights", "tp", "pp", "dp", "world", "device", "traces"}
+    {
+        "python",
+        "model",
+        "port",
+        "weights",
+        "tp",
+        "pp",
+        "sp",
+        "ep",
+        "dp",
+        "world",
+        "device",
+        "traces",
+    }
     | {"profiler", "cores", "length"}
 )
 
@@ -122,6 +135,18 @@ def check_command(name: str, command: str) -> None:
         )
 
 
+def check_layout(engine: str, command: str, layout: Layout) -> None:
+    """UserError where the command cannot say the port or a degree of the layout."""
+    if "{port}" not in command:
+        raise UserError(f"`engine_command` {engine}: has no {{port}}; the server must listen there")
+    for name in ("tp", "pp", "sp", "ep", "dp"):
+        if getattr(layout, name) > 1 and f"{{{name}}}" not in command:
+            raise UserError(
+                f"`layouts` {layout.name}: the command of {engine} has no {{{name}}}; "
+                "leave the layout out, or give its `engine_command`"
+            )
+
+
 def command_line(command: str, layout: Layout, **values: Any) -> list[str]:
     """The words of ``command`` with every placeholder filled in; ``values``: those of no layout."""
     cores = os.cpu_count() or 1
@@ -134,6 +159,8 @@ def command_line(command: str, layout: Layout, **values: Any) -> list[str]:
     known = values | {
         "tp": layout.tp,
         "pp": layout.pp,
+        "sp": layout.sp,
+        "ep": layout.ep,
         "dp": layout.dp,
         "world": layout.world_size,
         "profiler": json.dumps(profiler, separators=(",", ":")),

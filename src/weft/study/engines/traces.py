@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -28,7 +29,7 @@ def collect(folder: Path, num_ranks: int, server: EngineServer) -> list[Path]:
     before: list[int] = []
     while True:
         files = sorted(path for path in folder.iterdir() if ".trace.json" in path.name)
-        ranks = [path for path in files if "rank" in path.name]
+        ranks = [path for path in files if re.search(r"rank\d", path.name)]
         sizes = [path.stat().st_size for path in ranks]
         if len(ranks) >= num_ranks and sizes == before:
             return trace_files(ranks)
