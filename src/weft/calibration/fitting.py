@@ -97,6 +97,7 @@ FITS: Final = (
                 hop_us=(10, 0.7),
                 arrival_us=(200, 0.7),
                 schedule_us=(400, 0.7),
+                large_messages_share=(0.9, 0.1),
             ),
             Prior(owner="accelerator", field="matmul_tflops", guess=720, spread=0.1),
             Prior(owner="accelerator", field="cache_gb_s", guess=4100, spread=0.1),

@@ -24,11 +24,9 @@ VLLM_CUSTOM_LIMIT_BYTES: Final = 8 << 20
 VLLM_CUSTOM_RANKS: Final = (2, 4, 6, 8)
 
 # What NCCL reaches of the copy bandwidth from 32 to 64 MiB on 2 and on 4 H200
-# (benchmarks/results/allreduce_h200x{2,4}.json), and what is left of it in a prefill that also
-# computes: fitted to the TP=2 TTFT rows of the H200 measurements (data/measurements).
+# (benchmarks/results/allreduce_h200x{2,4}.json).
 _LARGE_EFFICIENCY_OF_PAIR: Final = 0.78
 _LARGE_EFFICIENCY: Final = 0.88
-_LARGE_IN_PREFILL: Final = 0.80
 
 # Barrier-and-pull all-reduce of vLLM: fixed time and time a rank of its one-phase and its
 # two-phase form, and part of the copy bandwidth. 2 and 4 ranks: fabric h200-nvlink; the
@@ -79,10 +77,14 @@ class Price:
 
 @dataclass(kw_only=True)
 class Pricing:
-    """Prices of collectives on one fabric under one engine's rule; remembers what it priced."""
+    """Prices of collectives on one fabric under one engine's rule; remembers what it priced.
+
+    large_share: part of the links' rate that is left to large messages beside other kernels.
+    """
 
     fabric: Fabric
     rule: AllReduceRule
+    large_share: float
     _known: dict[tuple[str, int, Group], Price] = field(default_factory=dict)
 
     def price(self, row: Collective, layout: Layout) -> Price:
@@ -140,7 +142,7 @@ class Pricing:
 
     def _all_reduce(self, size: int, group: Group) -> Price:
         names = self._candidates(size, group)
-        times = {name: _all_reduce_us(name, size, group, self.fabric) for name in names}
+        times = {name: self._all_reduce_us(name, size, group) for name in names}
         name = min(times, key=times.__getitem__)
         return Price(
             time_us=times[name],
@@ -148,30 +150,29 @@ class Pricing:
             algorithm=name,
         )
 
+    def _all_reduce_us(self, name: str, size: int, group: Group) -> float:
+        fabric = self.fabric
+        table = fabric.table(name, ranks=group.ranks, nodes=group.nodes)
+        if table is not None and (size <= table.bytes[-1] or name == WEFT_FUSED):
+            return float(table.interpolate(size))
+        if table is not None:
+            last = table.bytes[-1]
+            return table.latency_us[-1] + self._streaming_us(size - last, group)
+        if name == "vllm_custom":
+            return _custom_us(size, group, fabric)
+        shape = (group.nodes, group.gpus_per_node)
+        time = float(latency_us(name, size, *shape, fabric, use_tables=False))
+        if name == "nccl" and group.nodes == 1:
+            return max(time, self._streaming_us(size, group))
+        return time
 
-def _all_reduce_us(name: str, size: int, group: Group, fabric: Fabric) -> float:
-    table = fabric.table(name, ranks=group.ranks, nodes=group.nodes)
-    if table is not None and (size <= table.bytes[-1] or name == WEFT_FUSED):
-        return float(table.interpolate(size))
-    if table is not None:
-        last = table.bytes[-1]
-        return table.latency_us[-1] + _streaming_us(size - last, group, fabric)
-    if name == "vllm_custom":
-        return _custom_us(size, group, fabric)
-    shape = (group.nodes, group.gpus_per_node)
-    time = float(latency_us(name, size, *shape, fabric, use_tables=False))
-    if name == "nccl" and group.nodes == 1:
-        return max(time, _streaming_us(size, group, fabric))
-    return time
-
-
-def _streaming_us(size: int, group: Group, fabric: Fabric) -> float:
-    """Ring traffic of ``size`` bytes at the sustained bandwidth of the slowest link."""
-    efficiency = _LARGE_EFFICIENCY_OF_PAIR if group.ranks == 2 else _LARGE_EFFICIENCY
-    bandwidth = fabric.intra.bandwidth_gb_s * efficiency * _LARGE_IN_PREFILL
-    if group.nodes > 1:
-        bandwidth = min(bandwidth, fabric.node_bandwidth_gb_s(group.gpus_per_node))
-    return 2 * (group.ranks - 1) / group.ranks * size * 1e-3 / bandwidth
+    def _streaming_us(self, size: int, group: Group) -> float:
+        """Ring traffic of ``size`` bytes at the sustained bandwidth of the slowest link."""
+        efficiency = _LARGE_EFFICIENCY_OF_PAIR if group.ranks == 2 else _LARGE_EFFICIENCY
+        bandwidth = self.fabric.intra.bandwidth_gb_s * efficiency * self.large_share
+        if group.nodes > 1:
+            bandwidth = min(bandwidth, self.fabric.node_bandwidth_gb_s(group.gpus_per_node))
+        return 2 * (group.ranks - 1) / group.ranks * size * 1e-3 / bandwidth
 
 
 def _custom_us(size: int, group: Group, fabric: Fabric) -> float:

@@ -59,6 +59,7 @@ class EngineProfile:
     kernel_tables: whose curves of the device time products, experts and attention ("": none);
     product_share, experts_share, attention_share, communication_share: what a whole step takes
     of what single kernels and all-reduces take; experts_layer_us: routing and gathering.
+    large_messages_share: part of the links' rate that is left to large messages in a prefill.
     reserved_gb: device memory for context, graphs and communication buffers.
     tpot_spread, ttft_spread: relative standard deviation of the time model's own error for
     one batch; server_tpot_spread, server_ttft_spread: the same for a server under load.
@@ -87,6 +88,7 @@ class EngineProfile:
     experts_layer_us: Quantity
     attention_share: Quantity
     communication_share: Quantity
+    large_messages_share: Quantity
     request_us: Quantity
     server_us: Quantity
     server_prompt_step_us: Quantity

@@ -49,7 +49,11 @@ class Machine:
     @cached_property
     def pricing(self) -> Pricing:
         """Prices of collectives, shared by all layouts of this machine."""
-        return Pricing(fabric=self.fabric, rule=self.profile.all_reduce)
+        return Pricing(
+            fabric=self.fabric,
+            rule=self.profile.all_reduce,
+            large_share=self.profile.large_messages_share.value,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
