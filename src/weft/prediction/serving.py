@@ -23,6 +23,7 @@ from weft.vocabulary.model_spec import ModelSpec
 from weft.vocabulary.speculation import Speculation, check_speculation
 
 _UNSTABLE: Final = 0.9
+_MOST_SERVERS: Final = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,16 +118,23 @@ def predict_serving(
     if speculation is not None:
         check_speculation(spec, speculation)
     scale = math.gcd(*(pool.servers for pool in pools))
+    if (most := max(pool.servers for pool in pools) // scale) > _MOST_SERVERS:
+        raise WorkloadError(
+            f"`dp`: {most} servers that differ are more than the {_MOST_SERVERS} that are simulated; "
+            "give both layouts numbers of replicas with a large common divisor"
+        )
     stages = [
         pool.stage(scale, after=before) for before, pool in zip((None, *pools), pools, strict=False)
     ]
     for server in stages[0].servers if prefill_layout else ():
         server.prefills_only = True
     visits, clients = traffic.visits(scale), traffic.clients(scale)
-    try:
-        serve(stages, visits, clients)
-    except WorkloadError as error:
-        raise WorkloadError(f"layout {layout.name}: {error}") from None
+    for pool, stage in zip(pools, stages, strict=True):
+        try:
+            stage.servers[0].check(visits)
+        except WorkloadError as error:
+            raise WorkloadError(f"layout {pool.layout.name}: {error}") from None
+    serve(stages, visits, clients)
     copies = scale if clients is None else (traffic.concurrency or 1) / clients
     per_s = copies / max(visit.end_us for visit in visits) * 1e6
     _check_stable(layout, traffic, visits, len(visits) * per_s)

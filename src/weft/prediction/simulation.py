@@ -316,8 +316,6 @@ class _Service:
         }
         self.free_us, self.order = [0.0] * len(stages), count()
         self.events: list[tuple[float, int, int, Visit]] = []
-        for server in self.servers:
-            server.check(visits)
 
     def run(self) -> None:
         for _ in range(self.clients or len(self.coming)):

@@ -102,6 +102,16 @@ def test_a_batch_has_no_times_with_drafts_or_other_ranks() -> None:
             api.predict("llama-3.1-8b", accelerator="h200-sxm", **more)  # type: ignore[call-overload]
 
 
+@pytest.mark.parametrize(
+    ("prefill", "message"),
+    [(Layout(dp=1000), "1000 servers that differ"), (Layout(tp=1), "layout 1: the cache holds")],
+)
+def test_pools_that_cannot_be_are_named(prefill: Layout, message: str) -> None:
+    model = "llama-3.1-8b" if prefill.dp > 1 else "llama-3.1-70b"
+    with pytest.raises(UserError, match=message):
+        ask("tp4", 4, model, prefill_layout=prefill)
+
+
 def test_a_state_takes_cache_whatever_the_length() -> None:
     replica = Replica(
         load_spec("qwen3-next-80b-a3b"), Layout(tp=4), machine_named("vllm", "h200-sxm")
