@@ -132,7 +132,8 @@ def test_dry_runs_written_as_traces_conform(engine: str, layout: Layout, tmp_pat
     from weft.tracing.dry_run import dry_run
 
     spec = spec_of(replicas(), family="qwen3_moe")
-    schedule = dry_run(spec, layout, Workload(prompt_tokens=5, decode_tokens=3, batch=3), engine)
+    load = Workload(prompt_tokens=5, decode_tokens=3, batch=3 * layout.dp)
+    schedule = dry_run(spec, layout, load, engine)
     paths = write_schedule(schedule, tmp_path)
     result = import_traces(paths, model=spec, engine=engine, layout=layout)
     assert result.conformance.conforms, result.conformance.reason
