@@ -168,6 +168,10 @@ def test_the_commands_take_them(command, capsys):
         (["trace", "embedded", "--prefill-layout", "tp2"], "add --dry-run"),
         (["predict", "embedded", "--prefill-layout", "two"], "write it as 1, tp4"),
         (["predict", "embedded", "--prefill-layout", "dp2"], "--dp 2 of --prefill-layout"),
+        (
+            ["predict", "embedded", "--tp", "8", "--dcp", "2", "--accelerator", "h200-sxm"],
+            "--dcp 2",
+        ),
         (["run", "embedded", "--speculate", "mtp:1"], "the engine runs ngram:N"),
         (["run", "embedded", "--speculate", "ngram:2:1"], "the engine runs ngram:N"),
         (["run", "deepseek-v3", "--tp", "2", "--dcp", "2"], "--dcp 2: the engine keeps whole"),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import random
 
 import pytest
 
 from engine_cases import write_model
+from weft.cli import main
 from weft.engine.config import EngineConfig
 from weft.engine.llm import LLM
 from weft.engine.ngram import NgramProposer
@@ -87,3 +89,13 @@ def test_what_the_engine_cannot_guess_is_refused(model, tmp_path):
     config = delta | sizes | {"head_dim": 8}
     with pytest.raises(WorkloadError, match="keeps a state of each sequence"):
         LLM(write_model(tmp_path, **config), weights="dummy", speculate="ngram:2")
+
+
+def test_the_command_says_how_many_drafts_were_right(model, capsys):
+    arguments = ["run", model, "--weights", "dummy", "--ids", "7,8,9,7,8,9,7,8,9,7,8,9"]
+    arguments += ["--decode", "24", "--ignore-eos", "--speculate", "ngram:3"]
+    assert main.run([*arguments, "--format", "json"]) == 0
+    drafts = json.loads(capsys.readouterr().out)["drafts"]
+    assert 0 < drafts["right"] <= drafts["asked"]
+    assert main.run(arguments) == 0
+    assert f"drafts: {drafts['right']} of {drafts['asked']} were right" in capsys.readouterr().out

@@ -12,7 +12,6 @@ from weft.cli.output import OutputFormat, print_rows, progress
 from weft.closed_form.schedule import check_length
 from weft.engine.request import SamplingParams
 from weft.errors import UserError, WorkloadError
-from weft.vocabulary.layout import Layout
 from weft.vocabulary.model_source import runnable_model
 from weft.vocabulary.workload import Workload
 
@@ -117,11 +116,11 @@ def _generate(
         completions = llm.generate(prompts, sampling, on_step=advance)
     elapsed_s = time.perf_counter() - started
     if is_first:
-        _print(llm.groups.layout, completions, elapsed_s, first_token_s[0], output_format)
+        _print(llm, completions, elapsed_s, first_token_s[0], output_format)
 
 
 def _print(
-    layout: Layout,
+    llm: LLM,
     completions: list[Completion],
     elapsed_s: float,
     ttft_s: float,
@@ -138,6 +137,7 @@ def _print(
         for index, done in enumerate(completions)
     ]
     longest = max(len(done.token_ids) for done in completions)
+    layout, scheduler = llm.groups.layout, llm.engine.scheduler
     times = {
         "layout": layout.name,
         "e2e_ms": elapsed_s * 1e3,
@@ -154,6 +154,8 @@ def _print(
             ]
         }
     )
+    if scheduler.num_drafted:  # of the first replica
+        document["drafts"] = {"asked": scheduler.num_drafted, "right": scheduler.num_accepted}
     print_rows(rows, output_format, document=document)
     if output_format is OutputFormat.TABLE:
         tpot = "-" if times["tpot_ms"] is None else f"{times['tpot_ms']:.2f} ms"
@@ -161,3 +163,5 @@ def _print(
             f"layout {layout.name}: E2E {elapsed_s * 1e3:.1f} ms, "
             f"TTFT {ttft_s * 1e3:.1f} ms, TPOT {tpot}"
         )
+        if scheduler.num_drafted:
+            print(f"drafts: {scheduler.num_accepted} of {scheduler.num_drafted} were right")

@@ -57,6 +57,11 @@ def check_question(spec: ModelSpec, layout: Layout, workload: Workload) -> None:
             f"`ep` {layout.ep}: times are predicted where it divides `tp` {layout.tp}, or is a "
             "multiple of it without `pp`"
         )
+    if layout.dcp > 1:
+        raise LayoutError(
+            f"`dcp` {layout.dcp}: its rows are known, its times are not predicted; set `dcp` 1 or "
+            "leave `accelerator` out"
+        )
     longest = workload.prompt_tokens + workload.decode_tokens
     if longest > spec.max_position:
         raise WorkloadError(

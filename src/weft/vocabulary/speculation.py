@@ -44,7 +44,7 @@ class Speculation:
     @classmethod
     def parse(cls, text: str) -> Speculation:
         """Read ``ngram:4``, or ``mtp:2:1.7`` for 1.7 accepted drafts a step."""
-        match = re.fullmatch(r"([a-z]+):(\d{1,6})(?::(\d+(?:\.\d*)?))?", text)
+        match = re.fullmatch(r"([a-z]+):(\d{1,18})(?::(\d+(?:\.\d*)?))?", text)
         if match is None:
             raise WorkloadError(
                 f"`speculate` {text}: write method:drafts or method:drafts:accepted, e.g. ngram:4, "
