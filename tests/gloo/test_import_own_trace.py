@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from weft.importer.imported import ImportedTrace
 from weft.importer.importing import import_traces
 from weft.vocabulary.layout import Layout
 from weft.vocabulary.model_source import load_spec
@@ -19,7 +18,7 @@ import os, sys, weft
 from torch.profiler import ProfilerActivity, profile
 from weft.engine.request import SamplingParams
 layout = weft.Layout.parse(sys.argv[1])
-with weft.LLM("embedded", layout, device="cpu", all_reduce=sys.argv[3], max_batch_tokens=16) as llm:
+with weft.LLM("embedded", layout, device="cpu", all_reduce="library", max_batch_tokens=16) as llm:
     sampling = SamplingParams(max_tokens=4, ignore_eos=True)
     llm.generate([[1, 2, 3]], sampling)
     with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as recorded:
@@ -28,30 +27,20 @@ with weft.LLM("embedded", layout, device="cpu", all_reduce=sys.argv[3], max_batc
 """
 
 
-def profiled(tmp_path: Path, layout: str, all_reduce: str) -> ImportedTrace:
+@pytest.mark.parametrize("layout", ["tp2", "pp2"])
+def test_a_profile_of_our_own_engine_conforms(layout: str, tmp_path: Path) -> None:
     program = tmp_path / "profiled.py"
     program.write_text(PROGRAM)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
     subprocess.run(
-        [*launcher, "--standalone", str(program), layout, str(tmp_path), all_reduce],
+        [*launcher, "--standalone", str(program), layout, str(tmp_path)],
         check=True,
         timeout=200,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
     paths = sorted(tmp_path.glob("rank*.json.gz"))
-    return import_traces(paths, model=load_spec("embedded"))
-
-
-@pytest.mark.parametrize("layout", ["tp2", "pp2"])
-def test_a_profile_of_our_own_engine_conforms(layout: str, tmp_path: Path) -> None:
-    result = profiled(tmp_path, layout, "library")
+    result = import_traces(paths, model=load_spec("embedded"))
     assert result.schedule.engine == "weft"
     assert result.run.layout == Layout.parse(layout)
     assert result.conformance.conforms is True, result.conformance.reason
     assert {step.label.phase for step in result.traces[0].busy_steps} >= {"prefill", "decode"}
-
-
-def test_an_all_reduce_that_leaves_no_trace_is_not_called_missing(tmp_path: Path) -> None:
-    result = profiled(tmp_path, "tp2", "weft")
-    assert result.conformance.conforms is None
-    assert "leaves nothing in a profile" in result.conformance.reason

@@ -18,6 +18,7 @@ from weft.importer.importing import import_traces
 from weft.importer.inputs import given_model
 from weft.importer.sources import Kind, classify
 from weft.vocabulary.layout import Layout
+from weft.vocabulary.model_source import load_spec
 from weft.vocabulary.model_spec import ModelSpec
 
 TRACES = Path(__file__).parents[2] / "data" / "traces"
@@ -513,3 +514,19 @@ def test_a_table_wider_than_the_terminal_says_what_it_leaves_out(
     assert (
         max(map(len, [line for line in output.splitlines() if line.startswith(("│", "┃"))])) <= 80
     )
+
+
+def test_an_all_reduce_that_leaves_no_trace_is_not_called_missing(tmp_path: Path) -> None:
+    """Weft's own on a CPU is no operator of torch."""
+    events = [
+        {"ph": "X", "cat": "user_annotation", "name": name, "tid": 1, "ts": start, "dur": length,
+         "args": {"Input Dims": [[1, 2]], "Input type": ["float"]}}
+        for name, start, length in [
+            ("weft_context_1(4)_generation_0(0)_logits_1", 0, 50), ("gloo:all_gather", 40, 5)
+        ]
+    ]  # fmt: skip
+    whole = {"distributedInfo": {"rank": 0, "world_size": 2, "backend": "gloo"}}
+    path = write_trace(whole | {"traceEvents": events}, tmp_path / "rank0.json")
+    verdict = import_traces([path], model=load_spec("embedded")).conformance
+    assert verdict.conforms is None
+    assert "leaves nothing in a profile" in verdict.reason
