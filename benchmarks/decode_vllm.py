@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from weft.vocabulary.families import CONFIGS
+from weft.vocabulary.model_source import load_spec
 
 DECODE, REPEATS = 129, 3
 ARCHITECTURES = {
@@ -65,7 +66,7 @@ def measured(model: str, tp: int, cases: list[str], given: dict[str, str]) -> li
         for case in cases:
             batch, length = map(int, case.split("x"))
             pick = random.Random(0)
-            vocabulary = config["vocab_size"]
+            vocabulary = load_spec(model).vocab_size
             prompts = [
                 {"prompt_token_ids": [pick.randrange(vocabulary) for _ in range(length)]}
                 for _ in range(batch)
