@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import product
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -30,9 +30,6 @@ from weft.vocabulary.tensor_names import TensorNames
 
 if TYPE_CHECKING:
     from weft.layers.fused.few_experts import ExpertWeights
-
-FEW_ROWS: Final = 64
-"""Up to which our own kernels read an expert's weights."""
 
 
 class RoutedExperts(nn.Module):
@@ -88,17 +85,14 @@ class RoutedExperts(nn.Module):
             return torch.empty_like(x)
         if x.device.type == "cpu":
             return self.each_on_its_rows(x, routes)
-        if fused.takes(x) and len(x) <= FEW_ROWS and self._has_kernels:
-            return self.few(x, routes)
+        if fused.takes(x):
+            from weft.layers.fused import few_experts
+
+            if few_experts.takes(x, routes, self.kernel_weights):
+                return self.few(x, routes)
         if x.device.type == "cuda" and x.dtype == torch.bfloat16:
             return self.grouped(x, routes)
         return self.each_on_all_rows(x, routes)
-
-    @property
-    def _has_kernels(self) -> bool:
-        from weft.layers.fused.few_experts import takes
-
-        return takes(self.kernel_weights, self.num_experts)
 
     def few(self, x: torch.Tensor, routes: Routes) -> torch.Tensor:
         """Our kernels, which read the weights of the experts that are taken once."""
