@@ -16,6 +16,7 @@ from trace_builder import Batch, write_trace
 from weft.vocabulary.schedule import Collective, Schedule
 
 Library = Literal["nccl", "deepep", "deepep_low_latency", "records"]
+Coordination = Literal["gloo", "gloo without shapes", "nccl"]
 STORAGE = "(ncclDevKernelArgsStorage<4096ul>)"
 DEEPEP = {
     "deepep": (
@@ -44,6 +45,7 @@ class Replicas:
     dp: int
     rounds: Sequence[Sequence[Batch | None]]
     library: Library = "nccl"
+    coordination: Coordination = "gloo"
     compute_us: Callable[[int, int], float] = lambda _, tokens: 10.0 + tokens
     ranks: list[Writer] = field(default_factory=list)
     waited_us: dict[int, float] = field(default_factory=dict)
@@ -208,9 +210,13 @@ class Writer:
         self.now += 6
 
     def coordination(self, start: float, duration: float) -> None:
-        """Rows and graphs of each replica, over the host."""
+        """Rows and graphs of each replica, over the host or by a kernel."""
+        if self.run.coordination == "nccl":
+            name = f"ncclDevKernel_AllReduce_Sum_u32_RING_LL{STORAGE}"
+            return self.kernel(name, start, duration)
         dims = {"Input Dims": [[7, self.run.dp]], "Input type": ["int"]}
-        self.emit("user_annotation", "gloo:all_reduce", start, duration, **dims)
+        told = dims if self.run.coordination == "gloo" else {}
+        return self.emit("user_annotation", "gloo:all_reduce", start, duration, **told)
 
     def label(self, batch: Batch, start: float, end: float, number: int) -> None:
         name = (

@@ -9,6 +9,7 @@ import gzip
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from weft.importer.labels import parse_label
 from weft.importer.sources import Kind, classify
@@ -16,7 +17,7 @@ from weft.importer.sources import Kind, classify
 NOISE_EVENTS = 120
 COMPUTE_KERNELS = 300
 KEPT_ARGS = (
-    "External id", "Collective name", "In msg nelems", "Out msg nelems",
+    "External id", "correlation", "Collective name", "In msg nelems", "Out msg nelems",
     "dtype", "Process Group Name", "Process Group Description", "Process Group Ranks",
     "Group size", "Global rank start", "Global rank stride", "Src Rank", "Dst Rank", "Rank",
     "Input Dims", "Input type", "Concrete Inputs",
@@ -29,9 +30,12 @@ def main() -> None:
     trace = json.loads(gzip.decompress(source.read_bytes()))
     end = _end(trace["traceEvents"], num_steps)
     kept, num_noise, num_compute, num_matrices = [], 0, 0, 0
+    launched = _launches_of_calls(trace["traceEvents"])
     for event in trace["traceEvents"]:
         kind = classify(event.get("cat", ""), event.get("name", ""))[0]
         if event.get("ts", 0) >= end and event["ph"] != "M":
+            continue
+        if kind is Kind.LAUNCH and event["args"].get("correlation") not in launched:
             continue
         num_noise += kind is Kind.OTHER
         num_compute += kind is Kind.COMPUTE
@@ -53,6 +57,15 @@ def main() -> None:
     text = json.dumps(trace, separators=(",", ":")).encode()
     target.write_bytes(gzip.compress(text, 9, mtime=0))
     print(f"{target}: {len(kept)} events, {target.stat().st_size} bytes")
+
+
+def _launches_of_calls(events: list[dict[str, Any]]) -> set[int]:
+    """The correlations of the kernels that communicate."""
+    return {
+        event["args"]["correlation"]
+        for event in events
+        if classify(event.get("cat", ""), event.get("name", ""))[0] is Kind.KERNEL
+    }
 
 
 def _end(events: list[dict[str, object]], num_steps: int | None) -> float:

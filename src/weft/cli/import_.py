@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -76,7 +77,7 @@ def import_(
     spec = None if model is None else given_model(model)
     wanted = None if layout is None else Layout.parse(layout)
     best = None if fabric is None else _best_on(fabric)
-    files, other = trace_files(files), trace_files(against or [])
+    (files, notes), (other, _) = trace_files(files), trace_files(against or [])
     with progress() as bar:
         size = sum(file.stat().st_size for file in files if file.is_file())
         task = bar.add_task("reading traces", total=size)
@@ -89,6 +90,7 @@ def import_(
             on_bytes=lambda count: bar.advance(task, count),
             best=best,
         )
+    imported = replace(imported, notes=(*notes, *imported.notes))
     before = import_traces(other, model=spec, engine=engine) if other else None
     if perfetto is not None:
         from weft.importer.perfetto import write_perfetto

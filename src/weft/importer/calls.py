@@ -30,6 +30,7 @@ _NO_TRANSFER: Final = frozenset({"wait", "init", "coalesced", "start_coalescing"
 _KERNEL_DTYPES: Final = (
     (re.compile(r"_bf16|bfloat16", re.IGNORECASE), "bfloat16"),
     (re.compile(r"_f16|_half|__half|float16", re.IGNORECASE), "float16"),
+    (re.compile(r"_[iu]32"), "int32"),
     (re.compile(r"_f32|_float|<float", re.IGNORECASE), "float32"),
 )
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from weft.importer.calls import MOST_RANKS, join_layers
-from weft.importer.events import Event, decode_args, decode_correlation, dtype_name
+from weft.importer.events import Event, decode_args, dtype_name
 from weft.importer.execution_trace import ExecutionTraceReader, is_execution_trace
 from weft.importer.labels import parse_label
 from weft.importer.layers import LAYER_KINDS, Layer, Layers
@@ -61,7 +61,7 @@ class _Collector:
         self.num_events += len(events)
 
     def _launched(self, event: Event) -> None:
-        correlation = decode_correlation(event.args)
+        correlation = _below(1 << 63, decode_args(event.args).correlation)
         if correlation is not None:
             self.layers.launches.add(correlation, event.ts, bytes(event.tid))
 
@@ -162,9 +162,7 @@ def _groups(config: Any) -> tuple[ProcessGroup, ...]:
     entries = [_mapping(entry) for entry in config] if isinstance(config, list) else []
     return tuple(
         ProcessGroup(
-            name=str(entry.get("pg_name", "")),
             description=str(entry.get("pg_desc", "")),
-            backend=str(entry.get("backend_config", "")),
             ranks=tuple(rank for rank in entry["ranks"] if isinstance(rank, int)),
         )
         for entry in entries

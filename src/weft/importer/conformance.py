@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from operator import attrgetter
 from typing import Any, Final, Literal
 
 from weft.closed_form.schedule import rows_of_steps
@@ -24,6 +25,7 @@ from weft.vocabulary.schedule import Collective, Schedule, merge_rows
 Rows = dict[tuple[Any, ...], Collective]
 ModelSource = Literal["given", "dimensions", "matched", "trace"]
 _NAME_IT: Final = "name the model to check it"
+_COUNT: Final = attrgetter("count")
 PROMPT_LOGPROBS: Final = (
     "requests ask for prompt_logprobs: the logits of prompt tokens are gathered"
 )
@@ -181,7 +183,7 @@ class _Expected:
                     if self._is_of_prompts(row) and (row.stage, row.phase) in gathering:
                         own = of_prompts[stage_of(rank), number]
                         own[row.key] = max(
-                            own.get(row.key, row), replace(row, count=count), key=_count
+                            own.get(row.key, row), replace(row, count=count), key=_COUNT
                         )
                     else:
                         self._take_padded(row, count, self.of_ranks[rank][number])
@@ -225,12 +227,8 @@ class _Expected:
         most: Rows = {}
         for rank in self.evidence.stages.values():
             for row in merge_rows(row for rows in self.of_ranks[rank] for row in rows.values()):
-                most[row.key] = max(most.get(row.key, row), row, key=_count)
+                most[row.key] = max(most.get(row.key, row), row, key=_COUNT)
         return merge_rows(most.values())
-
-
-def _count(row: Collective) -> int:
-    return row.count
 
 
 def _width(row: Collective) -> int | None:

@@ -51,9 +51,7 @@ def conventions_of(
     group; it is a setting of the engine that only the broadcasts themselves show.
     """
     conventions = ENGINES.get(engine)
-    if conventions is None or layout.pp == 1 or not engine.startswith("vllm"):
-        return conventions, []
-    if engine == "vllm-v0":
+    if conventions is None or layout.pp == 1 or engine not in ("vllm", "vllm-cpu"):
         return conventions, []
     dtypes = {
         call.dtype

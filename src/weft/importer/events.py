@@ -25,7 +25,6 @@ class Args(msgspec.Struct, gc=False, rename=None):
     external_id: Any = msgspec.field(default=None, name="External id")
     function_id: Any = msgspec.field(default=None, name="Record function id")
     correlation: Any = None
-    stream: Any = None
     collective: Any = msgspec.field(default=None, name="Collective name")
     in_elements: Any = msgspec.field(default=None, name="In msg nelems")
     out_elements: Any = msgspec.field(default=None, name="Out msg nelems")
@@ -43,24 +42,7 @@ class Args(msgspec.Struct, gc=False, rename=None):
     out_dims: Any = msgspec.field(default=None, name="Output Dims")
 
 
-class _Correlation(msgspec.Struct, gc=False):
-    correlation: Any = None
-
-
-_CORRELATION: Final = msgspec.json.Decoder(_Correlation)
-
-
-def decode_correlation(raw: msgspec.Raw) -> int | None:
-    """The id that links a launch with its kernel."""
-    try:
-        value = _CORRELATION.decode(raw).correlation
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return None
-    return value if isinstance(value, int) and 0 <= value < 1 << 63 else None
-
-
 _ARGS_DECODER: Final = msgspec.json.Decoder(Args)
-NO_ARGS: Final = Args()
 
 
 def decode_args(raw: msgspec.Raw) -> Args:
@@ -68,7 +50,7 @@ def decode_args(raw: msgspec.Raw) -> Args:
     try:
         args = _ARGS_DECODER.decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return NO_ARGS
+        return Args()
     args.external_id = _identity(args.external_id)
     args.correlation = _identity(args.correlation)
     args.function_id = _identity(args.function_id)
@@ -81,27 +63,21 @@ def _identity(value: Any) -> int | str | None:
 
 # Spellings of element types: c10 scalar types (record_param_comms) and C++ names (Input type).
 _DTYPES: Final = {
-    "BFloat16": "bfloat16",
-    "Half": "float16",
-    "Float": "float32",
-    "Double": "float64",
-    "Long": "int64",
-    "Int": "int32",
-    "Short": "int16",
-    "Byte": "uint8",
-    "Char": "int8",
-    "Bool": "bool",
-    "Float8_e4m3fn": "float8_e4m3fn",
+    "bfloat16": "bfloat16",
+    "half": "float16",
     "float": "float32",
     "double": "float64",
-    "long int": "int64",
     "long": "int64",
     "int": "int32",
-    "short int": "int16",
     "short": "int16",
+    "byte": "uint8",
+    "char": "int8",
+    "bool": "bool",
+    "float8_e4m3fn": "float8_e4m3fn",
+    "long int": "int64",
+    "short int": "int16",
     "unsigned char": "uint8",
     "signed char": "int8",
-    "bool": "bool",
 }
 
 
@@ -109,4 +85,4 @@ def dtype_name(text: Any) -> str | None:
     """A torch dtype name without ``torch.``; None for what is no element type weft knows."""
     if not isinstance(text, str):
         return None
-    return _DTYPES.get(text.removeprefix("c10::"))
+    return _DTYPES.get(text.removeprefix("c10::").lower())

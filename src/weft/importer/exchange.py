@@ -16,6 +16,7 @@ from math import prod
 from typing import Final
 
 from weft.importer.layout_inference import RunLayout, group_ranks
+from weft.importer.pairing import Meeting
 from weft.importer.rank_trace import RankTrace, TracedCall
 from weft.vocabulary.conventions import Conventions
 from weft.vocabulary.model_spec import ModelSpec
@@ -26,7 +27,7 @@ _MOST_COORDINATED: Final = 8
 _IN_TWO: Final = re.compile(r"_ll::|low_latency|nixl_ep")
 """Low-latency kernels, which may be launched once to send and once more to receive."""
 
-Everywhere = Mapping[tuple[int, int], int]
+Everywhere = Mapping[tuple[int, int | None], int]
 """Rows of all expert-parallel ranks together, by replica and step."""
 
 
@@ -37,14 +38,11 @@ def spread_experts(run: RunLayout, traces: Mapping[int, RankTrace]) -> tuple[Run
     if not run.is_known or layout.dp == 1 or layout.ep > 1:
         return run, []
     calls = (call for trace in traces.values() for call in trace.calls)
-    if not any(_is_exchange(call) and call.num_ranks in (None, every) for call in calls):
+    exchanges = (call for call in calls if call.operation == "all_to_all" or _is_back(call))
+    if not any(call.num_ranks in (None, every) for call in exchanges):
         return run, []
     note = f"experts' rows are exchanged over all {every} ranks of the replicas (ep{every})"
     return replace(run, layout=replace(layout, ep=every)), [note]
-
-
-def _is_exchange(call: TracedCall) -> bool:
-    return call.operation in ("all_to_all", "reduce_scatter") or _is_back(call)
 
 
 def _is_back(call: TracedCall) -> bool:
@@ -55,7 +53,7 @@ def mark_exchange(traces: Mapping[int, RankTrace], run: RunLayout) -> None:
     """Give the calls of the exchange their group, and those of idle steps no step."""
     for rank, trace in traces.items() if run.layout.dp > 1 else ():
         for call in trace.calls:
-            if call.num_ranks is None and is_coordination(call, run):
+            if call.num_ranks is None and is_coordination(call, run, trace):
                 call.ranks = group_ranks(run.layout, "dp", rank)
         if run.layout.ep == 1 or not trace.busy_steps:
             continue
@@ -65,12 +63,18 @@ def mark_exchange(traces: Mapping[int, RankTrace], run: RunLayout) -> None:
         _mark_idle(calls, ranks, trace)
 
 
-def is_coordination(call: TracedCall, run: RunLayout) -> bool:
-    """VLLM's replicas all-reduce a few int32 numbers a replica before each step."""
-    if run.layout.dp == 1 or call.operation != "all_reduce" or call.dtype != "int32":
+def is_coordination(call: TracedCall, run: RunLayout, trace: RankTrace) -> bool:
+    """VLLM's replicas all-reduce a few int32 numbers a replica before each step.
+
+    Where no size was recorded: no data of a model on GPUs is int32, or reduced over gloo.
+    """
+    if run.layout.dp == 1 or call.operation != "all_reduce":
         return False
     elements = call.input_elements or prod(call.input_shape or (0,))
-    return 0 < elements <= _MOST_COORDINATED * run.layout.dp and not elements % run.layout.dp
+    if not elements and call.source == "gloo" and trace.on_device:
+        return True
+    dp = run.layout.dp
+    return call.dtype == "int32" and elements in range(0, _MOST_COORDINATED * dp + 1, dp)
 
 
 def _mark_calls(calls: Sequence[TracedCall], ranks: tuple[int, ...], run: RunLayout) -> None:
@@ -108,37 +112,32 @@ def _mark_idle(calls: Sequence[TracedCall], ranks: tuple[int, ...], trace: RankT
                     call.step, call.is_idle = None, True
 
 
-def rows_everywhere(traces: Mapping[int, RankTrace], run: RunLayout) -> Everywhere:
-    """Padded rows of all replicas in each step; empty where a replica is missing or nothing tells.
+def rows_everywhere(
+    found: Sequence[Meeting], traces: Mapping[int, RankTrace], run: RunLayout
+) -> Everywhere:
+    """Padded rows of all replicas in each step, by the ranks that meet in an exchange.
 
-    The n-th call of a rank meets the n-th of every other, whatever their steps' numbers.
+    Empty where a replica is missing or it is not told of every step who met.
     """
     layout = run.layout
-    firsts = {layout.replica_of(r): (r, trace) for r, trace in sorted(traces.items(), reverse=True)}
-    if len(firsts) < layout.dp or layout.ep != layout.tp * layout.dp:
-        return {}
-    own = [firsts[replica] for replica in range(layout.dp)]
-    by_operation = (
-        [_steps(trace, operation, group_ranks(layout, "ep", rank)) for rank, trace in own]
-        for operation in ("reduce_scatter", "all_gather")
-    )
-    steps = next((found for found in by_operation if len(set(map(len, found))) == 1), [])
-    found: dict[tuple[int, int], int] = {}
-    for met in zip(*steps, strict=True):
-        shares = [_share(firsts[replica][1], step, layout.tp) for replica, step in enumerate(met)]
+    every: dict[tuple[int, int | None], int] = {}
+    for meeting in found if layout.ep == layout.tp * layout.dp else ():
+        met = {layout.replica_of(rank): rank for rank in meeting.calls}
+        call = next(iter(meeting.calls.values()))
+        is_exchange = call.operation in ("all_gather", "reduce_scatter")
+        if len(met) < layout.dp or not is_exchange or len(call.ranks or ()) != layout.ep:
+            continue
+        steps = {replica: meeting.calls[rank].step for replica, rank in met.items()}
+        shares = [_share(traces[met[replica]], step, layout.tp) for replica, step in steps.items()]
         if None not in shares:
-            every = layout.tp * sum(share or 0 for share in shares)
-            found |= {
-                (replica, step): every for replica, step in enumerate(met) if step is not None
-            }
-    return found
-
-
-def _steps(trace: RankTrace, operation: str, ranks: tuple[int, ...]) -> list[int | None]:
-    """The steps of a rank's calls of the exchange, in order."""
-    return [
-        call.step for call in trace.calls if call.operation == operation and call.ranks == ranks
-    ]
+            rows = layout.tp * sum(share or 0 for share in shares)
+            every |= dict.fromkeys(steps.items(), rows)
+    wanted = {
+        (layout.replica_of(r), n)
+        for r, trace in traces.items()
+        for n in range(len(trace.busy_steps))
+    }
+    return every if every.keys() >= wanted else {}
 
 
 def _share(trace: RankTrace, step: int | None, tp: int) -> int | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from math import prod
+from operator import attrgetter
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -196,9 +197,7 @@ def _distributed(nodes: Iterable[_Node]) -> dict[str, Any]:
     whole = next((group for group in groups if group.pg_name == "0"), _Group())
     config = [
         {
-            "pg_name": group.pg_name,
             "pg_desc": group.pg_desc,
-            "backend_config": group.backend_config,
             "ranks": group.ranks or list(range(group.group_size)),
         }
         for group in groups
@@ -227,7 +226,8 @@ def _matched(timed: RankTrace, untimed: RankTrace) -> list[tuple[TracedCall, Tra
     pairs = [(call, by_id[call.function_id]) for call in timed.calls if call.function_id in by_id]
     if pairs and all(map(_fit, pairs)):
         return pairs
-    ours, theirs = (sorted(trace.calls, key=_op) for trace in (timed, untimed))
+    by_operation = attrgetter("operation")
+    ours, theirs = (sorted(trace.calls, key=by_operation) for trace in (timed, untimed))
     pairs = list(zip(ours, theirs, strict=False))
     if len(ours) != len(theirs) or not all(map(_fit, pairs)):
         raise FileFormatError(
@@ -243,7 +243,3 @@ def _fit(pair: tuple[TracedCall, TracedCall]) -> bool:
         call.input_elements or (call.input_shape and prod(call.input_shape)) for call in pair
     )
     return pair[0].operation == pair[1].operation and (not ours or not theirs or ours == theirs)
-
-
-def _op(call: TracedCall) -> str:
-    return call.operation

@@ -11,7 +11,7 @@ from weft.importer.layout_inference import RunLayout
 from weft.importer.rank_trace import RankTrace, TracedCall
 from weft.vocabulary.dtypes import MODEL_DTYPES
 from weft.vocabulary.families import BUILTIN_MODELS
-from weft.vocabulary.layout import GroupKind, Layout
+from weft.vocabulary.layout import GroupKind
 from weft.vocabulary.model_spec import ModelSpec
 
 _INTEGERS: Final = ("int32", "int64")
@@ -144,7 +144,9 @@ def _see_call(
         elements, shape = shape[0], None
     layout = run.layout
     if call.operation in ("all_reduce", "send", "recv") and tokens and call.source != "gloo":
-        parts = 1 if call.operation == "all_reduce" or call.tensors else _slices(layout, call)
+        # over NCCL each tensor-parallel rank sends its slice of a pipeline tensor
+        is_whole = call.operation == "all_reduce" or call.tensors or call.source != "record"
+        parts = 1 if is_whole else layout.tp
         if shape is not None and len(shape) == 2:
             hidden[shape[1] * parts] += 1
         elif elements and elements % tokens == 0:
@@ -154,11 +156,6 @@ def _see_call(
             vocabulary[shape[1] * layout.tp] += 1
         elif elements and sequences and elements % sequences == 0:
             vocabulary[elements // sequences * layout.tp] += 1
-
-
-def _slices(layout: Layout, call: TracedCall) -> int:
-    """Over NCCL each tensor-parallel rank sends its slice of a pipeline tensor."""
-    return layout.tp if call.source == "record" else 1
 
 
 def _layers(calls: Iterable[TracedCall], *, is_first: bool) -> int | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from weft.importer.analysis import time_share, timeline, waiting
@@ -76,7 +76,7 @@ class ImportedTrace:
         timed = {rank: trace for rank, trace in self.traces.items() if trace.is_timed}
         document["time_share"] = time_share(next(iter(timed.values()))) if timed else []
         document["gains"] = [gain.to_json() for gain in self.gains]
-        document["replicas"] = [replica.to_json() for replica in self.replicas]
+        document["replicas"] = [asdict(replica) for replica in self.replicas]
         document["waiting"] = waiting(timed)
         document["timeline"] = timeline(timed, clocks, self._place()) if timed else []
         return document

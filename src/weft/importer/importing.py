@@ -81,7 +81,7 @@ def import_traces(
     known = spec if model_source != "trace" else None
     if conventions is not None:
         conventions = with_kernels(conventions, traces, run, spec)
-    everywhere = rows_everywhere(traces, run)
+    everywhere = rows_everywhere(found, traces, run)
     sizer = Sizer(
         spec=known, layout=run.layout, conventions=conventions, activation_dtype=facts.dtype
     )

@@ -9,21 +9,32 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
+
 from weft.errors import FileFormatError, ModelConfigError
+from weft.importer.execution_trace import is_execution_trace
 from weft.importer.facts import dimensions_only
 from weft.vocabulary.dtypes import MODEL_DTYPES
 from weft.vocabulary.model_source import load_spec
 from weft.vocabulary.model_spec import ModelSpec
 
 TRACE_ENDINGS: Final = (".json", ".json.gz", ".sqlite", ".nsys-rep")
+_LARGEST_DOCUMENT_BYTES: Final = 16 << 20
 _DIMENSIONS: Final = ("num_hidden_layers", "hidden_size", "vocab_size")
 
 
-def trace_files(paths: Sequence[Path]) -> list[Path]:
-    """The files named, and those of every folder named; FileFormatError for an empty folder."""
+def trace_files(paths: Sequence[Path]) -> tuple[list[Path], list[str]]:
+    """The files named, and the traces of every folder named; notes on what else lies in these.
+
+    Raises FileFormatError for a folder without traces.
+    """
     found: list[Path] = []
+    notes: list[str] = []
     for path in paths:
         inside = sorted(p for p in path.iterdir() if _is_trace(p)) if path.is_dir() else [path]
+        others = [file.name for file in inside if path.is_dir() and _is_document(file)]
+        inside = [file for file in inside if file.name not in others]
+        notes += [f"{path}: left out {', '.join(others)}, no trace"] * bool(others)
         if not inside:
             holding = Counter(p.parent for p in path.rglob("*") if _is_trace(p))
             below = max(sorted(holding), key=holding.__getitem__, default="their folder")
@@ -31,11 +42,22 @@ def trace_files(paths: Sequence[Path]) -> list[Path]:
                 f"{path}: a folder without traces ({', '.join(TRACE_ENDINGS)}); name {below}"
             )
         found += inside
-    return found
+    return found, notes
 
 
 def _is_trace(path: Path) -> bool:
     return path.is_file() and path.name.endswith(TRACE_ENDINGS)
+
+
+def _is_document(path: Path) -> bool:
+    """Whether this is whole JSON of another kind, such as weft's own beside the traces."""
+    if path.suffix != ".json" or path.stat().st_size > _LARGEST_DOCUMENT_BYTES:
+        return False
+    try:
+        fields = msgspec.json.decode(path.read_bytes(), type=dict[str, msgspec.Raw])
+    except (OSError, ValueError, RecursionError):
+        return False
+    return "traceEvents" not in fields and not is_execution_trace(path)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -66,16 +66,16 @@ def given_layout(layout: Layout, traces: Sequence[RankTrace]) -> RunLayout:
             f"{world or highest + 1}; give a layout of as many, or none to read it off the traces"
         )
     made = _by_group_order(traces)
-    if made and made.world_size == layout.world_size and made != _degrees(layout):
+    if (
+        made
+        and made.world_size == layout.world_size
+        and made != Layout(tp=layout.tp, pp=layout.pp, dp=layout.dp)
+    ):
         raise LayoutError(
             f"`layout` {layout.name}: the engine's process groups in the traces are those of "
             f"{made.name}; give that, or none to read it off the traces"
         )
     return RunLayout(layout=layout, is_known=True, world_size=layout.world_size)
-
-
-def _degrees(layout: Layout) -> Layout:
-    return Layout(tp=layout.tp, pp=layout.pp, dp=layout.dp)
 
 
 def infer_layout(traces: Sequence[RankTrace], engine: str) -> RunLayout:

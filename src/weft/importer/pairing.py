@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
+
+import numpy as np
 
 from weft.importer.layout_inference import RunLayout, group_ranks
 from weft.importer.rank_trace import RankTrace, TracedCall
@@ -13,6 +15,8 @@ from weft.importer.rank_trace import RankTrace, TracedCall
 SYMMETRIC: Final = frozenset(
     {"all_reduce", "all_gather", "reduce_scatter", "all_to_all", "barrier"}
 )
+_MOST_LATE: Final = 10_000
+"""Calls of a rank that are looked through for the first one that the others recorded too."""
 _POINT_TO_POINT: Final = frozenset({"send", "recv"})
 
 
@@ -42,26 +46,57 @@ def meetings(traces: Mapping[int, RankTrace], run: RunLayout) -> list[Meeting]:
 
     Where the ranks made unlike numbers of calls of a kind in a step, nobody can say which
     belong together: none of them is paired. Replicas number their steps apart, so calls
-    between them are paired over the whole trace.
+    between them are paired over the whole trace, or that part of it which all recorded.
     """
     table: dict[tuple[Any, ...], dict[int, list[TracedCall]]] = defaultdict(
         lambda: defaultdict(list)
     )
     offsets = step_offsets(traces)
+    told_by_times = SYMMETRIC if all(trace.is_timed for trace in traces.values()) else ()
     for rank, trace in traces.items():
         for call in trace.calls:
             ranks = _participants(call, rank, run)
             operation = "send" if call.operation == "recv" else call.operation
             step = None if call.step is None else call.step + offsets[rank]
-            if ranks and len({run.layout.replica_of(r) for r in ranks}) > 1:
+            if ranks and _is_across(ranks, run):
                 step = None
             if ranks is not None:
                 table[ranks, operation, call.source == "gloo", step][rank].append(call)
     return [
         Meeting(calls=dict(zip(calls, met, strict=True)), is_complete=len(calls) == len(key[0]))
         for key, calls in table.items()
-        if len(calls) > 1 and len({len(own) for own in calls.values()}) == 1
-        for met in zip(*calls.values(), strict=True)
+        if len(calls) > 1
+        for met in zip(
+            *_shared(calls, key[1] in told_by_times and _is_across(key[0], run)), strict=True
+        )
+    ]
+
+
+def _is_across(ranks: Iterable[int], run: RunLayout) -> bool:
+    return len(set(map(run.layout.replica_of, ranks))) > 1
+
+
+def _shared(calls: Mapping[int, list[TracedCall]], is_across: bool) -> list[list[TracedCall]]:
+    """The calls of each rank that all recorded; none where times leave that open.
+
+    Profilers start and stop one after another, so a replica may have steps before the others.
+    """
+    part = min(calls.values(), key=len)
+    if all(len(own) == len(part) for own in calls.values()):
+        return list(calls.values())
+    found = [_met(own, part) for own in calls.values()] if is_across else [[]]
+    return [own[0] for own in found] if all(len(own) == 1 for own in found) else []
+
+
+def _met(own: list[TracedCall], part: list[TracedCall]) -> list[list[TracedCall]]:
+    """The stretches of ``own`` of which no call ends before that of ``part`` began, on some clock."""
+    starts, ends = np.array([(call.start_us, call.end_us) for call in own]).T
+    first, last = np.array([(call.start_us, call.end_us) for call in part]).T
+    size = len(part)
+    return [
+        own[n : n + size]
+        for n in range(min(len(own) - size, _MOST_LATE) + 1)
+        if (first - ends[n : n + size]).max() <= (last - starts[n : n + size]).min()
     ]
 
 
@@ -124,11 +159,8 @@ def share_sizes(found: Sequence[Meeting]) -> None:
     for meeting in found:
         sends = [call for call in meeting.calls.values() if call.operation == "send"]
         for call in meeting.calls.values():
-            if call.operation == "recv" and sends and not _is_sized(call):
+            is_sized = call.tensors or call.input_shape or call.input_elements
+            if call.operation == "recv" and sends and not is_sized:
                 call.tensors = sends[0].tensors
                 call.input_shape, call.dtype = sends[0].input_shape, sends[0].dtype
                 call.input_elements = sends[0].input_elements
-
-
-def _is_sized(call: TracedCall) -> bool:
-    return bool(call.tensors or call.input_shape or call.input_elements)

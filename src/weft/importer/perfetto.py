@@ -10,7 +10,7 @@ from typing import Any, Final
 import msgspec
 
 from weft.importer.imported import ImportedTrace
-from weft.importer.rank_trace import RankTrace, TracedCall
+from weft.importer.rank_trace import RankTrace
 
 _LANES: Final = {"steps": 1, "communication": 2, "compute": 3, "host communication": 4}
 _ARGUMENTS: Final = (
@@ -53,15 +53,11 @@ def _of_rank(trace: RankTrace, imported: ImportedTrace, rank: int) -> Iterator[d
     for call in trace.calls:
         kind, size = imported.run.group_of(call, rank)
         lane = "communication" if call.on_device or not trace.on_device else "host communication"
-        arguments = _call_arguments(call) | {"group": f"{kind}{size}"}
+        values = {name: getattr(call, name) for name in _ARGUMENTS} | {"group": f"{kind}{size}"}
+        arguments = {name: value for name, value in values.items() if value is not None}
         yield _span(call.operation, lane, call.start_us, call.duration_us, arguments)
     for start, end in zip(trace.compute_starts, trace.compute_ends, strict=True):
         yield _span("compute", "compute", start, end - start, {})
-
-
-def _call_arguments(call: TracedCall) -> dict[str, Any]:
-    values = {name: getattr(call, name) for name in _ARGUMENTS}
-    return {name: value for name, value in values.items() if value is not None}
 
 
 def _span(

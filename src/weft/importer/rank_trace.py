@@ -18,9 +18,7 @@ Size = tuple[tuple[int, ...], str | None]
 class ProcessGroup:
     """One communicator of the rank, as torch lists them in the trace."""
 
-    name: str
     description: str
-    backend: str
     ranks: tuple[int, ...]
 
 
@@ -122,7 +120,7 @@ class RankTrace:
         """The steps that run requests; the others are bookkeeping."""
         return [step for step in self.steps if not step.label.is_empty]
 
-    @property
+    @cached_property
     def on_device(self) -> bool:
         untimed = not self.is_timed and self.backend == "nccl"
         return untimed or bool(self.compute_starts) or any(call.on_device for call in self.calls)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from weft.importer.gain import latest
 from weft.importer.layout_inference import RunLayout
@@ -28,9 +27,6 @@ class ReplicaSkew:
     busy_us: float
     wait_us: float | None
     waits_for: int | None
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
     def text(self) -> str:
         idle = f" and {self.idle_steps} without requests" if self.idle_steps else ""

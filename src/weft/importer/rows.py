@@ -143,11 +143,7 @@ class Adder:
             self._other(rank, stage, phase, call, reason=rule, is_control=True)
             return
         kind, group_size = self.run.group_of(call, rank)
-        every = (
-            None
-            if call.step is None
-            else self.everywhere.get((self.layout.replica_of(rank), call.step))
-        )
+        every = self.everywhere.get((self.layout.replica_of(rank), call.step))
         for part, share in self._parts(rank, stage, phase, call):
             if kind == "ep" and label is not None:
                 sizes = self.sizer.exchanged(part, label, every)
@@ -193,7 +189,7 @@ class Adder:
         if call.is_idle:
             return IDLE_RULE
         is_known = self.sizer.conventions is not None
-        return COORDINATION_RULE if is_known and is_coordination(call, self.run) else None
+        return COORDINATION_RULE if is_known and is_coordination(call, self.run, trace) else None
 
     def _is_header(self, call: TracedCall, trace: RankTrace) -> bool:
         """Whether this announces a pipeline transfer: vLLM sends size and description over gloo."""

@@ -110,9 +110,8 @@ def check_models(facts: Mapping[int, ModelFacts], traces: Mapping[int, RankTrace
 
 def _may_be_slices(facts: ModelFacts) -> bool:
     """In a pipeline, a gather of received slices passes for logits if the receive is not recorded."""
-    if facts.num_stages == 1 or not facts.hidden_size or facts.vocab_size is None:
-        return False
-    return facts.vocab_size % facts.hidden_size == 0
+    hidden, vocabulary = facts.hidden_size, facts.vocab_size
+    return facts.num_stages > 1 and bool(hidden and vocabulary and not vocabulary % hidden)
 
 
 def check_clocks(clocks: Mapping[int, ClockOffset], traces: Mapping[int, RankTrace]) -> list[str]:

@@ -178,10 +178,7 @@ def _rows(call: TracedCall, label: StepLabel | None, elements: int) -> int | Non
     if call.operation == "broadcast" and elements == 2 * label.num_sequences:
         return 2 if call.dtype == "int32" else label.num_sequences
     of_tokens = call.operation in _ROWS_OF_TOKENS or call.gathers_slices
-    return _divisor(elements, label.num_tokens if of_tokens else label.num_sequences)
-
-
-def _divisor(elements: int, rows: int | None) -> int | None:
+    rows = label.num_tokens if of_tokens else label.num_sequences
     return rows if rows and elements % rows == 0 else None
 
 

@@ -6,6 +6,7 @@ import csv
 import gzip
 import io
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -242,6 +243,25 @@ def test_importing_does_not_import_torch() -> None:
         [sys.executable, "-c", code, *CPU_TP2], check=True, capture_output=True, timeout=60
     ).stdout
     assert output.strip() == b"[]"
+
+
+def test_documents_beside_the_traces_are_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What weft import, a recorder and a report wrote into the folder; not a file that is named."""
+    for file in CPU_TP2:
+        shutil.copy(file, tmp_path)
+    capsys.readouterr()
+    assert weft(str(tmp_path), "--format", "json") == 0
+    (tmp_path / "import.json").write_text(capsys.readouterr().out)
+    (tmp_path / "run.json").write_text('{"command": "serve", "log": []}')
+    assert weft(str(tmp_path), "--format", "json") == 0
+    notes = json.loads(capsys.readouterr().out)["notes"]
+    assert f"{tmp_path}: left out import.json, run.json, no trace" in notes
+    assert weft(str(tmp_path / "run.json")) == 2
+    (tmp_path / "rank3.json").write_text('{"traceEvents": [{"ph": ')
+    assert weft(str(tmp_path)) == 2
+    assert "rank3.json" in capsys.readouterr().err
 
 
 def test_a_folder_of_folders_names_the_one_with_traces(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from replica_traces import Library, Replicas, write_schedule
+from replica_traces import Coordination, Library, Replicas, write_schedule
 from trace_builder import Batch, write_trace
 from weft.cli import main
 from weft.importer.importing import import_traces
+from weft.importer.rows import COORDINATION_RULE
 from weft.vocabulary.layout import Layout
 from weft.vocabulary.model_spec import ModelSpec
 from weft.vocabulary.workload import Workload
 
+RECORDED = Path(__file__).parents[2] / "data" / "traces" / "replicas"
 PREFILL, DECODE = Batch(context_requests=1, context_tokens=6), Batch(decoding=2)
 
 
@@ -55,6 +58,7 @@ def runs(draw: st.DrawFn) -> Replicas:
         dp=dp,
         rounds=(first, *rounds),
         library=draw(st.sampled_from(["nccl", "deepep", "deepep_low_latency", "records"])),
+        coordination=draw(st.sampled_from(["gloo", "gloo without shapes", "nccl"])),
     )
 
 
@@ -83,7 +87,7 @@ def test_a_lost_kernel_of_the_exchange_is_found(run: Replicas, data: st.DataObje
             "deep_ep::intranode::dispatch",
             "internode_ll::combine",
             "ReduceScatter",
-            "Reduce_",
+            "_Reduce_",
         )
         lost = data.draw(st.sampled_from([
             e for e in events
@@ -101,6 +105,53 @@ def test_a_lost_kernel_of_the_exchange_is_found(run: Replicas, data: st.DataObje
         result = import_traces(paths, model=spec_of(run))
     assert result.conformance.conforms is False
     assert result.conformance.deviations[0].rank == paths.index(path)
+
+
+@pytest.mark.parametrize("mode", ["eager", "graphs"])
+def test_a_recorded_vllm_conforms(mode: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """vLLM 0.25.1 on two H200; with graphs, without shapes, and one profiler started a step late."""
+    traces = sorted(map(str, RECORDED.glob(f"{mode}_rank*.json.gz")))
+    assert (
+        main.run(["import", *traces, "--model", str(RECORDED / "model"), "--format", "json"]) == 0
+    )
+    document = json.loads(capsys.readouterr().out)
+    assert document["layout"]["dp"] == document["layout"]["ep"] == 2
+    assert document["conformance"]["conforms"] is True, document["conformance"]["explanation"]
+    assert not document["unexplained"]
+    assert all(row["op"] != "all_reduce" for row in document["collectives"])
+    agreed = [c for c in document["control"] if c["reason"] == COORDINATION_RULE]
+    assert sum(c["count"] for c in agreed) >= 15
+    assert all(row["input_shape"] and row["wait_us"] for row in document["collectives"])
+    assert [replica["waits_for"] for replica in document["replicas"]] == [1, 0]
+    assert all(replica["wait_us"] > 1e4 for replica in document["replicas"])
+
+
+@pytest.mark.parametrize("coordination", ["gloo", "gloo without shapes", "nccl"])
+@pytest.mark.parametrize("late", [1, 2])
+def test_a_replica_whose_profiler_started_late(
+    late: int, coordination: Coordination, tmp_path: Path
+) -> None:
+    """What the others recorded before is left out; without times that tell them apart, all is."""
+    early = ((PREFILL, None), (DECODE, None))[:late]
+    busy = ((DECODE, DECODE), (PREFILL, DECODE), (DECODE, None), (DECODE, PREFILL))
+    noise = random.Random(late)
+    run = replicas(
+        rounds=(*early, *busy),
+        compute_us=lambda *_: noise.uniform(20, 80),
+        coordination=coordination,
+    )
+    paths = run.write(tmp_path)
+    whole = import_traces(paths, model=spec_of(run))
+    begun = min(step.start_us for step in whole.traces[1].busy_steps)
+    trace = json.loads(paths[1].read_bytes())
+    trace["traceEvents"] = [e for e in trace["traceEvents"] if e["ts"] >= begun - 1]
+    write_trace(trace, paths[1])
+    result = import_traces(paths, model=spec_of(run))
+    assert result.conformance.conforms is not False, result.conformance.reason
+    met = [c for c in result.traces[1].calls if c.step is not None]
+    before = [c for c in whole.traces[1].calls if c.step is not None]
+    assert [c.wait_us for c in met] == [c.wait_us for c in before]
+    assert all(c.wait_us is not None for c in met)
 
 
 @pytest.mark.parametrize("library", ["nccl", "records"])

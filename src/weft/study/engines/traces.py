@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from weft.importer.imported import ImportedTrace
 from weft.importer.importing import import_traces
-from weft.importer.inputs import given_model, trace_files
+from weft.importer.inputs import given_model
 from weft.importer.rank_trace import RankTrace, TracedCall
 from weft.study.engines.server import EngineFailed, EngineServer
 from weft.vocabulary.layout import Layout
@@ -32,7 +32,7 @@ def collect(folder: Path, num_ranks: int, server: EngineServer) -> list[Path]:
         ranks = [path for path in files if re.search(r"rank\d", path.name)]
         sizes = [path.stat().st_size for path in ranks]
         if len(ranks) >= num_ranks and sizes == before:
-            return trace_files(ranks)
+            return ranks
         server.check()
         if time.monotonic() > deadline:
             raise EngineFailed(f"{len(ranks)} of {num_ranks} traces within {WAIT_S:g} s")
