@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 
+from decode_kernels import graph_time_us
 from weft.layers.fused import few_experts as kernels
 from weft.layers.fused.few_experts import ExpertTile, ExpertTiles
 from weft.layers.linear import Placement
@@ -40,28 +41,6 @@ SHAPES = {
 ROWS = (1, 2, 4, 8, 16, 32, 64)
 
 
-def time_us(work, count: int) -> float:
-    """Median microseconds of one of ``count`` calls ``work(i)`` in a graph."""
-    stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):
-        for i in range(count):
-            work(i)
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        keep = [work(i) for i in range(count)]
-    times = []
-    for _ in range(8):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        graph.replay()
-        end.record()
-        torch.cuda.synchronize()
-        times.append(start.elapsed_time(end) * 1e3 / count)
-    del keep
-    return statistics.median(times[1:])
-
-
 def swept(shape: tuple) -> tuple[int, ...]:
     """Rows for which tiles are tried."""
     return (1, 8, 32) if FORMATS[shape[-1]].is_held else (1,)
@@ -71,7 +50,7 @@ def copy_bandwidth() -> float:
     """Bytes a second, read and written, of a copy of 2 GiB."""
     source = torch.empty(1 << 29, dtype=torch.float32, device="cuda")
     target = torch.empty_like(source)
-    us = time_us(lambda _: target.copy_(source), 2)
+    us = graph_time_us(lambda _: target.copy_(source), 2)
     return 2 * source.nbytes / us * 1e6
 
 
@@ -192,10 +171,12 @@ def measured(mixture: Mixture, rows: int, copy: float) -> dict:
     taken = mixture.taken(routes)
     expected = mixture.experts[0].each_on_its_rows(x, routes[0]).float()
     found = {"rows": rows, "bytes": taken}
-    found["router_us"] = time_us(lambda i: mixture.routers[i % LAYERS](x), 2 * LAYERS)
+    found["router_us"] = graph_time_us(lambda i: mixture.routers[i % LAYERS](x), 2 * LAYERS)
     for way in ("few", "grouped"):
         calls = [getattr(layer, way) for layer in mixture.experts]
-        us = time_us(lambda i, calls=calls: calls[i % LAYERS](x, routes[i % LAYERS]), 2 * LAYERS)
+        us = graph_time_us(
+            lambda i, calls=calls: calls[i % LAYERS](x, routes[i % LAYERS]), 2 * LAYERS
+        )
         error = (calls[0](x, routes[0]).float() - expected).norm() / expected.norm()
         found |= {f"{way}_us": us, f"{way}_bandwidth": taken / us * 1e6 / copy}
         found[f"{way}_error"] = error.item()
@@ -216,7 +197,7 @@ def sweep(mixture: Mixture, rows: int) -> list[dict]:
             return kernels.few_experts(x, routes[at], every[at], workspace=space, tiles=tile)
 
         try:
-            found.append({"us": time_us(work, 2 * LAYERS), "tile": repr(tile)})
+            found.append({"us": graph_time_us(work, 2 * LAYERS), "tile": repr(tile)})
         except Exception as problem:  # noqa: BLE001 - a tile that does not fit is a result
             print("FAILED", tile, repr(problem)[:200], flush=True)
     return sorted(found, key=lambda row: row["us"])

@@ -13,7 +13,7 @@ from checkpoints import make_checkpoint, reference_greedy, reference_model
 from unit.test_weights import stage_of
 from weft.engine.llm import LLM
 from weft.engine.request import SamplingParams
-from weft.errors import FileFormatError
+from weft.errors import FileFormatError, UserError
 from weft.layers.float8_matrix import Float8Matrix, group_of
 from weft.layers.matrix import Matrix
 from weft.layers.shards import Piece
@@ -262,3 +262,12 @@ def test_groups_of_a_shard_lie_inside_the_blocks(shape, edges, group):
     assert group_of(FORMATS["fp8_block"], shape, pieces) == group
     assert group_of(FORMATS["float8_e4m3fn"], shape, pieces) == shape[1]
     assert group_of(FORMATS["bfloat16"], shape, pieces) is None
+
+
+def test_rounding_what_is_stored_in_another_format_is_refused(tmp_path):
+    plain = make_checkpoint(tmp_path, "gpt-oss")
+    config = json.loads((plain / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "mxfp4"}
+    (plain / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="leave it out"):
+        LLM(str(plain), weights_dtype="float8_e4m3fn", weights="dummy", device="cpu")

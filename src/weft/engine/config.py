@@ -12,6 +12,7 @@ from weft.vocabulary.checks import check_between, check_limits, check_types
 from weft.vocabulary.conventions import engine_named
 from weft.vocabulary.model_spec import ModelSpec
 from weft.vocabulary.speculation import Speculation
+from weft.vocabulary.weight_formats import FORMATS
 
 Weights = Literal["auto", "dummy"]
 Dtype = Literal["bfloat16", "float16", "float32", "float64"]
@@ -68,8 +69,16 @@ class EngineConfig:
         """The spec as this engine runs it."""
         if self.dtype is not None:
             spec = replace(spec, dtype=self.dtype)
-        if self.weights_dtype is not None and not spec.formats:
-            spec = spec.stored_as(self.weights_dtype)
+        if self.weights_dtype is None:
+            return spec
+        if not spec.formats:
+            return spec.stored_as(self.weights_dtype)
+        others = [name for name in spec.format_names if not FORMATS[name].is_held]
+        if others:
+            raise UserError(
+                f"`weights_dtype` {self.weights_dtype}: {spec.name} is stored as "
+                f"{' and '.join(spec.format_names)} already; leave it out"
+            )
         return spec
 
     def __post_init__(self) -> None:

@@ -52,9 +52,11 @@ def scaled_tile_for(
 ) -> Tile | None:
     """The same for 8-bit floats with ``groups`` scales a row."""
     group = k // groups
-    if num_rows == 1 and (groups == 1 or not group & (group - 1)):
+    if groups > 1 and (group < 32 or group & (group - 1)):
+        return None
+    if num_rows == 1:
         return _scaled_tile_of_one_row(n, k, gated=gated, in_groups=groups > 1)
-    if num_rows > MAX_ROWS or n % 16 or k % 128 or (groups > 1 and group % 32):
+    if num_rows > MAX_ROWS or n % 16 or k % 128:
         return None
     # Two warps: four would read 8-bit weights out of shared memory by single bytes.
     block_n, block_k = 32 if gated else 64, 128 if groups == 1 else min(128, group)
