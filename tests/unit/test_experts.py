@@ -7,6 +7,7 @@ import torch
 
 from weft.layers.expert_exchange import GatheredExperts
 from weft.layers.linear import Placement
+from weft.layers.routes import Routes
 from weft.models.experts import RoutedExperts
 from weft.models.routing import Router
 from weft.vocabulary.feed_forward_kinds import ClampedSwiglu, Experts, Routing
@@ -62,6 +63,14 @@ def test_router(normalize):
         torch.testing.assert_close(sums, torch.ones(9))
     else:
         assert (sums < 1).all()
+
+
+def test_routes_and_gates_are_the_same_choice():
+    gates = torch.rand(9, 8) * (torch.rand(9, 8) < 0.3)
+    routes = Routes.of_gates(gates, 8)
+    assert torch.equal(routes.gates(), gates)
+    assert torch.equal((routes.ids < 8).sum(dim=1), (gates > 0).sum(dim=1)), "the rest: nobody"
+    assert torch.equal(routes.among(range(2, 6)).gates(), gates[:, 2:6])
 
 
 class TwoRanks:

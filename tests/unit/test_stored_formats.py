@@ -17,6 +17,7 @@ from weft.errors import FileFormatError, UserError
 from weft.layers.float8_matrix import Float8Matrix, group_of
 from weft.layers.matrix import Matrix
 from weft.layers.shards import Piece
+from weft.models.float8 import Float8Scales
 from weft.models.weights import fill_dummy, load_weights
 from weft.vocabulary.layout import Layout
 from weft.vocabulary.model_source import load_spec
@@ -245,6 +246,17 @@ def test_a_format_says_fewer_blocks_than_the_file_has(tmp_path):
     (stored / "config.json").write_text(json.dumps(config))
     with pytest.raises(FileFormatError, match=r"fits neither|other blocks"):
         LLM(str(stored), device="cpu")
+
+
+def test_one_scale_is_never_taken_for_several(tmp_path):
+    """The file has a scale for each 128 columns, the parameter one for all 256."""
+    (tmp_path / "config.json").write_text("{}")
+    stored = {"x.weight_scale": torch.tensor([[1.0, 2.0]])}
+    scales = Float8Scales(tmp_path, dict.fromkeys(stored, tmp_path), stored.__getitem__)
+    piece = Piece(source="x.weight", shape=(8, 256), dim=0, start=2, stop=5)
+    assert scales.rows(piece, 128).tolist() == [[1.0] * 3, [2.0] * 3]
+    with pytest.raises(FileFormatError, match="other blocks"):
+        scales.rows(piece, 256)
 
 
 @pytest.mark.parametrize(
