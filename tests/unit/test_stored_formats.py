@@ -283,3 +283,33 @@ def test_rounding_what_is_stored_in_another_format_is_refused(tmp_path):
     (plain / "config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match="leave it out"):
         LLM(str(plain), weights_dtype="float8_e4m3fn", weights="dummy", device="cpu")
+
+
+def test_scales_cut_short_are_not_those_of_a_row(tmp_path):
+    plain = make_checkpoint(tmp_path / "plain", "llama")
+    stored = quantize(plain, tmp_path / "stored", "fp8 blocks")
+    tensors = load_file(stored / "model.safetensors")
+    name = "model.layers.0.mlp.down_proj.weight_scale_inv"
+    tensors[name] = tensors[name][:1].contiguous()
+    save_file(tensors, stored / "model.safetensors", {"format": "pt"})
+    with pytest.raises(FileFormatError, match="fits neither"):
+        LLM(str(stored), device="cpu")
+
+
+def test_the_option_hides_no_checkpoint_that_contradicts_its_config(tmp_path):
+    plain = make_checkpoint(tmp_path / "plain", "llama")
+    stored = quantize(plain, tmp_path / "stored", "fp8 blocks")
+    tensors = load_file(stored / "model.safetensors")
+    name = "model.layers.0.mlp.down_proj.weight"
+    whole = dict(tensors)
+    tensors[name] = load_file(plain / "model.safetensors")[name]
+    del tensors[name.replace("weight", "weight_scale_inv")]
+    save_file(tensors, stored / "model.safetensors", {"format": "pt"})
+    with pytest.raises(FileFormatError, match="do not belong together"):
+        LLM(str(stored), weights_dtype="float8_e4m3fn", device="cpu")
+    save_file(whole, stored / "model.safetensors", {"format": "pt"})
+    config = json.loads((stored / "config.json").read_text())
+    del config["quantization_config"]
+    (stored / "config.json").write_text(json.dumps(config))
+    with pytest.raises(FileFormatError, match="no quantization_config"):
+        LLM(str(stored), weights_dtype="float8_e4m3fn", device="cpu")

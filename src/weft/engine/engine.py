@@ -61,7 +61,7 @@ class Engine:
         conventions = engine_named(config.conventions)
         self.runner = StageRunner(spec, groups, conventions, speculation)
         directory = source.directory if config.weights == "auto" else None
-        self.runner.load(directory, config.seed, rounds=config.weights_dtype is not None)
+        self.runner.load(directory, config.seed, rounds=spec.formats != source.spec.formats)
         num_groups = groups.layout.pp if conventions.micro_batches else 1
         block_size = config.block_size or self.runner.preferred_block_size
         pool = BlockPool(num_cache_blocks(self.runner, groups, config, block_size), block_size)

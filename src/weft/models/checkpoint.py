@@ -60,6 +60,11 @@ class Checkpoint:
                 f"{path}: tensor {piece.source!r} is {dtype}, quantization_config says "
                 f"{STORED_FLOAT8}; the two do not belong together"
             )
+        if self._rounds and dtype == STORED_FLOAT8:
+            raise FileFormatError(
+                f"{path}: tensor {piece.source!r} is {dtype}, and config.json has no "
+                "quantization_config; the two do not belong together"
+            )
         if shape != piece.shape:
             raise FileFormatError(
                 f"{path}: tensor {piece.source!r} has shape {list(shape)}, "

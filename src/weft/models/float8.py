@@ -81,7 +81,8 @@ class Float8Scales:
         """Which scale each row (or column) of the piece has."""
         whole, count = piece.shape[dim], scales.shape[dim]
         start, stop = (piece.start, piece.stop) if dim == piece.dim else (0, whole)
-        size = {1: whole, whole: 1}.get(count) or self._block_size[dim]
+        in_blocks = tuple(scales.shape) not in ((1, 1), (piece.shape[0], 1), (1, piece.shape[1]))
+        size = self._block_size[dim] if in_blocks else whole // count
         if -(-whole // size) != count:
             raise FileFormatError(
                 f"{self._directory}: tensor {name!r} has shape {list(scales.shape)}, which fits "
