@@ -163,6 +163,11 @@ class _Expected:
         """The closed form of one step, as far as the trace tells rows apart."""
         schedule = self.evidence.schedule
         rows = rows_of_steps(schedule.model, schedule.layout, [step], self.conventions, [stage])
+        if step.everywhere is None and schedule.layout.dp > 1:
+            rows = tuple(
+                replace(row, input_shape=None, output_shape=None) if _is_exchange(row) else row
+                for row in rows
+            )
         found = loosened(rows, schedule.collectives)
         return {row.key: row for row in found if 0 not in (row.input_shape or ())}
 
@@ -229,6 +234,11 @@ class _Expected:
             for row in merge_rows(row for rows in self.of_ranks[rank] for row in rows.values()):
                 most[row.key] = max(most.get(row.key, row), row, key=_COUNT)
         return merge_rows(most.values())
+
+
+def _is_exchange(row: Collective) -> bool:
+    """Whether its size depends on the rows of the other replicas."""
+    return row.group == "ep" and row.op in ("all_gather", "reduce_scatter")
 
 
 def _width(row: Collective) -> int | None:

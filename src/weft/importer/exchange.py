@@ -9,7 +9,7 @@ Replicas step together: one without requests runs a step of one row outside any 
 from __future__ import annotations
 
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import prod
@@ -19,10 +19,12 @@ from weft.importer.layout_inference import RunLayout, group_ranks
 from weft.importer.pairing import Meeting
 from weft.importer.rank_trace import RankTrace, TracedCall
 from weft.vocabulary.conventions import Conventions
+from weft.vocabulary.layout import Layout
 from weft.vocabulary.model_spec import ModelSpec
 
 _OUT: Final = ("all_gather", "broadcast")
 _BACK: Final = ("reduce_scatter", "reduce")
+_RESIZING: Final = ("all_gather", "reduce_scatter")
 _MOST_COORDINATED: Final = 8
 _IN_TWO: Final = re.compile(r"_ll::|low_latency|nixl_ep")
 """Low-latency kernels, which may be launched once to send and once more to receive."""
@@ -51,16 +53,17 @@ def _is_back(call: TracedCall) -> bool:
 
 def mark_exchange(traces: Mapping[int, RankTrace], run: RunLayout) -> None:
     """Give the calls of the exchange their group, and those of idle steps no step."""
+    is_labelled = any(trace.busy_steps for trace in traces.values())
     for rank, trace in traces.items() if run.layout.dp > 1 else ():
         for call in trace.calls:
             if call.num_ranks is None and is_coordination(call, run, trace):
                 call.ranks = group_ranks(run.layout, "dp", rank)
-        if run.layout.ep == 1 or not trace.busy_steps:
+        if run.layout.ep == 1 or not is_labelled:
             continue
         ranks = group_ranks(run.layout, "ep", rank)
         calls = sorted(trace.calls, key=lambda call: (call.issued_us, call.start_us))
         _mark_calls(calls, ranks, run)
-        _mark_idle(calls, ranks, trace)
+        _mark_idle(calls, ranks, trace, run.layout.tp)
 
 
 def is_coordination(call: TracedCall, run: RunLayout, trace: RankTrace) -> bool:
@@ -96,48 +99,68 @@ def _mark_calls(calls: Sequence[TracedCall], ranks: tuple[int, ...], run: RunLay
             out, is_back = None, True
 
 
-def _mark_idle(calls: Sequence[TracedCall], ranks: tuple[int, ...], trace: RankTrace) -> None:
-    """Outside the labels nothing but an idle step exchanges rows; its calls begin with an all-reduce."""
+def _mark_idle(
+    calls: Sequence[TracedCall], ranks: tuple[int, ...], trace: RankTrace, tp: int
+) -> None:
+    """Outside the labels, replicas run steps without requests, which begin with an all-reduce.
+
+    A profiler that starts or stops within a step keeps its calls without its label: all before
+    the first label, and all after the last one but the logits.
+    """
     ends = [step.end_us for step in trace.busy_steps]
     gaps: dict[int | None, list[TracedCall]] = {}
     for call in calls:
         if call.step is None or call.precedes_step or call.issued_us > ends[call.step]:
             gaps.setdefault(None if call.precedes_step else call.step, []).append(call)
-    for gap in gaps.values():
-        if any(call.ranks == ranks and call.operation != "all_reduce" for call in gap):
-            begun = False
-            for call in gap:
-                begun |= call.ranks == ranks or call.operation == "all_reduce"
-                if begun:
-                    call.step, call.is_idle = None, True
+    for step, gap in gaps.items():
+        begun, is_cut = step is None, step == len(ends) - 1
+        exchanges = [call.ranks == ranks and call.operation != "all_reduce" for call in gap]
+        for call, is_exchange in (
+            zip(gap, exchanges, strict=True) if is_cut or any(exchanges) or begun else ()
+        ):
+            begun |= is_exchange or call.operation == "all_reduce"
+            begun |= is_cut and not (call.operation == "all_gather" and tp > 1)
+            if begun:
+                call.step, call.is_idle = None, True
 
 
 def rows_everywhere(
     found: Sequence[Meeting], traces: Mapping[int, RankTrace], run: RunLayout
 ) -> Everywhere:
-    """Padded rows of all replicas in each step, by the ranks that meet in an exchange.
+    """Padded rows of all replicas in each step: as recorded, or by the ranks that met in it.
 
-    Empty where a replica is missing or it is not told of every step who met.
+    Without steps of which neither tells: the others' profilers may have started later.
     """
     layout = run.layout
     every: dict[tuple[int, int | None], int] = {}
-    for meeting in found if layout.ep == layout.tp * layout.dp else ():
-        met = {layout.replica_of(rank): rank for rank in meeting.calls}
-        call = next(iter(meeting.calls.values()))
-        is_exchange = call.operation in ("all_gather", "reduce_scatter")
-        if len(met) < layout.dp or not is_exchange or len(call.ranks or ()) != layout.ep:
-            continue
-        steps = {replica: meeting.calls[rank].step for replica, rank in met.items()}
-        shares = [_share(traces[met[replica]], step, layout.tp) for replica, step in steps.items()]
-        if None not in shares:
-            rows = layout.tp * sum(share or 0 for share in shares)
-            every |= dict.fromkeys(steps.items(), rows)
-    wanted = {
-        (layout.replica_of(r), n)
-        for r, trace in traces.items()
-        for n in range(len(trace.busy_steps))
-    }
-    return every if every.keys() >= wanted else {}
+    if layout.ep != layout.tp * layout.dp:
+        return every
+    for meeting in found:
+        met = {layout.replica_of(rank): call for rank, call in meeting.calls.items()}
+        shares = [
+            _share(traces[rank], call.step, layout.tp) for rank, call in meeting.calls.items()
+        ]
+        if len(met) == layout.dp and None not in shares and _is_exchange(meeting.calls, layout.ep):
+            rows = layout.ep // len(shares) * sum(share or 0 for share in shares)
+            every |= {(replica, call.step): rows for replica, call in met.items()}
+    return every | _recorded(traces, layout)
+
+
+def _is_exchange(calls: Mapping[int, TracedCall], ep: int) -> bool:
+    return all(c.operation in _RESIZING and len(c.ranks or ()) == ep for c in calls.values())
+
+
+def _recorded(traces: Mapping[int, RankTrace], layout: Layout) -> Everywhere:
+    """What most calls of a step recorded that they gathered or scattered, in rows."""
+    seen: dict[tuple[int, int | None], Counter[int]] = defaultdict(Counter)
+    for rank, trace in traces.items():
+        for call in trace.calls:
+            own = _share(trace, call.step, layout.tp)
+            sizes = sorted((call.input_elements or 0, call.output_elements or 0))
+            if own and sizes[0] and sizes[0] % own == 0 and _is_exchange({rank: call}, layout.ep):
+                rows, rest = divmod(sizes[1], sizes[0] // own)
+                seen[layout.replica_of(rank), call.step][rows] += not rest
+    return {step: max(rows, key=lambda number: rows[number]) for step, rows in seen.items()}
 
 
 def _share(trace: RankTrace, step: int | None, tp: int) -> int | None:
@@ -155,7 +178,11 @@ def with_kernels(
     in_two: set[str] = set()
     for rank, trace in traces.items():
         layers = sum(map(spec.has_experts, stages[run.layout.stage_of(rank)]))
-        own = [c for c in trace.calls if c.operation == "all_to_all" and c.variant]
+        own = [
+            c
+            for c in trace.calls
+            if c.operation == "all_to_all" and c.variant and c.step is not None
+        ]
         in_two |= {call.variant or "" for call in own if _IN_TWO.search(call.name)}
         for (variant, _), count in Counter((c.variant or "", c.step) for c in own).items():
             counts.setdefault(variant, Counter())[round(count / layers) if layers else 1] += 1

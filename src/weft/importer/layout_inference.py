@@ -117,7 +117,7 @@ def infer_layout(traces: Sequence[RankTrace], engine: str) -> RunLayout:
 def _by_group_order(traces: Sequence[RankTrace]) -> Layout | None:
     for trace in traces:
         if not (trace.steps and trace.steps[0].label.family == "vllm"):
-            return None
+            continue
         groups = [group.ranks for group in trace.groups if group.description == "undefined"]
         if len(groups) > _DP_PLACE and groups[0] == groups[1]:
             tp, pp, dp = (max(len(groups[i]), 1) for i in (_TP_PLACE, _PP_PLACE, _DP_PLACE))

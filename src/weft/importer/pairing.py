@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 
 from weft.importer.layout_inference import RunLayout, group_ranks
 from weft.importer.rank_trace import RankTrace, TracedCall
@@ -17,6 +18,7 @@ SYMMETRIC: Final = frozenset(
 )
 _MOST_LATE: Final = 10_000
 """Calls of a rank that are looked through for the first one that the others recorded too."""
+Times = npt.NDArray[np.float64]
 _POINT_TO_POINT: Final = frozenset({"send", "recv"})
 
 
@@ -79,25 +81,53 @@ def _is_across(ranks: Iterable[int], run: RunLayout) -> bool:
 def _shared(calls: Mapping[int, list[TracedCall]], is_across: bool) -> list[list[TracedCall]]:
     """The calls of each rank that all recorded; none where times leave that open.
 
-    Profilers start and stop one after another, so a replica may have steps before the others.
+    Profilers start and stop one after another, so a replica may have steps before or after
+    those of the others.
     """
-    part = min(calls.values(), key=len)
-    if all(len(own) == len(part) for own in calls.values()):
-        return list(calls.values())
-    found = [_met(own, part) for own in calls.values()] if is_across else [[]]
-    return [own[0] for own in found] if all(len(own) == 1 for own in found) else []
+    lists = list(calls.values())
+    longest = max(lists, key=len)
+    if not is_across:
+        return lists if all(len(own) == len(longest) for own in lists) else []
+    shifts = [_shift(own, longest) for own in lists]
+    known = [shift for shift in shifts if shift is not None]
+    if len(known) < len(lists):
+        return []
+    first = max(known)
+    last = min(shift + len(own) for shift, own in zip(known, lists, strict=True))
+    found = zip(known, lists, strict=True)
+    return [own[first - shift : last - shift] for shift, own in found] if first < last else []
 
 
-def _met(own: list[TracedCall], part: list[TracedCall]) -> list[list[TracedCall]]:
-    """The stretches of ``own`` of which no call ends before that of ``part`` began, on some clock."""
-    starts, ends = np.array([(call.start_us, call.end_us) for call in own]).T
-    first, last = np.array([(call.start_us, call.end_us) for call in part]).T
-    size = len(part)
-    return [
-        own[n : n + size]
-        for n in range(min(len(own) - size, _MOST_LATE) + 1)
-        if (first - ends[n : n + size]).max() <= (last - starts[n : n + size]).min()
+def _shift(part: list[TracedCall], whole: list[TracedCall]) -> int | None:
+    """At which call of ``whole`` the calls of ``part`` begin, by their times.
+
+    Nobody leaves a collective before all entered it: that must hold of every two calls on some
+    clock. The shift by which most calls have met counts, at least half of ``part``; none where
+    two of them serve alike.
+    """
+    own, other = ([(c.start_us, c.end_us) for c in calls] for calls in (part, whole))
+    (starts, ends), (first, last) = np.array(own).T, np.array(other).T
+    size, more = len(part), len(whole) - len(part)
+    if not more and _can_meet(starts, ends, first, last):
+        return 0
+    inside = [
+        n for n in range(min(more, _MOST_LATE) + 1) if _can_meet(starts, ends, first[n:], last[n:])
     ]
+    if inside:
+        return inside[0] if len(inside) == 1 else None
+    for lost in range(1, min(size // 2, _MOST_LATE) + 1):
+        early = _can_meet(starts[lost:], ends[lost:], first, last)
+        late = _can_meet(starts, ends, first[more + lost :], last[more + lost :])
+        if early or late:
+            return None if early and late else -lost if early else more + lost
+    return None
+
+
+def _can_meet(starts: Times, ends: Times, first: Times, last: Times) -> bool:
+    """Whether on some clock no call of one list ends before its like in the other began."""
+    size = min(len(starts), len(first))
+    latest = (first[:size] - ends[:size]).max()
+    return bool(latest <= (last[:size] - starts[:size]).min())
 
 
 def _participants(call: TracedCall, rank: int, run: RunLayout) -> tuple[int, ...] | None:
@@ -149,7 +179,7 @@ def _position(part: RankTrace, whole: RankTrace) -> int | None:
 
     def spread(start: int) -> float:
         distances = [a.start_us - b.start_us for a, b in zip(own, other[start:], strict=False)]
-        return max(distances) - min(distances)
+        return max(distances, default=0.0) - min(distances, default=0.0)
 
     return min(reversed(fits), key=spread)
 

@@ -74,25 +74,79 @@ def test_any_replicas_conform(run: Replicas) -> None:
     assert sum(replica["idle_steps"] for replica in result.to_json()["replicas"]) == idle
 
 
-@settings(max_examples=40, deadline=None)
-@given(run=runs(), data=st.data())
-def test_a_lost_kernel_of_the_exchange_is_found(run: Replicas, data: st.DataObject) -> None:
+Window = tuple[float, float]
+Recorded = tuple[Replicas, list[Path], dict[Path, float], Window]
+"""A run, the file and the clock of every rank, and the time that all profilers recorded."""
+
+
+def cut(path: Path, window: Window, clock: float = 0.0) -> None:
+    """Leave what a profiler keeps that ran in ``window`` of a clock that is ``clock`` ahead."""
+    trace = json.loads(path.read_bytes())
+    trace["traceEvents"] = [
+        event | {"ts": event["ts"] + clock}
+        for event in trace["traceEvents"]
+        if event["name"] == "void gemm()"
+        or window[0] <= event["ts"]
+        and event["ts"] + event["dur"] <= window[1]
+    ]
+    write_trace(trace, path)
+
+
+def labels(path: Path) -> list[Window]:
+    events = json.loads(path.read_bytes())["traceEvents"]
+    spans = [(e["ts"], e["ts"] + e["dur"]) for e in events if e["name"].startswith("execute_")]
+    return sorted(spans)
+
+
+@st.composite
+def cut_runs(draw: st.DrawFn, folder: Path) -> Recorded:
+    """A run whose replicas were recorded in windows of their own, on clocks of their own."""
+    run = draw(runs())
+    noise = draw(st.none() | st.randoms(use_true_random=False))
+    run.compute_us = (lambda *_: noise.uniform(20, 80)) if noise else run.compute_us
+    paths, windows, clocks = run.write(folder), [(-1.0, 1e9)], {}
+    end = max(writer.now for writer in run.ranks)
+    for replica in range(run.dp):
+        ranks = run.of_replica(replica)
+        spans = labels(paths[ranks[0]])
+        times = [1e6 - 1, end, *(start - 1 for start, _ in spans)]
+        moments = st.sampled_from(times) | st.floats(1e6 - 1, end)
+        start, stop = sorted([draw(moments), draw(moments)])
+        windows.append((start, stop) if draw(st.booleans()) else windows[0])
+        clock = draw(st.sampled_from([0.0, 12_345.5, -500.25]))
+        for rank in ranks:
+            cut(paths[rank], windows[-1], clock)
+            clocks[paths[rank]] = clock
+    starts, stops = zip(*windows, strict=True)
+    return run, paths, clocks, (max(starts), min(stops))
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_profilers_that_start_and_stop_at_any_time(data: st.DataObject) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        paths = run.write(Path(folder))
+        run, paths, *_ = data.draw(cut_runs(Path(folder)))
+        result = import_traces(paths, model=spec_of(run), layout=layout_of(run))
+    assert result.conformance.conforms is not False, result.conformance.reason
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_a_lost_kernel_of_the_exchange_is_found(data: st.DataObject) -> None:
+    """In a step that the profilers of all replicas recorded."""
+    with tempfile.TemporaryDirectory() as folder:
+        run, paths, clocks, (start, end) = data.draw(cut_runs(Path(folder)))
         path = data.draw(st.sampled_from(paths))
         trace = json.loads(path.read_bytes())
         events = trace["traceEvents"]
-        labels = [(e["ts"], e["ts"] + e["dur"]) for e in events if e["name"].startswith("execute_")]
-        names = (
-            "deep_ep::intranode::dispatch",
-            "internode_ll::combine",
-            "ReduceScatter",
-            "_Reduce_",
-        )
+        clock = clocks[path]
+        spans = [(a, b) for a, b in labels(path) if start <= a - clock and b - clock <= end]
+        names = ("dispatch", "combine", "ReduceScatter", "_Reduce_")
         lost = data.draw(st.sampled_from([
             e for e in events
             if e["cat"] == "kernel" and any(name in e["name"] for name in names)
-            and any(start <= e["ts"] <= end for start, end in labels)
+            and "notify" not in e["name"] and "layout" not in e["name"]
+            and any(a <= e["ts"] <= b for a, b in spans)
         ] or [None]))  # fmt: skip
         if lost is None:
             return
@@ -102,9 +156,13 @@ def test_a_lost_kernel_of_the_exchange_is_found(run: Replicas, data: st.DataObje
             if e is not lost and (identity is None or e["args"].get("External id") != identity)
         ]  # fmt: skip
         write_trace(trace, path)
-        result = import_traces(paths, model=spec_of(run))
+        result = import_traces(paths, model=spec_of(run), layout=layout_of(run))
     assert result.conformance.conforms is False
     assert result.conformance.deviations[0].rank == paths.index(path)
+
+
+def layout_of(run: Replicas) -> Layout:
+    return Layout(tp=run.tp, dp=run.dp)
 
 
 @pytest.mark.parametrize("mode", ["eager", "graphs"])
@@ -127,31 +185,36 @@ def test_a_recorded_vllm_conforms(mode: str, capsys: pytest.CaptureFixture[str])
 
 
 @pytest.mark.parametrize("coordination", ["gloo", "gloo without shapes", "nccl"])
-@pytest.mark.parametrize("late", [1, 2])
-def test_a_replica_whose_profiler_started_late(
-    late: int, coordination: Coordination, tmp_path: Path
+@pytest.mark.parametrize("library", ["nccl", "records"])
+@pytest.mark.parametrize(("late", "early"), [(1, 0), (2, 0), (1, 1), (0, 2), (2, 1)])
+def test_waiting_where_profilers_start_and_stop_apart(
+    late: int, early: int, library: Library, coordination: Coordination, tmp_path: Path
 ) -> None:
-    """What the others recorded before is left out; without times that tell them apart, all is."""
-    early = ((PREFILL, None), (DECODE, None))[:late]
-    busy = ((DECODE, DECODE), (PREFILL, DECODE), (DECODE, None), (DECODE, PREFILL))
+    """Replica 1 begins ``late`` steps after the other, which stops ``early`` steps before it."""
     noise = random.Random(late)
     run = replicas(
-        rounds=(*early, *busy),
+        rounds=(*((PREFILL, None), (DECODE, None))[:late], (DECODE, DECODE), (PREFILL, DECODE),
+                (DECODE, None), (DECODE, PREFILL), *((DECODE, DECODE),) * early),
         compute_us=lambda *_: noise.uniform(20, 80),
         coordination=coordination,
-    )
+        library=library,
+    )  # fmt: skip
     paths = run.write(tmp_path)
     whole = import_traces(paths, model=spec_of(run))
-    begun = min(step.start_us for step in whole.traces[1].busy_steps)
-    trace = json.loads(paths[1].read_bytes())
-    trace["traceEvents"] = [e for e in trace["traceEvents"] if e["ts"] >= begun - 1]
-    write_trace(trace, paths[1])
+    begun, stopped = labels(paths[1])[0][0] - 1, ([*labels(paths[0]), (1e9, 1e9)][-early - 1 or -1])
+    cut(paths[1], (begun, 1e9))
+    cut(paths[0], (-1.0, stopped[0] - 1 if early else 1e9))
     result = import_traces(paths, model=spec_of(run))
     assert result.conformance.conforms is not False, result.conformance.reason
-    met = [c for c in result.traces[1].calls if c.step is not None]
-    before = [c for c in whole.traces[1].calls if c.step is not None]
-    assert [c.wait_us for c in met] == [c.wait_us for c in before]
-    assert all(c.wait_us is not None for c in met)
+    waits = [
+        {call.start_us: call.wait_us for call in imported.traces[1].calls if call.step is not None}
+        for imported in (whole, result)
+    ]
+    end = stopped[0] if early else 1e9
+    known = {time: wait for time, wait in waits[1].items() if time < end}
+    assert known
+    assert known == {time: waits[0][time] for time in known}
+    assert None not in known.values()
 
 
 @pytest.mark.parametrize("library", ["nccl", "records"])
