@@ -69,13 +69,14 @@ def mark_exchange(traces: Mapping[int, RankTrace], run: RunLayout) -> None:
 def is_coordination(call: TracedCall, run: RunLayout, trace: RankTrace) -> bool:
     """VLLM's replicas all-reduce a few int32 numbers a replica before each step.
 
-    Where no size was recorded: no data of a model on GPUs is int32, or reduced over gloo.
+    Where no size was recorded: no data of a model on GPUs is int32, or reduced over gloo; on CPUs
+    tensor-parallel ranks reduce in shared memory.
     """
     if run.layout.dp == 1 or call.operation != "all_reduce":
         return False
     elements = call.input_elements or prod(call.input_shape or (0,))
-    if not elements and call.source == "gloo" and trace.on_device:
-        return True
+    if not elements and call.source == "gloo":
+        return run.layout.tp == 1 or trace.reduces_beside_gloo
     dp = run.layout.dp
     return call.dtype == "int32" and elements in range(0, _MOST_COORDINATED * dp + 1, dp)
 

@@ -124,3 +124,8 @@ class RankTrace:
     def on_device(self) -> bool:
         untimed = not self.is_timed and self.backend == "nccl"
         return untimed or bool(self.compute_starts) or any(call.on_device for call in self.calls)
+
+    @cached_property
+    def reduces_beside_gloo(self) -> bool:
+        """Whether a model's sums go over the device or shared memory, so that gloo's are others."""
+        return self.on_device or any(call.source == "shared-memory" for call in self.calls)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from weft.importer.clocks import estimate_offsets, split_waiting
+from weft.importer.exchange import is_coordination
 from weft.importer.layout_inference import RunLayout
 from weft.importer.pairing import meetings, share_sizes
-from weft.importer.rank_trace import RankTrace, TracedCall
+from weft.importer.rank_trace import RankTrace, Source, TracedCall
 from weft.vocabulary.layout import Layout
 
 ARRIVALS = st.lists(st.integers(0, 500), min_size=2, max_size=4)
@@ -22,7 +24,7 @@ def trace(rank: int, calls: list[TracedCall], world: int) -> RankTrace:
         path=Path(f"rank{rank}"),
         rank=rank,
         world_size=world,
-        backend="nccl",
+        backend=None,
         engine_version=None,
         num_events=0,
         truncated=False,
@@ -130,6 +132,16 @@ def test_no_waiting_where_a_rank_of_the_group_is_missing() -> None:
     found = meetings(traces, run_of(tp=4))
     split_waiting(found, estimate_offsets([0, 1], found))
     assert calls[0][0].wait_us is None
+
+
+@pytest.mark.parametrize(
+    ("tp", "other", "agrees"), [(1, None, True), (2, "shared-memory", True), (2, "gloo", False)]
+)
+def test_what_replicas_on_cpus_reduce_over_gloo(tp: int, other: Source, agrees: bool) -> None:
+    """Without its size an all-reduce over gloo is the model's only where that has no other way."""
+    own = replace(call("all_reduce", 0, 1), source="gloo")
+    calls = [own, replace(call("all_reduce", 2, 3), source=other)] if other else [own]
+    assert is_coordination(own, run_of(tp=tp, dp=2), trace(0, calls, 2 * tp)) is agrees
 
 
 def test_receiver_takes_the_senders_element_count() -> None:

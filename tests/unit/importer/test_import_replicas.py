@@ -86,8 +86,7 @@ def cut(path: Path, window: Window, clock: float = 0.0) -> None:
         event | {"ts": event["ts"] + clock}
         for event in trace["traceEvents"]
         if event["name"] == "void gemm()"
-        or window[0] <= event["ts"]
-        and event["ts"] + event["dur"] <= window[1]
+        or (window[0] <= event["ts"] and event["ts"] + event["dur"] <= window[1])
     ]
     write_trace(trace, path)
 
