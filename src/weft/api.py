@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING, Unpack
 
-from weft.closed_form.schedule import closed_form
+from weft.closed_form.schedule import check_length, closed_form
 from weft.errors import UserError
+from weft.launch.own_ranks import on_ranks
+from weft.vocabulary.keywords import LayoutDegrees, layout_of, named_arguments
 from weft.vocabulary.layout import Layout
 from weft.vocabulary.model_source import load_spec
 from weft.vocabulary.schedule import Schedule
@@ -16,6 +19,7 @@ from weft.vocabulary.speculation import Speculation
 from weft.vocabulary.workload import WORKLOADS, Workload
 
 if TYPE_CHECKING:
+    from weft.importer.imported import ImportedTrace
     from weft.planning.planner import Plan
     from weft.prediction.accelerator import Accelerator
     from weft.prediction.engine_profile import EngineProfile
@@ -24,133 +28,133 @@ if TYPE_CHECKING:
 
 _PAPER = WORKLOADS["paper"]
 _CHAT = WORKLOADS["chat"]
-_ONE = Layout()
 
 
-@overload
+@named_arguments(LayoutDegrees)
 def predict(
     model: str,
-    layout: Layout = ...,
-    workload: Workload = ...,
-    *,
-    engine: str = ...,
-    speculation: Speculation | None = ...,
-    prefill_layout: Layout | None = ...,
-) -> Schedule: ...
-
-
-@overload
-def predict(
-    model: str,
-    layout: Layout = ...,
-    workload: Workload = ...,
-    *,
-    engine: str | EngineProfile = ...,
-    accelerator: str | Accelerator,
-    fabric: str | None = ...,
-    weights: str | None = ...,
-    nodes: int | None = ...,
-) -> Prediction: ...
-
-
-@overload
-def predict(
-    model: str,
-    layout: Layout = ...,
-    workload: Workload = ...,
-    *,
-    engine: str | EngineProfile = ...,
-    accelerator: str | Accelerator | None,
-    fabric: str | None = ...,
-    weights: str | None = ...,
-    nodes: int | None = ...,
-    concurrency: int | None = ...,
-    rate: float | None = ...,
-    trace: str | Path | None = ...,
-    burst: int = ...,
-    shortest: float = ...,
-    requests: int | None = ...,
-    speculation: Speculation | None = ...,
-    prefill_layout: Layout | None = ...,
-) -> Schedule | Prediction | Serving: ...
-
-
-def predict(
-    model: str,
-    layout: Layout = _ONE,
+    layout: Layout | None = None,
     workload: Workload = _PAPER,
     *,
-    engine: str | EngineProfile = "weft",
-    accelerator: str | Accelerator | None = None,
-    fabric: str | None = None,
-    weights: str | None = None,
+    engine: str = "weft",
     nodes: int | None = None,
-    concurrency: int | None = None,
-    rate: float | None = None,
-    trace: str | Path | None = None,
-    burst: int = 1,
-    shortest: float = 1.0,
-    requests: int | None = None,
     speculation: Speculation | None = None,
     prefill_layout: Layout | None = None,
-) -> Schedule | Prediction | Serving:
-    """What a layout sends, in closed form; with an ``accelerator``, how long it takes.
+    **degrees: Unpack[LayoutDegrees],
+) -> Schedule:
+    """What a layout sends, in closed form.
 
     Args:
         model: built-in name, directory with a config.json, or hub id.
-        layout: degrees of parallelism.
+        layout: degrees of parallelism; or ``tp=4, pp=2`` and the like.
         workload: prompt and decode tokens, batch.
-        engine: whose schedule and host costs (see vocabulary/conventions.py), or a profile.
-        accelerator: name, file or value; asks for times (ms, with 90 % intervals) and memory (GB).
-        fabric: name or file of the links; the accelerator's usual ones if left out.
-        weights: type of the layers' weights; the model's own if left out.
-        nodes: machines under the layout; as few as the fabric allows if left out.
-        concurrency: clients of a server, each waiting for its answer.
-        rate: requests a second of a server, instead of clients.
-        trace: a file of arrivals and lengths for a server.
-        burst: requests of ``rate`` that come at once.
-        shortest: lengths are even between this share of the workload's and all of it.
-        requests: how many are simulated; 10 a client and at least 100 if left out.
-        speculation: drafts of each decode step (times: of a server).
+        engine: whose schedule (see vocabulary/conventions.py).
+        nodes: machines under the layout; the layout's own if left out.
+        speculation: drafts of each decode step.
         prefill_layout: of other ranks that do the prompts; those of ``layout`` then only decode.
 
     Raises:
         UserError: naming the value that cannot be and the fix.
 
     """
-    if accelerator is None:
-        _refuse_without_device(
-            fabric=fabric,
-            weights=weights,
-            rate=rate,
-            concurrency=concurrency,
-            trace=trace,
-            burst=None if burst == 1 else burst,
-            shortest=None if shortest == 1 else shortest,
-            requests=requests,
-        )
-        shape = layout if nodes is None else replace(layout, nodes=nodes)
-        name = engine if isinstance(engine, str) else engine.conventions
-        spec = load_spec(model)
-        return closed_form(
-            spec, shape, workload, name, speculation=speculation, prefill_layout=prefill_layout
-        )
-    from weft.prediction.latency import predict_latency
+    return closed_form(
+        load_spec(model),
+        _on(layout_of(layout, degrees), nodes),
+        workload,
+        engine,
+        speculation=speculation,
+        prefill_layout=prefill_layout,
+    )
+
+
+@named_arguments(LayoutDegrees)
+def predict_latency(
+    model: str,
+    layout: Layout | None = None,
+    workload: Workload = _PAPER,
+    *,
+    accelerator: str | Accelerator,
+    engine: str | EngineProfile = "weft",
+    fabric: str | None = None,
+    weights: str | None = None,
+    nodes: int | None = None,
+    **degrees: Unpack[LayoutDegrees],
+) -> Prediction:
+    """How long one batch takes (ms, with 90 % intervals) and its memory (GB).
+
+    Args:
+        model: built-in name, directory with a config.json, or hub id.
+        layout: degrees of parallelism; or ``tp=4, pp=2`` and the like.
+        workload: prompt and decode tokens, batch.
+        accelerator: name, file or value of the device.
+        engine: whose schedule and host costs, or a profile.
+        fabric: name or file of the links; the accelerator's usual ones if left out.
+        weights: type of the layers' weights; the model's own if left out.
+        nodes: machines under the layout; as few as the fabric allows if left out.
+
+    Raises:
+        UserError: naming the value that cannot be and the fix.
+
+    """
+    from weft.prediction import latency
     from weft.prediction.machines import machine_named, placed
-    from weft.prediction.serving import predict_serving
+
+    machine = machine_named(engine, accelerator, fabric, weights)
+    shape = placed(layout_of(layout, degrees), machine.fabric.gpus_per_node, nodes)
+    return latency.predict_latency(load_spec(model), shape, workload, machine)
+
+
+@named_arguments(LayoutDegrees)
+def predict_serving(
+    model: str,
+    layout: Layout | None = None,
+    workload: Workload = _PAPER,
+    *,
+    accelerator: str | Accelerator,
+    concurrency: int | None = None,
+    rate: float | None = None,
+    trace: str | Path | None = None,
+    burst: int = 1,
+    shortest: float = 1.0,
+    requests: int | None = None,
+    engine: str | EngineProfile = "weft",
+    fabric: str | None = None,
+    weights: str | None = None,
+    nodes: int | None = None,
+    speculation: Speculation | None = None,
+    prefill_layout: Layout | None = None,
+    **degrees: Unpack[LayoutDegrees],
+) -> Serving:
+    """What the clients of a server see, simulated step by step; say how they come.
+
+    Args:
+        model: built-in name, directory with a config.json, or hub id.
+        layout: degrees of parallelism; or ``tp=4, pp=2`` and the like.
+        workload: prompt and decode tokens of a request.
+        accelerator: name, file or value of the device.
+        concurrency: clients, each waiting for its answer.
+        rate: requests a second instead.
+        trace: a file of arrivals and lengths instead.
+        burst: requests of ``rate`` that come at once.
+        shortest: lengths are even between this share of the workload's and all of it.
+        requests: how many are simulated; 10 a client and at least 100 if left out.
+        engine: whose schedule and host costs, or a profile.
+        fabric: name or file of the links; the accelerator's usual ones if left out.
+        weights: type of the layers' weights; the model's own if left out.
+        nodes: machines under the layout; as few as the fabric allows if left out.
+        speculation: drafts of each decode step.
+        prefill_layout: of other ranks that do the prompts; those of ``layout`` then only decode.
+
+    Raises:
+        UserError: naming the value that cannot be and the fix.
+
+    """
+    from weft.prediction import serving
+    from weft.prediction.machines import machine_named, placed
     from weft.prediction.traffic import Traffic
 
     machine = machine_named(engine, accelerator, fabric, weights)
-    shape = placed(layout, machine.fabric.gpus_per_node, nodes)
-    spec = load_spec(model)
-    if (concurrency, rate, trace) == (None, None, None):
-        for name, value in (("prefill_layout", prefill_layout), ("speculation", speculation)):
-            if value is not None:
-                raise UserError(
-                    f"`{name}`: its times are those of a server; say `concurrency`, `rate` or "
-                    "`trace`, or leave `accelerator` out"
-                )
-        return predict_latency(spec, shape, workload, machine)
+    width = machine.fabric.gpus_per_node
     traffic = Traffic(
         workload=workload,
         concurrency=concurrency,
@@ -160,41 +164,118 @@ def predict(
         shortest=shortest,
         requests=requests,
     )
-    if prefill_layout is not None:
-        prefill_layout = placed(prefill_layout, machine.fabric.gpus_per_node)
-    return predict_serving(
-        spec, shape, traffic, machine, prefill_layout=prefill_layout, speculation=speculation
+    return serving.predict_serving(
+        load_spec(model),
+        placed(layout_of(layout, degrees), width, nodes),
+        traffic,
+        machine,
+        prefill_layout=None if prefill_layout is None else placed(prefill_layout, width),
+        speculation=speculation,
     )
 
 
-def _refuse_without_device(**given: object) -> None:
-    for name, value in given.items():
-        if value is not None:
-            raise UserError(f"`{name}` {value}: is about latency; name a device (`accelerator`)")
-
-
+@named_arguments(LayoutDegrees)
 def trace(
-    model: str,
-    layout: Layout,
+    model: str = "embedded",
+    layout: Layout | None = None,
     workload: Workload = _PAPER,
     *,
     engine: str = "weft",
+    dry_run: bool = False,
+    device: str = "auto",
+    timeout_s: float = 120.0,
     speculation: Speculation | None = None,
     prefill_layout: Layout | None = None,
+    **degrees: Unpack[LayoutDegrees],
 ) -> Schedule:
-    """What the real model code sends, from a dry run: no weights, device or peers.
+    """What the real model code sends: recorded from a run, or from a dry run at any scale.
 
-    Takes the same arguments as :func:`predict` and gives the same rows. To record a
-    real run use ``LLM.recording``.
+    A run starts its own ranks, or joins a launcher's; the rows are those of :func:`predict`.
+
+    Args:
+        model: built-in name, directory with a config.json, or hub id.
+        layout: degrees of parallelism; or ``tp=4, pp=2`` and the like.
+        workload: prompt and decode tokens, batch.
+        engine: whose schedule (see vocabulary/conventions.py).
+        dry_run: shapes only; no weights, device or peers.
+        device: of a run: ``auto``, ``cpu`` or ``cuda``.
+        timeout_s: of a run: the longest wait for another rank.
+        speculation: of a dry run: drafts of each decode step.
+        prefill_layout: of a dry run: other ranks do the prompts.
+
+    Raises:
+        UserError: naming the value that cannot be and the fix.
+
     """
-    from weft.tracing.dry_run import dry_run
+    spec, shape = load_spec(model), layout_of(layout, degrees)
+    shape.check_model(spec)
+    check_length(spec, workload)
+    more = {"speculation": speculation, "prefill_layout": prefill_layout}
+    if dry_run:
+        from weft.tracing.dry_run import dry_run as run_dry
 
-    spec = load_spec(model)
-    return dry_run(
-        spec, layout, workload, engine, speculation=speculation, prefill_layout=prefill_layout
+        return run_dry(spec, shape, workload, engine, **more)  # type: ignore[arg-type]
+    for name, value in more.items():
+        if value is not None:
+            raise UserError(f"`{name}`: is a schedule that is not run here; ask for `dry_run`")
+    from weft.tracing.run import trace_run
+
+    shape.check_here()
+    arguments = (model, shape, workload, engine, device, timeout_s)
+    return on_ranks(shape.world_size, trace_run, *arguments)  # type: ignore[no-any-return]
+
+
+def _on(layout: Layout, nodes: int | None) -> Layout:
+    return layout if nodes is None else replace(layout, nodes=nodes)
+
+
+@named_arguments()
+def import_traces(
+    files: Sequence[str | Path],
+    *,
+    model: str | None = None,
+    engine: str = "auto",
+    layout: Layout | str | None = None,
+    fabric: str | None = None,
+    jobs: int | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> ImportedTrace:
+    """Read the profiler traces of one run's ranks and hold them against the engine's schedule.
+
+    Args:
+        files: traces, one a rank, or folders of them.
+        model: the model that ran: name, directory or hub id; judged without if left out.
+        engine: ``auto``, or the engine that ran.
+        layout: of the run, or its short name; read off the traces if left out.
+        fabric: say what the best all-reduce on these links would gain.
+        jobs: processes that read files; one a core if left out.
+        progress: told how many more bytes of the files were read.
+
+    Raises:
+        FileFormatError: for files that are no traces of one run.
+        LayoutError: for a layout that the ranks or the model contradict.
+
+    """
+    from weft.allreduce.scale import best_all_reduce
+    from weft.fabric import load
+    from weft.importer import importing
+    from weft.importer.inputs import given_model, trace_files
+
+    links = None if fabric is None else load(fabric)
+    found, notes = trace_files([Path(file) for file in files])
+    imported = importing.import_traces(
+        found,
+        model=None if model is None else given_model(model),
+        engine=engine,
+        layout=Layout.parse(layout) if isinstance(layout, str) else layout,
+        num_processes=jobs,
+        on_bytes=progress,
+        best=None if links is None else partial(best_all_reduce, links),
     )
+    return replace(imported, notes=(*notes, *imported.notes))
 
 
+@named_arguments()
 def plan(
     model: str,
     num_gpus: int = 4,

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 import weft
+from weft import errors
 from weft.errors import UserError
 from weft.vocabulary.comparison import compare
 
@@ -14,18 +21,43 @@ def test_every_public_name_is_there():
         assert getattr(weft, name) is not None
     assert set(weft.__all__) <= set(dir(weft))
     with pytest.raises(AttributeError):
-        weft.weave  # noqa: B018
+        weft.weave  # type: ignore[attr-defined]  # noqa: B018
+
+
+def test_what_type_checkers_see_is_what_is_loaded():
+    lines = ast.walk(ast.parse(Path(weft.__file__).read_text()))
+    seen = {
+        alias.asname: node.module
+        for node in lines
+        if isinstance(node, ast.ImportFrom) and node.module.startswith("weft.")
+        for alias in node.names
+    }
+    assert seen == weft._HOMES
+
+
+def test_every_error_is_exported():
+    tree = {name for name, _ in inspect.getmembers(errors, inspect.isclass)}
+    assert tree <= set(weft.__all__)
+
+
+def test_importing_weft_loads_no_library():
+    code = "import sys, weft; weft.LLM; weft.predict; print(*sys.modules)"
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    for heavy in ("torch", "transformers", "plotly", "numpy", "typer"):
+        assert heavy not in loaded.stdout.split(), heavy
 
 
 def test_predict_and_trace_give_the_same_schedule():
     layout, workload = weft.Layout(tp=2, pp=2), weft.Workload(decode_tokens=5)
     formula = weft.predict("qwen3-8b", layout, workload, engine="vllm-v0")
-    dry = weft.trace("qwen3-8b", layout, workload, engine="vllm-v0")
+    dry = weft.trace("qwen3-8b", layout, workload, engine="vllm-v0", dry_run=True)
     assert all(row.verdict == "equal" for row in compare(formula, dry))
 
 
 def test_times_and_plans():
-    prediction = weft.predict("llama-3.1-8b", weft.Layout(tp=2), accelerator="h200-sxm")
+    prediction = weft.predict_latency("llama-3.1-8b", tp=2, accelerator="h200-sxm")
     assert prediction.tpot_ms.value > 0
     found = weft.plan("llama-3.1-8b", 4)
     assert found.best.layout.world_size == 4
@@ -36,6 +68,17 @@ def test_mistakes_are_user_errors():
         weft.predict("llama-3.1-8b", weft.Layout(tp=3))
     with pytest.raises(UserError, match="tpu"):
         weft.plan("llama-3.1-8b", 4, accelerator="tpu")
+
+
+def test_a_misspelt_argument_is_named_with_the_nearest():
+    with pytest.raises(UserError, match=r"^`prefil_layout`: predict .* `prefill_layout`"):
+        weft.predict("llama-3.1-8b", prefil_layout=None)  # type: ignore[call-arg]
+    with pytest.raises(UserError, match=r"^`acelerator`: plan .* did you mean `accelerator`"):
+        weft.plan("llama-3.1-8b", acelerator="h200-sxm")  # type: ignore[call-arg]
+    with pytest.raises(UserError, match=r"^`tpp`: predict_latency .* did you mean `tp`"):
+        weft.predict_latency("llama-3.1-8b", tpp=2, accelerator="h200-sxm")  # type: ignore[call-arg]
+    with pytest.raises(UserError, match="`tp` 2: `layout` has the degrees"):
+        weft.predict("llama-3.1-8b", weft.Layout(), tp=2)
 
 
 def test_all_reduce_before_the_process_group_is_one_line():

@@ -205,9 +205,9 @@ def test_predictions_read_the_formats(tmp_path):
     config = {"model_type": "deepseek_v3", "quantization_config": FP8_BLOCK}
     (tmp_path / "config.json").write_text(json.dumps(config))
     load, layout = Workload(batch=8), Layout(tp=8)
-    found = api.predict(str(tmp_path), layout, load, engine="vllm", accelerator="h200-sxm")
-    plain = api.predict("deepseek-v3", layout, load, engine="vllm", accelerator="h200-sxm")
-    asked = api.predict(
+    found = api.predict_latency(str(tmp_path), layout, load, engine="vllm", accelerator="h200-sxm")
+    plain = api.predict_latency("deepseek-v3", layout, load, engine="vllm", accelerator="h200-sxm")
+    asked = api.predict_latency(
         "deepseek-v3", layout, load, engine="vllm", accelerator="h200-sxm", weights="fp8_block"
     )
     assert found.memory.fits

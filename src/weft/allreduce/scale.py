@@ -10,6 +10,7 @@ import numpy as np
 
 from weft.allreduce.cost import NCCL_ALGORITHMS, WEFT_ALGORITHMS, best, latency_us
 from weft.fabric.fabric import Fabric
+from weft.vocabulary.schedule import Collective
 
 PUBLISHED_BYTES: Final = (128 * 1024, 2 * 1024 * 1024)
 PUBLISHED_SPEED_UP: Final = (1.9, 3.6)
@@ -68,6 +69,18 @@ def predict(sizes: Sequence[int], nodes: int, gpus_per_node: int, fabric: Fabric
         )
         for place, size in enumerate(sizes)
     ]
+
+
+def best_all_reduce(fabric: Fabric, row: Collective) -> tuple[str, float] | None:
+    """The fastest algorithm of a row and its time in µs; None for a row that is no all-reduce."""
+    size, ranks = row.message_bytes, row.group_size
+    if row.op != "all_reduce" or not size or not ranks or ranks < 2:
+        return None
+    width = min(ranks, fabric.gpus_per_node)
+    if ranks % width:
+        return None
+    found = predict([size], ranks // width, width, fabric)[0]
+    return found.best, found.best_us
 
 
 def crossovers(

@@ -12,9 +12,8 @@ from weft import api
 from weft.errors import FileFormatError
 from weft.prediction.engine_profile import AllReduceRule, profile_named
 from weft.prediction.own_tables import measurements
-from weft.prediction.prediction import Machine, Prediction
+from weft.prediction.prediction import Machine
 from weft.prediction.quantity import Estimate
-from weft.prediction.serving import Serving
 from weft.vocabulary.layout import Layout
 from weft.vocabulary.workload import Workload
 
@@ -65,23 +64,20 @@ class MeasuredRun:
         profile = machine.profile if machine else profile_named(self.engine)
         if self.all_reduce is not None:
             profile = replace(profile, all_reduce=self.all_reduce, fused_kernels=0)
-        found = api.predict(
-            self.model,
-            self.layout,
-            self.workload,
-            engine=profile,
-            accelerator=machine.accelerator if machine else self.accelerator,
-            fabric=self.fabric,
-            weights=self.weights,
-            nodes=self.layout.nodes,
-            concurrency=self.concurrency,
-            requests=self.requests,
-        )
-        if isinstance(found, Serving):
-            ttft, tpot = found.ttft_ms, found.tpot_ms
-            return ttft.mean.scaled(ttft.p50 / ttft.value), tpot.mean.scaled(tpot.p50 / tpot.value)
-        assert isinstance(found, Prediction)
-        return found.ttft_ms, found.tpot_ms
+        asked: dict[str, Any] = {
+            "engine": profile,
+            "accelerator": machine.accelerator if machine else self.accelerator,
+            "fabric": self.fabric,
+            "weights": self.weights,
+            "nodes": self.layout.nodes,
+        }
+        if self.concurrency is None:
+            batch = api.predict_latency(self.model, self.layout, self.workload, **asked)
+            return batch.ttft_ms, batch.tpot_ms
+        asked |= {"concurrency": self.concurrency, "requests": self.requests}
+        served = api.predict_serving(self.model, self.layout, self.workload, **asked)
+        ttft, tpot = served.ttft_ms, served.tpot_ms
+        return ttft.mean.scaled(ttft.p50 / ttft.value), tpot.mean.scaled(tpot.p50 / tpot.value)
 
 
 def h200_runs() -> list[MeasuredRun]:

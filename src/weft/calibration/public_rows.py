@@ -212,7 +212,7 @@ def ask(row: PublicRow, engine: EngineProfile | None = None) -> Serving | str:
     if row.odd is not None:
         return row.odd
     try:
-        found = api.predict(
+        return api.predict_serving(
             row.family,
             row.layout,
             Workload(prompt_tokens=row.prompt_tokens, decode_tokens=row.decode_tokens),
@@ -225,8 +225,6 @@ def ask(row: PublicRow, engine: EngineProfile | None = None) -> Serving | str:
         )
     except UserError as error:
         return str(error)
-    assert isinstance(found, Serving)
-    return found
 
 
 def peer_times(path: Path) -> dict[str, tuple[float, float]]:

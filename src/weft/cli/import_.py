@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -13,13 +12,11 @@ from weft.cli.options import Format
 from weft.cli.output import OutputFormat, check_file, print_rows, progress
 from weft.cli.schedule_output import shape_text
 from weft.errors import CheckFailed
-from weft.vocabulary.layout import Layout
 
 if TYPE_CHECKING:
-    from weft.importer.gain import BestTime
     from weft.importer.imported import ImportedTrace
     from weft.importer.rows import MeasuredRow
-    from weft.vocabulary.schedule import Collective, Statistics
+    from weft.vocabulary.schedule import Statistics
 
 
 _MOST_PLACES: Final = 10
@@ -71,27 +68,22 @@ def import_(
     Leaves with 1 where the engine did not send what its schedule says.
     Example: weft import rank0.json.gz rank1.json.gz --model llama-3.1-8b
     """
-    from weft.importer.importing import import_traces
-    from weft.importer.inputs import given_model, trace_files
+    from weft import api
+    from weft.importer.inputs import trace_files
 
-    spec = None if model is None else given_model(model)
-    wanted = None if layout is None else Layout.parse(layout)
-    best = None if fabric is None else _best_on(fabric)
-    (files, notes), (other, _) = trace_files(files), trace_files(against or [])
     with progress() as bar:
-        size = sum(file.stat().st_size for file in files if file.is_file())
+        size = sum(file.stat().st_size for file in trace_files(files)[0] if file.is_file())
         task = bar.add_task("reading traces", total=size)
-        imported = import_traces(
+        imported = api.import_traces(
             files,
-            model=spec,
+            model=model,
             engine=engine,
-            layout=wanted,
-            num_processes=jobs,
-            on_bytes=lambda count: bar.advance(task, count),
-            best=best,
+            layout=layout,
+            fabric=fabric,
+            jobs=jobs,
+            progress=lambda count: bar.advance(task, count),
         )
-    imported = replace(imported, notes=(*notes, *imported.notes))
-    before = import_traces(other, model=spec, engine=engine) if other else None
+    before = api.import_traces(against, model=model, engine=engine) if against else None
     if perfetto is not None:
         from weft.importer.perfetto import write_perfetto
 
@@ -114,26 +106,6 @@ def _document(imported: ImportedTrace, before: ImportedTrace | None) -> dict[str
 
     against = {"against": changes_json(before, imported)} if before else {}
     return imported.to_json() | against
-
-
-def _best_on(name: str) -> BestTime:
-    """The fastest algorithm of an all-reduce on a fabric, as ``weft predict allreduce`` has it."""
-    from weft.allreduce import scale
-    from weft.fabric import load
-
-    links = load(name)
-
-    def best(row: Collective) -> tuple[str, float] | None:
-        size, ranks = row.message_bytes, row.group_size
-        if row.op != "all_reduce" or not size or not ranks or ranks < 2:
-            return None
-        width = min(ranks, links.gpus_per_node)
-        if ranks % width:
-            return None
-        predicted = scale.predict([size], ranks // width, width, links)[0]
-        return predicted.best, predicted.best_us
-
-    return best
 
 
 def _print(

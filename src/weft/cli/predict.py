@@ -7,7 +7,7 @@ memory. ``scoreboard``, ``scaling`` and ``allreduce`` in the place of MODEL are 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -77,33 +77,43 @@ def predict(
     Example: weft predict llama-3.1-8b --tp 2 --engine vllm --accelerator h200-sxm --concurrency 64
     """
     from weft import api
-    from weft.vocabulary.schedule import Schedule
 
-    if inputs and accelerator is None:
-        raise UserError("--inputs: is about latency; name a device (--accelerator)")
-    found = api.predict(
-        model,
-        degrees.on(),
-        sizes.of(workload),
-        engine=engine,
-        accelerator=accelerator,
-        fabric=fabric,
-        weights=weights,
-        nodes=nodes,
-        concurrency=concurrency,
-        rate=rate,
-        trace=trace,
-        burst=burst,
-        shortest=shortest,
-        requests=requests,
-        **more.parsed(),
-    )
-    if isinstance(found, Schedule):
+    layout, load, steps = degrees.on(), sizes.of(workload), more.parsed()
+    traffic = {"rate": rate, "concurrency": concurrency, "trace": trace}
+    if accelerator is None:
+        details: dict[str, Any] = {"fabric": fabric, "weights": weights, "inputs": inputs or None}
+        details |= {"burst": None if burst == 1 else burst, "requests": requests}
+        _refuse(traffic | details | {"shortest": None if shortest == 1 else shortest})
+        found = api.predict(model, layout, load, engine=engine, nodes=nodes, **steps)
         print_schedule(found, output_format)
-    else:
-        from weft.cli.predict_latency import print_times
+        return
+    from weft.cli.predict_latency import print_times
 
-        print_times(found, output_format, inputs=inputs)
+    machine: dict[str, Any] = {
+        "engine": engine,
+        "accelerator": accelerator,
+        "fabric": fabric,
+        "weights": weights,
+        "nodes": nodes,
+    }
+    if any(value is not None for value in traffic.values()):
+        machine |= traffic | {"burst": burst, "shortest": shortest, "requests": requests}
+        times = api.predict_serving(model, layout, load, **machine, **steps)
+        print_times(times, output_format, inputs=inputs)
+        return
+    if any(steps.values()):
+        raise UserError(
+            "--speculate, --prefill-layout: their times are those of a server; say --concurrency, "
+            "--rate or --trace, or leave --accelerator out"
+        )
+    batch = api.predict_latency(model, layout, load, **machine)
+    print_times(batch, output_format, inputs=inputs)
+
+
+def _refuse(given: dict[str, Any]) -> None:
+    for name, value in given.items():
+        if value is not None:
+            raise UserError(f"--{name} {value}: is about latency; name a device (--accelerator)")
 
 
 app = app_with_default(

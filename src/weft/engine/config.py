@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
-from difflib import get_close_matches
-from typing import Any, Final, Literal, Self
+from dataclasses import dataclass, replace
+from typing import Final, Literal
 
 from weft.errors import UserError
 from weft.vocabulary.checks import check_between, check_limits, check_types
 from weft.vocabulary.conventions import engine_named
+from weft.vocabulary.keywords import LayoutDegrees
 from weft.vocabulary.model_spec import ModelSpec
 from weft.vocabulary.speculation import Speculation
 from weft.vocabulary.weight_formats import FORMATS
@@ -19,6 +18,26 @@ Dtype = Literal["bfloat16", "float16", "float32", "float64"]
 
 _LEAST: Final = {"cache_tokens": 1, "max_batch_tokens": 1}
 _BETWEEN: Final = {"block_size": (1, 8192), "max_batch_requests": (1, 65536)}
+
+
+class LLMOptions(LayoutDegrees, total=False):
+    """The keywords of LLM beside its own: a layout's degrees and the fields of EngineConfig."""
+
+    conventions: str
+    weights: Weights
+    dtype: Dtype | None
+    weights_dtype: Literal["float8_e4m3fn"] | None
+    seed: int
+    cache_tokens: int | None
+    memory_share: float
+    block_size: int | None
+    max_batch_tokens: int
+    max_batch_requests: int
+    overlap: bool | None
+    graphs: bool | None
+    graph_batches: tuple[int, ...] | None
+    prefix_caching: bool
+    speculate: str | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,15 +74,6 @@ class EngineConfig:
     graph_batches: tuple[int, ...] | None = None
     prefix_caching: bool = True
     speculate: str | None = None
-
-    @classmethod
-    def of(cls, options: Mapping[str, Any]) -> Self:
-        """From the keywords of LLM; UserError for one that does not exist."""
-        known = [field.name for field in fields(cls)]
-        for name in options.keys() - known:
-            meant = "".join(f"; did you mean `{one}`?" for one in get_close_matches(name, known, 1))
-            raise UserError(f"`{name}`: LLM takes no such argument{meant}")
-        return cls(**options)
 
     def applied_to(self, spec: ModelSpec) -> ModelSpec:
         """The spec as this engine runs it."""

@@ -4,35 +4,47 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
+from functools import cached_property, partial
 from reprlib import repr as short
 from threading import Lock
-from typing import Any, Self
+from typing import TYPE_CHECKING, Final, Self, Unpack
 
-from weft.comm.groups import DEFAULT_TIMEOUT_S, ProcessGroups, open_groups
-from weft.comm.recorder import Recorder
-from weft.engine.config import EngineConfig
-from weft.engine.engine import Engine
+from weft.engine.config import EngineConfig, LLMOptions
 from weft.engine.request import Completion, Request, SamplingParams
-from weft.engine.tokenizer import find_tokenizer
+from weft.engine.tokenizer import Tokenizer, find_tokenizer
 from weft.errors import StepError, UserError, WorkloadError
 from weft.launch.environment import current_rank, pick_device
+from weft.launch.own_ranks import OwnRanks, is_joined
 from weft.vocabulary.checks import check_seconds, is_list
+from weft.vocabulary.conventions import check_all_reduce
+from weft.vocabulary.keywords import LayoutDegrees, check_keywords, layout_of
 from weft.vocabulary.layout import Layout
 from weft.vocabulary.model_source import runnable_model
 
+if TYPE_CHECKING:
+    from weft.comm.groups import ProcessGroups
+    from weft.comm.recorder import Recorder
+    from weft.engine.engine import Engine
+
 Prompt = str | Sequence[int]
+Sampling = SamplingParams | Sequence[SamplingParams] | None
+OnStep = Callable[[list[Request]], object]
+
+_OWN: Final = ("model", "layout", "device", "timeout_s", "all_reduce", "groups")
 
 
 class LLM:
     """A model on a layout, ready to generate.
 
-    With more than one rank, every rank makes the same object and the same calls
-    (under ``weft run``, ``torchrun`` or ``srun``); all of them get all completions.
+    With more than one rank it starts them on this machine and ends them with ``close``, at the
+    end of a ``with`` and with this process. Under ``torchrun``, ``srun`` or ``weft run`` every
+    rank makes the same object and the same calls instead, and gets all completions.
 
     Example::
 
-        llm = weft.LLM("embedded")
-        llm.generate(["Hello"], weft.SamplingParams(max_tokens=16))
+        with weft.LLM("embedded", tp=2) as llm:
+            llm.generate(["Hello"], weft.SamplingParams(max_tokens=16))
     """
 
     def __init__(
@@ -41,60 +53,103 @@ class LLM:
         layout: Layout | None = None,
         *,
         device: str = "auto",
-        timeout_s: float = DEFAULT_TIMEOUT_S,
+        timeout_s: float = 120.0,
         all_reduce: str = "auto",
         groups: ProcessGroups | None = None,
-        **config: Any,
+        **options: Unpack[LLMOptions],
     ) -> None:
-        """Load ``model``; ``config`` are the fields of EngineConfig.
+        """Load ``model`` on ``layout`` (or ``tp=4, pp=2`` and the like).
 
+        device: ``auto``, ``cpu`` or ``cuda``; timeout_s: the longest wait for another rank;
         all_reduce: of the groups that it opens: ``auto`` (weft's where it can be used),
-        ``weft`` or ``library`` (nccl's, gloo's); ``groups`` bring their own.
+        ``weft`` or ``library`` (nccl's, gloo's); ``groups`` bring their own; other options
+        are the fields of EngineConfig.
         Raises UserError for what cannot be, CommunicationError where ranks are missing.
         """
-        layout = Layout() if layout is None else layout
-        if not isinstance(layout, Layout):
-            raise UserError(f"`layout` {layout!r}: must be a Layout, such as weft.Layout(tp=2)")
+        degrees = LayoutDegrees.__annotations__
+        check_keywords(
+            "LLM", options, (*_OWN, *degrees, *(one.name for one in fields(EngineConfig)))
+        )
+        layout = layout_of(layout, {k: v for k, v in options.items() if k in degrees})  # type: ignore[arg-type]
         if not isinstance(model, str):
             raise UserError(f"`model` {model!r}: must be a name or folder, as text")
         check_seconds("timeout_s", timeout_s)
-        engine_config = EngineConfig.of(config)
+        check_all_reduce(all_reduce)
+        config = EngineConfig(**{k: v for k, v in options.items() if k not in degrees})  # type: ignore[arg-type]
+        self.layout, self._turn = layout, Lock()
         source = runnable_model(model)
         layout.check_model(source.spec)
-        if engine_config.weights != "dummy":
+        if config.weights != "dummy":
             source = source.with_files()
+        self._source = source
+        self._ranks: OwnRanks | None = None
+        if groups is None and layout.world_size > 1 and not is_joined():
+            layout.check_here()
+            place = {"device": device, "timeout_s": timeout_s, "all_reduce": all_reduce}
+            make = partial(LLM, model, layout, **place, **vars(config))  # type: ignore[arg-type]
+            self._ranks = OwnRanks(layout.world_size, make)
+            return
+        _ = self.tokenizer  # one that cannot be read is refused now
         if groups is None:
-            place = current_rank()
-            layout.check_world(place.world_size)
+            from weft.comm.groups import open_groups
+
+            rank = current_rank()
+            layout.check_world(rank.world_size)
             groups = open_groups(
                 layout,
-                rank=place.rank,
-                device=pick_device(device, place.local_rank),
+                rank=rank.rank,
+                device=pick_device(device, rank.local_rank),
                 timeout_s=timeout_s,
                 all_reduce=all_reduce,
             )
-        self.groups = groups
-        self.tokenizer = find_tokenizer(source.directory)
-        self.engine = Engine(source, groups, engine_config)
+        from weft.engine.engine import Engine
+
+        self._groups, self._engine = groups, Engine(source, groups, config)
         self._next_number = 0
-        self._turn = Lock()
+
+    @property
+    def groups(self) -> ProcessGroups:
+        """The process groups of this rank; UserError in a script that started its ranks."""
+        self._refuse_elsewhere("groups")
+        return self._groups
+
+    @property
+    def engine(self) -> Engine:
+        """The engine of this rank; UserError in a script that started its ranks."""
+        self._refuse_elsewhere("engine")
+        return self._engine
+
+    def _refuse_elsewhere(self, name: str) -> None:
+        if self._ranks is not None:
+            raise UserError(
+                f"`{name}`: is in the ranks that LLM started; run the script under torchrun, or "
+                "ask weft.trace for what a run sends"
+            )
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer | None:
+        """The model's own; None where it has none."""
+        return find_tokenizer(self._source.directory)
 
     def generate(
         self,
         prompts: Sequence[Prompt],
-        sampling: SamplingParams | Sequence[SamplingParams] | None = None,
+        sampling: Sampling = None,
         *,
-        on_step: Callable[[list[Request]], None] | None = None,
+        on_step: OnStep | None = None,
     ) -> list[Completion]:
         """Complete every prompt (text or token ids), in order; one call at a time.
 
         Raises WorkloadError, with nothing begun, where one of them cannot run; StepError
-        where a step failed: its requests have ended, and the next call finds a clean engine.
+        where a step failed: its requests have ended, and the next call finds a clean engine;
+        LostRankError where a rank that was started is gone: all have ended.
 
         ``on_step`` is called after each step with the requests that got a token. With
-        data parallelism each replica takes every dp-th prompt.
+        data parallelism each replica takes every dp-th prompt, and only the first is told of.
         """
         with self._alone():
+            if self._ranks is not None:
+                return self._ranks.call(_generate, prompts, sampling, on_progress=on_step)  # type: ignore[no-any-return]
             requests = self._requests(prompts, sampling)
             mine = requests[self.groups.replica :: self.groups.layout.dp]
             self._finish(mine, on_step)
@@ -103,7 +158,7 @@ class LLM:
     def _requests(
         self,
         prompts: Sequence[Prompt],
-        sampling: SamplingParams | Sequence[SamplingParams] | None,
+        sampling: Sampling,
     ) -> list[Request]:
         """One request a prompt; a batch that has a bad one is refused whole."""
         if not is_list(prompts):
@@ -117,9 +172,7 @@ class LLM:
         self._next_number += len(prompts)
         return requests
 
-    def _finish(
-        self, requests: Sequence[Request], on_step: Callable[[list[Request]], None] | None
-    ) -> None:
+    def _finish(self, requests: Sequence[Request], on_step: OnStep | None) -> None:
         """Step until all have ended; nothing stays queued, whatever is raised."""
         try:
             for request in requests:
@@ -150,7 +203,7 @@ class LLM:
             return prompt
         if self.tokenizer is None:
             raise WorkloadError(
-                f"model {self.engine.spec.name} has no tokenizer files: give token ids"
+                f"model {self._source.spec.name} has no tokenizer files: give token ids"
             )
         return self.tokenizer.encode(prompt)
 
@@ -166,14 +219,16 @@ class LLM:
                 self.engine.recorder = None
 
     def close(self) -> None:
-        """Give the engine's resources back and leave the process groups."""
-        self.engine.close()
-        self.groups.close()
+        """Give the engine's resources back and leave the process groups; end own ranks."""
+        self.__exit__(None)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self._ranks is not None:
+            self._ranks.close()
+            return
         self.engine.close()
         if kind is None:
             self.groups.close()
@@ -211,9 +266,14 @@ class LLM:
         return completions
 
 
-def _sampling_of_each(
-    sampling: SamplingParams | Sequence[SamplingParams] | None, count: int
-) -> list[SamplingParams]:
+def _generate(
+    llm: LLM, prompts: Sequence[Prompt], sampling: Sampling, tell: OnStep | None = None
+) -> list[Completion]:
+    """What a rank that LLM started does."""
+    return llm.generate(prompts, sampling, on_step=tell)
+
+
+def _sampling_of_each(sampling: Sampling, count: int) -> list[SamplingParams]:
     if sampling is None or isinstance(sampling, SamplingParams):
         return [sampling or SamplingParams()] * count
     if not isinstance(sampling, Sequence) or any(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from weft.tracing.recorded import rows_from_calls
+from weft.vocabulary.layout import Layout
 from weft.vocabulary.schedule import Collective, Schedule
 from weft.vocabulary.workload import Workload
 
@@ -38,6 +39,27 @@ def record_run(llm: LLM, workload: Workload, prompts: list[list[int]]) -> tuple[
         collectives=tuple(sorted(rows, key=lambda row: row.stage)),
     )
     return schedule, recorder
+
+
+def trace_run(
+    model: str, layout: Layout, workload: Workload, engine: str, device: str, timeout_s: float
+) -> Schedule:
+    """One rank of ``weft trace``: run a made-up batch under the recorder."""
+    from weft.engine.llm import LLM
+
+    with LLM(
+        model,
+        layout,
+        device=device,
+        timeout_s=timeout_s,
+        conventions=engine,
+        prefix_caching=False,
+        cache_tokens=workload.batch * (workload.prompt_tokens + workload.decode_tokens + 16),
+        max_batch_tokens=workload.batch * workload.prompt_tokens,
+        max_batch_requests=workload.batch,
+    ) as llm:
+        prompts = workload.made_up_prompts(0, llm.engine.spec.vocab_size)
+        return record_run(llm, workload, prompts)[0]
 
 
 def timeline_of_step(recorder: Recorder, rank: int, index: int) -> list[dict[str, Any]]:

@@ -244,6 +244,15 @@ class Layout:
                 f"{MOST_RANKS_HERE} are started; take more machines, or predict it"
             )
 
+    def check_here(self) -> None:
+        """:meth:`check_started`, by a script that starts all of its ranks itself."""
+        self.check_started()
+        if self.nodes > 1:
+            raise LayoutError(
+                f"`nodes` {self.nodes}: a script starts ranks on its own machine only; run it "
+                "under torchrun or srun on all of them"
+            )
+
     def check_world(self, num_processes: int) -> None:
         """Raise LayoutError where a launcher started another number of processes."""
         if num_processes != self.world_size:

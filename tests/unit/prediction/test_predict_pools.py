@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from weft import api
+from weft.cli import main
 from weft.errors import LayoutError, UserError
 from weft.prediction.machines import machine_named
 from weft.prediction.operators import StepLoad
@@ -21,7 +22,7 @@ B200 = machine_named("sglang", "b200-sxm", weights="nvfp4")
 
 
 def ask(layout: str, clients: int = 64, model: str = "llama-3.1-8b", **more: object) -> Serving:
-    found = api.predict(
+    return api.predict_serving(
         model,
         Layout.parse(layout),
         LOAD,
@@ -29,10 +30,8 @@ def ask(layout: str, clients: int = 64, model: str = "llama-3.1-8b", **more: obj
         accelerator="h200-sxm",
         concurrency=clients,
         requests=4 * clients,
-        **more,  # type: ignore[call-overload]
+        **more,  # type: ignore[arg-type]
     )
-    assert isinstance(found, Serving)
-    return found
 
 
 def test_prompts_on_other_servers_leave_decode_steps_alone() -> None:
@@ -96,10 +95,13 @@ def test_accepted_drafts_shorten_the_time_of_a_token_and_refused_ones_lengthen_i
     assert kept < 0.6 * plain < plain < lost
 
 
-def test_a_batch_has_no_times_with_drafts_or_other_ranks() -> None:
-    for more in ({"prefill_layout": Layout()}, {"speculation": Speculation.parse("ngram:2")}):
-        with pytest.raises(UserError, match="say `concurrency`"):
-            api.predict("llama-3.1-8b", accelerator="h200-sxm", **more)  # type: ignore[call-overload]
+def test_a_batch_has_no_times_with_drafts_or_other_ranks(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for more in (["--prefill-layout", "1"], ["--speculate", "ngram:2"]):
+        words = ["predict", "llama-3.1-8b", "--accelerator", "h200-sxm", *more]
+        assert main.run(words) == 2
+        assert "say --concurrency" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
