@@ -14,8 +14,9 @@ from __future__ import annotations
 import math
 from array import array
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
@@ -69,137 +70,83 @@ class ClockOffset:
 
 @dataclass
 class _Bounds:
-    """What is known about clock(second) - clock(first), and when on the second's clock."""
+    """What is known about clock(second) - clock(first), each with when on the second's clock."""
 
     low: array[float] = field(default_factory=lambda: array("d"))
-    low_times: array[float] = field(default_factory=lambda: array("d"))
     high: array[float] = field(default_factory=lambda: array("d"))
-    high_times: array[float] = field(default_factory=lambda: array("d"))
     ends: array[float] = field(default_factory=lambda: array("d"))
 
-    def reversed(self) -> _Bounds:
-        return _Bounds(
-            array("d", (-value for value in self.high)),
-            self.high_times,
-            array("d", (-value for value in self.low)),
-            self.low_times,
-            array("d", (-value for value in self.ends)),
+    def observe(self, meeting: Meeting, first: int, second: int) -> None:
+        one, two = meeting.calls[first], meeting.calls[second]
+        is_root = not meeting.is_symmetric and meeting.root == first
+        if meeting.is_symmetric:
+            self.ends.append(two.end_us - one.end_us)
+        if meeting.is_symmetric or is_root:
+            self.high.extend((two.end_us - one.start_us, two.end_us))
+        if meeting.is_symmetric or (meeting.root is not None and not is_root):
+            self.low.extend((two.start_us - one.end_us, two.start_us))
+
+    def chained(self, known: ClockOffset, rank: int) -> ClockOffset:
+        """The offset of ``rank``, the second, where that of the first is known."""
+        sides = [np.array(side).reshape(-1, 2) for side in (self.low, self.high)]
+        origin = min((side[0, 1] for side in sides if len(side)), default=0.0)
+
+        def interval(drift: float) -> tuple[float, float]:
+            """The offsets at ``origin`` that all bounds allow, were the drift this."""
+            low, high = (side[:, 0] - drift * (side[:, 1] - origin) for side in sides)
+            return low.max(initial=-math.inf), high.min(initial=math.inf)
+
+        low, high = interval(0.0)
+        drift = 0.0 if low <= high else _least_contradiction(interval)
+        low, high = interval(drift)
+        middle = (low + high) / 2 if math.isfinite(high - low) else 0.0
+        if self.ends and not drift:
+            middle = float(np.median(self.ends))
+        estimate = middle if low > high else min(max(middle, low), high)
+        return ClockOffset(
+            rank=rank,
+            reference=known.reference,
+            offset_us=float(known.at(origin) + estimate),
+            low_us=None if known.low_us is None or math.isinf(low) else float(known.low_us + low),
+            high_us=None
+            if known.high_us is None or math.isinf(high)
+            else float(known.high_us + high),
+            drift_ppm=known.drift_ppm + drift * 1e6,
+            origin_us=float(origin),
+            contradiction_us=known.contradiction_us + max(0.0, float(low - high)),
         )
 
-    def interval(self, drift: float, origin: float) -> tuple[float, float]:
-        """The offsets at ``origin`` that all bounds allow, were the drift this."""
-        low, high = -math.inf, math.inf
-        if self.low:
-            moved = np.frombuffer(self.low) - drift * (np.frombuffer(self.low_times) - origin)
-            low = float(moved.max())
-        if self.high:
-            moved = np.frombuffer(self.high) - drift * (np.frombuffer(self.high_times) - origin)
-            high = float(moved.min())
-        return low, high
 
-    def difference(self) -> _Difference:
-        origin = min(
-            (times[0] for times in (self.low_times, self.high_times) if times), default=0.0
-        )
-        low, high = self.interval(0.0, origin)
-        drift = 0.0
-        if low > high:
-            drift = self._least_contradiction(origin)
-            low, high = self.interval(drift, origin)
-        middle = float(np.median(np.frombuffer(self.ends))) if self.ends and not drift else None
-        return _Difference(low, high, drift, origin, middle)
-
-    def _least_contradiction(self, origin: float) -> float:
-        """The drift with the smallest ``low - high``, which is convex in it."""
-        left, right = -MOST_DRIFT, MOST_DRIFT
-        for _ in range(_SEARCH_STEPS):
-            first, second = left + (right - left) / 3, right - (right - left) / 3
-            gaps = [low - high for low, high in (self.interval(d, origin) for d in (first, second))]
-            left, right = (left, second) if gaps[0] <= gaps[1] else (first, right)
-        return (left + right) / 2
-
-
-@dataclass(frozen=True)
-class _Difference:
-    low: float
-    high: float
-    drift: float
-    origin: float
-    middle: float | None
-
-    def estimate(self) -> float:
-        if self.low > self.high:
-            return (self.low + self.high) / 2
-        if self.middle is not None:
-            return min(max(self.middle, self.low), self.high)
-        if math.isinf(self.low) or math.isinf(self.high):
-            return min(max(0.0, self.low), self.high)
-        return (self.low + self.high) / 2
+def _least_contradiction(interval: Callable[[float], tuple[float, float]]) -> float:
+    """The drift with the smallest ``low - high``, which is convex in it."""
+    left, right = -MOST_DRIFT, MOST_DRIFT
+    for _ in range(_SEARCH_STEPS):
+        first, second = left + (right - left) / 3, right - (right - left) / 3
+        gaps = [low - high for low, high in (interval(first), interval(second))]
+        left, right = (left, second) if gaps[0] <= gaps[1] else (first, right)
+    return (left + right) / 2
 
 
 def estimate_offsets(ranks: Sequence[int], found: Sequence[Meeting]) -> dict[int, ClockOffset]:
     """Offsets of all ranks against the lowest, along the shortest chain of shared collectives."""
     bounds: dict[tuple[int, int], _Bounds] = defaultdict(_Bounds)
     for meeting in found:
-        first = min(meeting.calls)
-        for second in sorted(meeting.calls)[1:]:
-            _observe(bounds[first, second], meeting, first, second)
+        reference = min(meeting.calls)
+        for other in meeting.calls.keys() - {reference}:
+            for pair in ((reference, other), (other, reference)):
+                bounds[pair].observe(meeting, *pair)
     reference = min(ranks)
-    offsets = {
-        reference: ClockOffset(
-            rank=reference, reference=reference, offset_us=0.0, low_us=0.0, high_us=0.0
-        )
-    }
+    alone = partial(ClockOffset, reference=reference, offset_us=0.0)
+    offsets = {reference: alone(rank=reference, low_us=0.0, high_us=0.0)}
     waiting = [reference]
     while waiting:
         known = waiting.pop(0)
         for rank in ranks:
-            difference = None if rank in offsets else _between(bounds, known, rank)
-            if difference is not None:
-                offsets[rank] = _chained(offsets[known], rank, difference)
+            if rank not in offsets and (known, rank) in bounds:
+                offsets[rank] = bounds[known, rank].chained(offsets[known], rank)
                 waiting.append(rank)
-    for rank in set(ranks) - set(offsets):
-        offsets[rank] = ClockOffset(
-            rank=rank, reference=reference, offset_us=0.0, low_us=None, high_us=None
-        )
-    return offsets
-
-
-def _observe(bounds: _Bounds, meeting: Meeting, first: int, second: int) -> None:
-    one, two = meeting.calls[first], meeting.calls[second]
-    if meeting.is_symmetric:
-        bounds.ends.append(two.end_us - one.end_us)
-    if meeting.is_symmetric or meeting.root == second:
-        bounds.low.append(two.start_us - one.end_us)
-        bounds.low_times.append(two.start_us)
-    if meeting.is_symmetric or meeting.root == first:
-        bounds.high.append(two.end_us - one.start_us)
-        bounds.high_times.append(two.end_us)
-
-
-def _between(
-    bounds: Mapping[tuple[int, int], _Bounds], known: int, rank: int
-) -> _Difference | None:
-    """The difference clock(rank) - clock(known), whichever way it was observed."""
-    if (known, rank) in bounds:
-        return bounds[known, rank].difference()
-    back = bounds.get((rank, known))
-    return None if back is None else back.reversed().difference()
-
-
-def _chained(known: ClockOffset, rank: int, step: _Difference) -> ClockOffset:
-    low = None if known.low_us is None or math.isinf(step.low) else known.low_us + step.low
-    high = None if known.high_us is None or math.isinf(step.high) else known.high_us + step.high
-    return ClockOffset(
-        rank=rank,
-        reference=known.reference,
-        offset_us=known.at(step.origin) + step.estimate(),
-        low_us=low,
-        high_us=high,
-        drift_ppm=known.drift_ppm + step.drift * 1e6,
-        origin_us=step.origin,
-        contradiction_us=known.contradiction_us + max(0.0, step.low - step.high),
-    )
+    unknown = set(ranks) - set(offsets)
+    return offsets | {rank: alone(rank=rank, low_us=None, high_us=None) for rank in unknown}
 
 
 def split_waiting(found: Sequence[Meeting], clocks: Mapping[int, ClockOffset]) -> None:

@@ -31,17 +31,17 @@ class Change:
         )
 
     def to_json(self) -> dict[str, Any]:
+        def sides(pair: tuple[Any, Any]) -> dict[str, Any]:
+            return dict(zip(("before", "after"), pair, strict=True))
+
         return {
             "verdict": self.verdict,
             "changed": not self.is_alike,
             "text": self.text(),
             "row": self.row.to_json(),
-            "counts": {"before": self.counts[0], "after": self.counts[1]},
-            "per_step": {"before": self.per_step[0], "after": self.per_step[1]},
-            "median_us": {
-                name: {"before": before, "after": after}
-                for name, (before, after) in self.medians_us.items()
-            },
+            "counts": sides(self.counts),
+            "per_step": sides(self.per_step),
+            "median_us": {name: sides(pair) for name, pair in self.medians_us.items()},
         }
 
     def text(self) -> str:

@@ -151,7 +151,7 @@ def _is_exchange(calls: Mapping[int, TracedCall], ep: int) -> bool:
     return all(c.operation in _RESIZING and len(c.ranks or ()) == ep for c in calls.values())
 
 
-def _recorded(traces: Mapping[int, RankTrace], layout: Layout) -> Everywhere:
+def _recorded(traces: Mapping[int, RankTrace], layout: Layout) -> dict[tuple[int, int | None], int]:
     """What most calls of a step recorded that they gathered or scattered, in rows."""
     seen: dict[tuple[int, int | None], Counter[int]] = defaultdict(Counter)
     for rank, trace in traces.items():
