@@ -137,7 +137,7 @@ def predict() -> None:
         (run,) = runs_of("new", {"rows": [case.row() | {"ttft_ms": None, "tpot_ms": None}]})
         ttft, tpot = run.ask()
         row = {"name": case.name, "kind": case.kind, **case.row()}
-        rows.append(row | {"ttft_ms": ttft.to_json(), "tpot_ms": tpot.to_json()})
+        rows.append(row | {"ttft_ms": ttft.to_dict(), "tpot_ms": tpot.to_dict()})
     head = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True
     )

@@ -253,7 +253,7 @@ def write_files(folder: Path) -> None:
     for rank in range(2):
         trace = TRACES / f"vllm_cpu_tp2_rank{rank}.json.gz"
         shutil.copy(trace, folder / f"rank{rank}.json.gz")
-    (folder / "schedule.json").write_text(json.dumps(api.predict("embedded").to_json()))
+    (folder / "schedule.json").write_text(json.dumps(api.predict("embedded").to_dict()))
 
 
 def all_tries(commands: list[str], options: list[str], every: int) -> Iterator[Try]:

@@ -71,7 +71,7 @@ def test_a_latent_cache_goes_once_to_every_decode_rank():
     formula = closed_form(DEEPSEEK, Layout(tp=4), LOAD, prefill_layout=Layout(tp=2, pp=2))
     sent = [row for row in formula.collectives if row.op == "send" and row.group == "kv"]
     assert [(row.stage, row.count) for row in sent] == [(0, 3 * 2 * 2), (1, 2 * 2 * 2)]
-    assert formula.to_json()["prefill_layout"]["pp"] == 2
+    assert formula.to_dict()["prefill_layout"]["pp"] == 2
 
 
 def test_heads_are_cut_as_the_finer_end_holds_them():

@@ -55,7 +55,7 @@ def main() -> None:
             workload = Workload(prompt_tokens=len(prompts[0]), decode_tokens=6, batch=3)
             schedule, _ = record_run(llm, workload, [prompts[0], prompts[0][::-1], prompts[0]])
             results[f"engine {engine}"] = {
-                "rows": schedule.to_json()["collectives"],
+                "rows": schedule.to_dict()["collectives"],
                 "greedy": [c.token_ids for c in llm.generate(prompts, short)],
             }
         if groups.rank == 0:

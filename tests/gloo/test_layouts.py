@@ -162,7 +162,7 @@ def check_rows(rows, checkpoint, layout, engine):
 
     spec = replace(load_spec(str(checkpoint)), dtype="float32")
     workload = Workload(prompt_tokens=len(random_prompts()[0]), decode_tokens=6, batch=3)
-    formula = closed_form(spec, layout, workload, engine).to_json()["collectives"]
+    formula = closed_form(spec, layout, workload, engine).to_dict()["collectives"]
     assert [_comparable(row) for row in rows] == [_comparable(row) for row in formula]
     assert all(row["duration_us"]["min"] > 0 for row in rows)
 

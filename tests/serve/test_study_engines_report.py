@@ -42,7 +42,7 @@ def load(tpot: float, rate: float, **how: float) -> dict[str, Any]:
 def case(engine: str, layout: str, tpot: float, **more: Any) -> dict[str, Any]:
     parsed = Layout.parse(layout)
     schedule = "vllm" if engine.startswith("vllm") else "weft"
-    sent = closed_form(load_spec("llama-3.1-8b"), parsed, LOAD, schedule).to_json()
+    sent = closed_form(load_spec("llama-3.1-8b"), parsed, LOAD, schedule).to_dict()
     phase = {
         "steps": 16,
         "compute_us": 4e3,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 import weft
 from weft import errors
+from weft.cli import main
 from weft.errors import UserError
 from weft.vocabulary.comparison import compare
 
@@ -86,3 +88,24 @@ def test_all_reduce_before_the_process_group_is_one_line():
 
     with pytest.raises(UserError, match=r"call torch\.distributed\.init_process_group first"):
         weft.all_reduce(torch.ones(2))
+
+
+LLAMA = "llama-3.1-8b"
+H200 = {"accelerator": "h200-sxm"}
+SAME = {
+    f"predict {LLAMA} --tp 2": lambda: weft.predict(LLAMA, tp=2),
+    f"trace {LLAMA} --tp 2 --dry-run": lambda: weft.trace(LLAMA, tp=2, dry_run=True),
+    f"predict {LLAMA} --tp 2 --accelerator h200-sxm": lambda: weft.predict_latency(
+        LLAMA, tp=2, **H200
+    ),
+    f"predict {LLAMA} --accelerator h200-sxm --concurrency 4": lambda: weft.predict_serving(
+        LLAMA, concurrency=4, **H200
+    ),
+    f"plan {LLAMA}": lambda: weft.plan(LLAMA),
+}
+
+
+@pytest.mark.parametrize("command", SAME)
+def test_a_result_is_the_json_of_its_command(command, capsys):
+    assert main.run([*command.split(), "--format", "json"]) == 0
+    assert json.loads(capsys.readouterr().out) == json.loads(json.dumps(SAME[command]().to_dict()))

@@ -57,7 +57,7 @@ def test_a_fused_call_is_the_composition_and_one_row():
     assert (row.op, row.count, row.fused, row.input_shape) == (
         "all_reduce", 2, "residual_rms_norm", (3, 8),
     )  # fmt: skip
-    assert row.to_json()["fused"] == "residual_rms_norm"
+    assert row.to_dict()["fused"] == "residual_rms_norm"
     assert [call.fused for call in recorder.calls] == ["residual_rms_norm", None]
 
 

@@ -46,7 +46,7 @@ def schedule(layout: str, engine: str = "vllm-v0", decode: int = 128) -> Schedul
 def import_document() -> dict[str, Any]:
     expected, actual = schedule("tp2", "vllm"), schedule("tp2", "vllm", decode=32)
     times = {"min": 1.0, "median": 2.0, "max": 3.0, "total": 4.0}
-    imported = actual.to_json()
+    imported = actual.to_dict()
     for row in imported["collectives"]:
         row |= {"duration_us": times, "wait_us": None, "transfer_us": None, "bound": "upper"}
     return imported | {
@@ -54,7 +54,7 @@ def import_document() -> dict[str, Any]:
         "conformance": {
             "engine": "vllm",
             "explanation": "fewer decode steps than asked for",
-            "rows": [row.to_json() for row in compare(expected, actual)],
+            "rows": [row.to_dict() for row in compare(expected, actual)],
         },
         "time_share": [{"step": "decode 1", "kinds_us": {"compute": 90.0, "all_reduce": 10.0}}],
         "waiting": [{"rank": 0, "wait_us": 3.0, "transfer_us": 4.0}],
@@ -69,11 +69,11 @@ def study_document() -> dict[str, Any]:
         sources = {source: schedule(name) for source in ("run", "dry_run", "closed_form")}
         layouts.append(
             {
-                "layout": sources["run"].to_json()["layout"],
+                "layout": sources["run"].to_dict()["layout"],
                 "ttft_ms": 100.0,
                 "tpot_ms": 10.0,
                 "e2e_ms": 1370.0,
-                "schedules": {source: one.to_json() for source, one in sources.items()},
+                "schedules": {source: one.to_dict() for source, one in sources.items()},
                 "rows": compared_rows(sources),
                 "timeline": TIMELINE,
             }
@@ -171,7 +171,7 @@ def scaling():
 
 DOCUMENTS = {
     "scaling": scaling,
-    "schedule": lambda: schedule("tp2xpp2").to_json(),
+    "schedule": lambda: schedule("tp2xpp2").to_dict(),
     "import": import_document,
     "study": study_document,
     "bench": bench_document,
@@ -209,10 +209,10 @@ def test_scaling_shows_every_row_and_where_its_time_goes() -> None:
 @pytest.mark.parametrize("engine", ["weft", "vllm", "vllm-v0"])
 def test_chart_adds_up_to_the_totals(layout: str, engine: str) -> None:
     subject = schedule(layout, engine)
-    figure = charts(built(subject.to_json()))["Volume by phase and operation"]
+    figure = charts(built(subject.to_dict()))["Volume by phase and operation"]
     shown = {trace.name: sum(trace.x) for trace in figure.data}
     assert shown == pytest.approx(subject.totals.by_op)
-    rows = tables(built(subject.to_json()))["Collectives of one rank of each stage"].rows
+    rows = tables(built(subject.to_dict()))["Collectives of one rank of each stage"].rows
     assert [row["count"] for row in rows] == [row.count for row in subject.collectives]
 
 
@@ -293,7 +293,7 @@ def test_prediction_shows_intervals_and_inputs() -> None:
 
 
 def test_several_schedules_are_compared() -> None:
-    documents = [document(schedule(name).to_json(), name) for name in ("tp2", "tp4", "pp4")]
+    documents = [document(schedule(name).to_dict(), name) for name in ("tp2", "tp4", "pp4")]
     report = report_of([*documents, document(bench_document(), "bench")])
     assert report.sections[0].title == "Volume compared"
     figure = charts(report)["Volume by layout and operation"]

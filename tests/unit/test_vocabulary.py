@@ -205,7 +205,7 @@ def test_valid_tp_is_what_check_model_accepts():
 @pytest.mark.parametrize("layout", ["1", "tp2", "pp2", "tp2xpp2", "sp2"])
 def test_json_follows_the_contract(source, layout):
     spec = BUILTIN_MODELS["llama-3.2-1b"]
-    document = source(spec, Layout.parse(layout), Workload(decode_tokens=4)).to_json()
+    document = source(spec, Layout.parse(layout), Workload(decode_tokens=4)).to_dict()
     jsonschema.validate(document, SCHEMA)
     for row in document["collectives"]:
         assert row["volume_bytes"] == pytest.approx(

@@ -286,7 +286,7 @@ def _sweep(
             sweep.points.append(replace(first, load=start))
     for point in () if sweep.points else sweep.run(start):
         _tell(f"{kind} {point.load:.4g}: {point.goodput['share'] or 0:.1%} within the limits")
-    document = sweep.to_json({k: v for k, v in asdict(limits).items() if v is not None})
+    document = sweep.to_dict({k: v for k, v in asdict(limits).items() if v is not None})
     if kept.output is not None:
         _write(kept.output, document)
     if kept.report is not None:

@@ -105,7 +105,7 @@ def _document(imported: ImportedTrace, before: ImportedTrace | None) -> dict[str
     from weft.importer.compared import changes_json
 
     against = {"against": changes_json(before, imported)} if before else {}
-    return imported.to_json() | against
+    return imported.to_dict() | against
 
 
 def _print(

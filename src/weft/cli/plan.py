@@ -12,7 +12,7 @@ from weft.cli.output import OutputFormat, check_file, print_json, print_rows, pr
 from weft.planning.objective import Objective
 
 if TYPE_CHECKING:
-    from weft.planning.launch_commands import LaunchCommand
+    from weft.planning.planner import Plan
 
 Gpus = Annotated[int, typer.Option(help="GPUs of the whole machine.")]
 GpusPerNode = Annotated[int | None, typer.Option(help="GPUs of one node [the fabric's].")]
@@ -88,7 +88,7 @@ def plan(
         print_rows([_row(found, item) for item in found.ranked], output_format)
 
 
-def _row(plan: Any, candidate: Any) -> dict[str, Any]:
+def _row(plan: Plan, candidate: Any) -> dict[str, Any]:
     prediction = candidate.prediction
     return {
         "rank": plan.ranked.index(candidate) + 1,
@@ -108,7 +108,7 @@ def _short(value: float) -> float:
     return float(f"{value:.4g}")
 
 
-def _print_table(plan: Any, top: int, explanation: Any) -> None:
+def _print_table(plan: Plan, top: int, explanation: Any) -> None:
     question, cluster = plan.question, plan.cluster
     title = (
         f"{question.spec.name} on {cluster.num_gpus} x {question.machine.accelerator.name}"
@@ -126,24 +126,8 @@ def _print_table(plan: Any, top: int, explanation: Any) -> None:
         _print_rejected(plan.rejected, top)
     best = plan.best.layout
     print(f"Commands for {best.name}" + (" (on every node)" if best.nodes > 1 else ""))
-    for item in _commands(plan):
+    for item in plan.commands():
         print(f"{item.engine}: {item.command}")
-
-
-def _commands(plan: Any) -> list[LaunchCommand]:
-    from weft.planning.launch_commands import launch_commands
-
-    best, question = plan.best, plan.question
-    requests = None if best.serving is None else -(-best.concurrency // best.layout.dp)
-    return launch_commands(
-        question.spec,
-        best.layout,
-        plan.cluster.gpus_per_node,
-        question.machine.weight_dtype,
-        requests,
-        tokens=question.workload.prompt_tokens + question.workload.decode_tokens,
-        batched_tokens=question.machine.profile.server_batched_tokens,
-    )
 
 
 def _nodes(cluster: Any) -> str:
@@ -166,7 +150,7 @@ def _some(names: list[str]) -> str:
     return shown + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
-def _explanation(plan: Any, name: str) -> Any:
+def _explanation(plan: Plan, name: str) -> Any:
     from weft.planning.explain import explain
 
     return explain(plan, name)
@@ -188,15 +172,12 @@ def _print_explanation(explanation: Any) -> None:
         print_rows(rows, OutputFormat.TABLE)
 
 
-def _document(plan: Any, explanation: Any) -> dict[str, Any]:
-    document: dict[str, Any] = plan.to_json()
-    document["commands"] = {item.engine: item.command for item in _commands(plan)}
-    if explanation is not None:
-        document["explanation"] = explanation.summary
-    return document
+def _document(plan: Plan, explanation: Any) -> dict[str, Any]:
+    more = {} if explanation is None else {"explanation": explanation.summary}
+    return plan.to_dict() | more
 
 
-def _write_plot(plan: Any, path: Path) -> None:
+def _write_plot(plan: Plan, path: Path) -> None:
     from weft import report
 
     page = report.report_of([report.document(_document(plan, None), "plan")])

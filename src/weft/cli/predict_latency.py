@@ -32,7 +32,7 @@ def print_times(
 def _print_batch(prediction: Prediction, output_format: OutputFormat) -> None:
     if output_format is not OutputFormat.TABLE:
         rows = [{"quantity": key} | value for key, value in _estimates(prediction)]
-        print_rows(rows, output_format, document=prediction.to_json())
+        print_rows(rows, output_format, document=prediction.to_dict())
         return
     machine = prediction.machine
     title = (
@@ -52,7 +52,7 @@ def _print_batch(prediction: Prediction, output_format: OutputFormat) -> None:
 def _estimates(prediction: Prediction) -> Iterator[tuple[str, dict[str, float]]]:
     for name in ("ttft_ms", "tpot_ms", "e2e_ms", "tokens_per_s"):
         estimate: Estimate = getattr(prediction, name)
-        yield name, {key: _round(value) for key, value in estimate.to_json().items()}
+        yield name, {key: _round(value) for key, value in estimate.to_dict().items()}
 
 
 def _parts(prediction: Prediction) -> Iterator[dict[str, Any]]:
@@ -109,7 +109,7 @@ def _sources_summary(machine: Machine) -> str:
 def _print_serving(serving: Serving, output_format: OutputFormat) -> None:
     """What clients of a server see: means with intervals, percentiles, rates."""
     rows = [
-        {"quantity": name} | {key: _round(value) for key, value in times.to_json().items()}
+        {"quantity": name} | {key: _round(value) for key, value in times.to_dict().items()}
         for name, times in (
             ("ttft_ms", serving.ttft_ms),
             ("tpot_ms", serving.tpot_ms),
@@ -120,7 +120,7 @@ def _print_serving(serving: Serving, output_format: OutputFormat) -> None:
         f"{serving.spec.name} · {serving.layout.name} · {serving.machine.profile.name} serving · "
         f"{serving.machine.accelerator.name} · {serving.machine.fabric.name} (mean, 90 % interval)"
     )
-    print_rows(rows, output_format, title=title, document=serving.to_json())
+    print_rows(rows, output_format, title=title, document=serving.to_dict())
     if output_format is OutputFormat.TABLE:
         print(
             f"{serving.requests_per_s:.4g} requests/s, {serving.tokens_per_s:.5g} tokens/s, at most "

@@ -12,7 +12,7 @@ def print_schedule(schedule: Schedule, output_format: OutputFormat) -> None:
     """Print every row; the JSON form is the contract's object, the table ends with totals."""
     rows = [_row(row) for row in schedule.collectives]
     title = f"{schedule.model.name} · {schedule.layout.name} · engine {schedule.engine} · {schedule.source}"
-    print_rows(rows, output_format, title=title, document=schedule.to_json())
+    print_rows(rows, output_format, title=title, document=schedule.to_dict())
     if output_format is OutputFormat.TABLE:
         totals = schedule.totals
         parts = ", ".join(f"{op} {size / 1e6:,.3f}" for op, size in totals.by_op.items())

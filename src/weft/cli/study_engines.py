@@ -155,7 +155,7 @@ def _predictor(model: str, accelerator: str | None, fabric: str | None) -> Predi
         if accelerator is None or case.engine.profile is None:
             return None
         machine = machine_named(case.engine.profile, accelerator, fabric)
-        found = predict_latency(load_spec(model), case.layout, workload, machine).to_json()
+        found = predict_latency(load_spec(model), case.layout, workload, machine).to_dict()
         names = ("ttft_ms", "tpot_ms", "e2e_ms", "communication_share")
         return {name: found[name] for name in names}
 

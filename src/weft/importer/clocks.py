@@ -63,7 +63,7 @@ class ClockOffset:
         """The offset at a time of the rank's own clock."""
         return self.offset_us + self.drift_ppm * 1e-6 * (time_us - self.origin_us)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         values = asdict(self) | {"consistent": self.is_consistent}
         return {k: round(v, 3) if isinstance(v, float) else v for k, v in values.items()}
 

@@ -30,7 +30,7 @@ class Change:
             self.verdict == "different" and self.per_step[0] == self.per_step[1]
         )
 
-    def to_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         def sides(pair: tuple[Any, Any]) -> dict[str, Any]:
             return dict(zip(("before", "after"), pair, strict=True))
 
@@ -38,7 +38,7 @@ class Change:
             "verdict": self.verdict,
             "changed": not self.is_alike,
             "text": self.text(),
-            "row": self.row.to_json(),
+            "row": self.row.to_dict(),
             "counts": sides(self.counts),
             "per_step": sides(self.per_step),
             "median_us": {name: sides(pair) for name, pair in self.medians_us.items()},
@@ -90,7 +90,7 @@ def changes_json(before: ImportedTrace, after: ImportedTrace) -> dict[str, Any]:
         "engine": {"before": before.schedule.engine, "after": after.schedule.engine},
         "version": {"before": _version(before), "after": _version(after)},
         "changed": sum(not change.is_alike for change in found),
-        "rows": [change.to_json() for change in found],
+        "rows": [change.to_dict() for change in found],
     }
 
 

@@ -49,7 +49,7 @@ class Conformance:
     notes: tuple[str, ...] = ()
     deviations: tuple[Deviation, ...] = ()
 
-    def to_json(self, engine: str) -> dict[str, Any]:
+    def to_dict(self, engine: str) -> dict[str, Any]:
         return {
             "engine": engine,
             "conforms": self.conforms,
@@ -57,8 +57,8 @@ class Conformance:
             "explanation": self.reason,
             "counts": dict(Counter(row.verdict for row in self.rows)),
             "differences": list(self.differences),
-            "deviations": [deviation.to_json() for deviation in self.deviations],
-            "rows": [row.to_json() for row in self.rows],
+            "deviations": [deviation.to_dict() for deviation in self.deviations],
+            "rows": [row.to_dict() for row in self.rows],
         }
 
 

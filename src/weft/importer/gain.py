@@ -34,7 +34,7 @@ class Gain:
     faster_us: float | None
     algorithms: tuple[str, ...]
 
-    def to_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         return asdict(self) | {"text": self.text()}
 
     def text(self) -> str:

@@ -47,13 +47,13 @@ class ImportedTrace:
     def is_partial(self) -> bool:
         return any(trace.truncated or trace.num_damaged for trace in self.traces.values())
 
-    def to_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """The contract's object, with what only an import has beside it."""
-        document = self.schedule.to_json()
-        document["collectives"] = [row.to_json() for row in self.rows]
-        document["unexplained"] = [calls.to_json() for calls in self.unexplained]
-        document["control"] = [calls.to_json() for calls in self.control]
-        document["conformance"] = self.conformance.to_json(self.schedule.engine)
+        document = self.schedule.to_dict()
+        document["collectives"] = [row.to_dict() for row in self.rows]
+        document["unexplained"] = [calls.to_dict() for calls in self.unexplained]
+        document["control"] = [calls.to_dict() for calls in self.control]
+        document["conformance"] = self.conformance.to_dict(self.schedule.engine)
         document["model"]["source"] = self.model_source
         if self.model_source == "trace":
             document["model"] |= {
@@ -69,13 +69,13 @@ class ImportedTrace:
             document["workload"] = dict.fromkeys(document["workload"])
         document["steps"] = self._steps()
         document["ranks"] = [_rank_json(rank, trace) for rank, trace in self.traces.items()]
-        document["clocks"] = [clock.to_json() for clock in self.clocks]
+        document["clocks"] = [clock.to_dict() for clock in self.clocks]
         document["notes"] = list(self.notes)
         document["partial"] = self.is_partial
         clocks = {clock.rank: clock for clock in self.clocks}
         timed = {rank: trace for rank, trace in self.traces.items() if trace.is_timed}
         document["time_share"] = time_share(next(iter(timed.values()))) if timed else []
-        document["gains"] = [gain.to_json() for gain in self.gains]
+        document["gains"] = [gain.to_dict() for gain in self.gains]
         document["replicas"] = [asdict(replica) for replica in self.replicas]
         document["waiting"] = waiting(timed)
         document["timeline"] = timeline(timed, clocks, self._place()) if timed else []

@@ -45,7 +45,7 @@ class Deviation:
     part: str | None = None
     shape: tuple[int, ...] | None = None
 
-    def to_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         return asdict(self) | {"text": self.text()}
 
     def text(self) -> str:

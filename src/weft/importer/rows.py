@@ -44,8 +44,8 @@ class MeasuredRow:
     overlapped_us: float | None
     is_impossible: bool = False
 
-    def to_json(self) -> dict[str, Any]:
-        return self.row.to_json() | {
+    def to_dict(self) -> dict[str, Any]:
+        return self.row.to_dict() | {
             "algbw_gb_s": self.algbw_gb_s,
             "busbw_gb_s": self.busbw_gb_s,
             "exposed_us": self.exposed_us,
@@ -69,7 +69,7 @@ class OtherCalls:
     ranks: tuple[int, ...] = ()
     first_us: float | None = None
 
-    def to_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         return asdict(self) | {"ranks": list(self.ranks)}
 
 

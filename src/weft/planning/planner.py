@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from weft.errors import LayoutError
+from weft.planning.launch_commands import LaunchCommand, launch_commands
 from weft.planning.objective import Candidate, Objective, Question, Refusal
 from weft.planning.space import Cluster, Rejection, layouts
 from weft.prediction.prediction import PARTS
@@ -73,7 +74,7 @@ class Plan:
                 front.append(point)
         return tuple(front)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         question, machine = self.question, self.question.machine
         front = {id(point) for point in self.pareto()}
         return {
@@ -92,18 +93,33 @@ class Plan:
             "plans": [self._row(candidate, id(candidate) in front) for candidate in self.ranked],
             "pareto": [self._point(point) for point in self.pareto()],
             "rejected": [{"layout": item.name, "reason": item.reason} for item in self.rejected],
+            "commands": {item.engine: item.command for item in self.commands()},
         }
+
+    def commands(self) -> list[LaunchCommand]:
+        """How each engine is started on the best layout."""
+        best, question = self.best, self.question
+        requests = None if best.serving is None else -(-best.concurrency // best.layout.dp)
+        return launch_commands(
+            question.spec,
+            best.layout,
+            self.cluster.gpus_per_node,
+            question.machine.weight_dtype,
+            requests,
+            tokens=question.workload.prompt_tokens + question.workload.decode_tokens,
+            batched_tokens=question.machine.profile.server_batched_tokens,
+        )
 
     def _row(self, candidate: Candidate, on_front: bool) -> dict[str, Any]:
         prediction, serving = candidate.prediction, candidate.serving
-        document = prediction.to_json()
+        document = prediction.to_dict()
         document.pop("provenance")
         decode = prediction.decode
         return {
             "layout": candidate.layout.name,
             "batch": candidate.concurrency,
-            "ttft_ms": (serving or prediction).ttft_ms.to_json(),
-            "tpot_ms": (serving or prediction).tpot_ms.to_json(),
+            "ttft_ms": (serving or prediction).ttft_ms.to_dict(),
+            "tpot_ms": (serving or prediction).tpot_ms.to_dict(),
             "throughput_per_gpu": candidate.tokens_per_s / self.cluster.num_gpus,
             "memory_gib": (serving or prediction).memory.total_gb * 1e9 / 2**30,
             "note": "within noise of the best" if self.is_tied(candidate) else None,
@@ -111,7 +127,7 @@ class Plan:
             "breakdown_us": {part: getattr(decode, f"{part}_ms") * 1e3 for part in PARTS},
             "score": candidate.score,
             "prediction": document,
-            "serving": serving.to_json() if serving else None,
+            "serving": serving.to_dict() if serving else None,
         }
 
     def _point(self, point: Candidate) -> dict[str, Any]:

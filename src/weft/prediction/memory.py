@@ -43,7 +43,7 @@ class Memory:
             f"{self.buffers_gb:.1f}) of {self.limit_gb:.1f} GB"
         )
 
-    def to_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         return {
             "weights_gb": self.weights_gb,
             "cache_gb": self.cache_gb,

@@ -101,7 +101,7 @@ class Prediction:
         spent = self.prefill.communication_ms + steps * self.decode.communication_ms
         return spent / self.e2e_ms.value
 
-    def to_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         return {
             "schema": "weft.prediction/1",
             "model": self.spec.name,
@@ -115,12 +115,12 @@ class Prediction:
             "accelerator": self.machine.accelerator.name,
             "fabric": self.machine.fabric.name,
             "engine": self.machine.profile.name,
-            "ttft_ms": self.ttft_ms.to_json(),
-            "tpot_ms": self.tpot_ms.to_json(),
-            "e2e_ms": self.e2e_ms.to_json(),
-            "tokens_per_s": self.tokens_per_s.to_json(),
+            "ttft_ms": self.ttft_ms.to_dict(),
+            "tpot_ms": self.tpot_ms.to_dict(),
+            "e2e_ms": self.e2e_ms.to_dict(),
+            "tokens_per_s": self.tokens_per_s.to_dict(),
             "communication_share": self.communication_share,
-            "memory": self.memory.to_json(),
+            "memory": self.memory.to_dict(),
             "prefill": phase_json(self.prefill),
             "decode": phase_json(self.decode),
             "provenance": provenance(self.machine),

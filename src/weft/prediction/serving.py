@@ -38,8 +38,8 @@ class Latency:
     def value(self) -> float:
         return self.mean.value
 
-    def to_json(self) -> dict[str, float]:
-        return self.mean.to_json() | {"p50": self.p50, "p99": self.p99}
+    def to_dict(self) -> dict[str, float]:
+        return self.mean.to_dict() | {"p50": self.p50, "p99": self.p99}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +67,7 @@ class Serving:
     preemptions: int
     memory: Memory
 
-    def to_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         load = self.traffic.workload
         return {
             "schema": "weft.prediction.serving/1",
@@ -82,15 +82,15 @@ class Serving:
             "fabric": self.machine.fabric.name,
             "engine": self.machine.profile.name,
             "running": self.running,
-            "ttft_ms": self.ttft_ms.to_json(),
-            "tpot_ms": self.tpot_ms.to_json(),
-            "e2e_ms": self.e2e_ms.to_json(),
+            "ttft_ms": self.ttft_ms.to_dict(),
+            "tpot_ms": self.tpot_ms.to_dict(),
+            "e2e_ms": self.e2e_ms.to_dict(),
             "requests_per_s": self.requests_per_s,
             "tokens_per_s": self.tokens_per_s,
             "busy": self.busy,
             "prefill_share": self.prefill_share,
             "preemptions": self.preemptions,
-            "memory": self.memory.to_json(),
+            "memory": self.memory.to_dict(),
         }
 
 
@@ -316,7 +316,7 @@ class Replica:
     @property
     def _step_tokens(self) -> float:
         drafts = self.timer.speculation
-        return 1.0 if drafts is None else 1.0 + drafts.to_json()["accepted"]
+        return 1.0 if drafts is None else 1.0 + drafts.to_dict()["accepted"]
 
     def _of_one(self, step: StepLoad) -> StepLoad:
         """The step with its drafts, of the busiest of the replicas that share experts."""

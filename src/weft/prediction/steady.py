@@ -41,14 +41,14 @@ class Steady:
     def memory(self) -> Memory:
         return self.replica.memory(self.held_tokens)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         return {
             "concurrency": self.concurrency,
-            "ttft_ms": self.ttft_ms.to_json(),
-            "tpot_ms": self.tpot_ms.to_json(),
+            "ttft_ms": self.ttft_ms.to_dict(),
+            "tpot_ms": self.tpot_ms.to_dict(),
             "requests_per_s": self.requests_per_s,
             "tokens_per_s": self.tokens_per_s,
-            "memory": self.memory.to_json(),
+            "memory": self.memory.to_dict(),
         }
 
 

@@ -32,7 +32,7 @@ def compared_rows(schedules: Mapping[str, Schedule]) -> list[dict[str, Any]]:
     for key, row in kinds.items():
         counts = {name: rows[key].count if key in rows else None for name, rows in found.items()}
         verdict = "equal" if len(set(counts.values())) == 1 else "different"
-        result.append({"verdict": verdict, "row": row.to_json(), "counts": counts})
+        result.append({"verdict": verdict, "row": row.to_dict(), "counts": counts})
     return result
 
 

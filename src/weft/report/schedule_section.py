@@ -40,7 +40,7 @@ _SOURCES: Final = {
 
 def schedule_sections(schedule: Schedule) -> list[Section]:
     """Sections of a schedule in memory."""
-    return sections_of_schedule(Node(schedule.to_json(), "schedule"))
+    return sections_of_schedule(Node(schedule.to_dict(), "schedule"))
 
 
 def schedule_title(schedule: Node) -> str:

@@ -77,7 +77,7 @@ def _study_layout(plan: StudyPlan, layout: Layout) -> dict[str, Any]:
         "closed_form": closed_form(spec, layout, plan.workload, plan.engine),
     }
     return measured | {
-        "schedules": {name: schedule.to_json() for name, schedule in schedules.items()},
+        "schedules": {name: schedule.to_dict() for name, schedule in schedules.items()},
         "rows": compared_rows(schedules),
     }
 

@@ -28,12 +28,12 @@ class RowComparison:
         assert row is not None
         return row
 
-    def to_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """``{"verdict", "row", "counts"}``, a count null on the side that lacks the row."""
         sides = {"expected": self.expected, "actual": self.actual}
         return {
             "verdict": self.verdict,
-            "row": self.row.to_json(),
+            "row": self.row.to_dict(),
             "counts": {name: side and side.count for name, side in sides.items()},
         }
 

@@ -129,7 +129,7 @@ class Collective:
             self.variant,
         )
 
-    def to_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         row: dict[str, Any] = {
             "stage": self.stage,
             "phase": self.phase,
@@ -213,7 +213,7 @@ class Schedule:
         rows = self.collectives
         return not rows or any(row.volume_bytes is not None for row in rows)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """The contract's JSON object (``schedule.schema.json``)."""
         totals = self.totals
         document: dict[str, Any] = {
@@ -228,7 +228,7 @@ class Schedule:
             },
             "layout": _degrees(self.layout),
             "workload": asdict(self.workload),
-            "collectives": [row.to_json() for row in self.collectives],
+            "collectives": [row.to_dict() for row in self.collectives],
             "totals": {
                 "volume_bytes": _whole(totals.volume_bytes) if self._tells_volume else None,
                 "by_op": {key: _whole(value) for key, value in totals.by_op.items()},
@@ -236,7 +236,7 @@ class Schedule:
             },
         }
         if self.speculation is not None:
-            document["speculation"] = self.speculation.to_json()
+            document["speculation"] = self.speculation.to_dict()
         if self.prefill_layout is not None:
             document["prefill_layout"] = _degrees(self.prefill_layout)
         if self.source == "import":

@@ -79,7 +79,7 @@ class Speculation:
             formats=spec.formats[-1:],
         )
 
-    def to_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         return {
             "method": self.method,
             "num_drafts": self.num_drafts,

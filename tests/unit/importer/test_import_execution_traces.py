@@ -101,7 +101,7 @@ def test_alone_it_is_judged_and_tells_no_times(
     if form != "1.0.1":
         assert {m.row.key: m.row.count for m in result.rows} == expected
     assert {m.row.provenance for m in result.rows if m.row.op == "all_reduce"} == {"shape"}
-    document = result.to_json()
+    document = result.to_dict()
     assert all(
         "duration_us" not in row and row["busbw_gb_s"] is None for row in document["collectives"]
     )

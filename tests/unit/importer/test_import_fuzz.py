@@ -98,7 +98,7 @@ def check_import(document: dict[str, Any]) -> None:
             result = import_traces([path])
         except WeftError:
             return
-        json.dumps(result.to_json(), allow_nan=False)
+        json.dumps(result.to_dict(), allow_nan=False)
         write_perfetto(result, Path(folder) / "perfetto.json")
 
 
@@ -116,7 +116,7 @@ def test_a_trace_that_does_not_say_how_many_ranks_took_part(tmp_path: Path) -> N
     result = import_traces([path])
     assert "give the layout, e.g. tp2" in result.conformance.reason
     assert sum(row.row.count for row in result.rows) == 2 * (5 + 1)
-    document = result.to_json()
+    document = result.to_dict()
     assert {row["group_size"] for row in document["collectives"]} == {None}
     assert document["totals"]["volume_bytes"] is None
     assert document["layout"]["tp"] is None

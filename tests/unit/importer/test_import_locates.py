@@ -66,7 +66,7 @@ def test_the_place_is_named(
     if edit == "resized":
         assert first.time_us == pytest.approx(time, abs=0.01)
     assert f"rank {rank}, step {step}" in result.conformance.reason
-    document = result.to_json()["conformance"]["deviations"]
+    document = result.to_dict()["conformance"]["deviations"]
     assert document[0]["text"] == first.text()
 
 

@@ -152,7 +152,7 @@ def test_no_model_given_still_checks_the_structure(run: Run) -> None:
     assert result.conformance.conforms is None
     assert result.conformance.verdict in ("consistent with itself", "cannot tell")
     assert all(row.verdict == "equal" for row in result.conformance.rows)
-    document = result.to_json()
+    document = result.to_dict()
     assert document["model"]["num_layers"] == (sum(run.layers) if run.tp > 1 else None)
 
 

@@ -71,7 +71,7 @@ def test_any_replicas_conform(run: Replicas) -> None:
     assert result.conformance.conforms, result.conformance.reason
     assert not result.unexplained
     idle = sum(batch is None for batches in run.rounds for batch in batches)
-    assert sum(replica["idle_steps"] for replica in result.to_json()["replicas"]) == idle
+    assert sum(replica["idle_steps"] for replica in result.to_dict()["replicas"]) == idle
 
 
 Window = tuple[float, float]
@@ -294,7 +294,7 @@ def test_who_waits_for_the_slowest_replica(
     run = replicas(tp=2, compute_us=lambda rank, _: 90.0 if rank >= 2 else 30.0)
     paths = run.write(tmp_path)
     result = import_traces(paths, model=spec_of(run))
-    found = result.to_json()["replicas"]
+    found = result.to_dict()["replicas"]
     for replica in found:
         ranks = run.of_replica(replica["replica"])
         waited = sum(run.waited_us[rank] for rank in ranks) / len(ranks)

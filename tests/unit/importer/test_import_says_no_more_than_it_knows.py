@@ -196,7 +196,7 @@ def test_deepep_is_an_all_to_all_of_unknown_size(tmp_path: Path) -> None:
     name = "void deep_ep::intranode::dispatch<8, 768, 8192>(x)"
     for path in paths:
         change(path, lambda events: [*events, kernel(name, 1_000_100.0)])
-    rows = import_traces(paths).to_json()["collectives"]
+    rows = import_traces(paths).to_dict()["collectives"]
     (row,) = [row for row in rows if row["op"] == "all_to_all"]
     assert (row["variant"], row["message_bytes"], row["volume_bytes"]) == (
         "deepep_dispatch",
@@ -252,7 +252,7 @@ def test_reduce_and_scatter_are_rows(tmp_path: Path, operation: str) -> None:
         {"distributedInfo": {"rank": 0, "world_size": 2}, "traceEvents": [event]},
         tmp_path / "a.json",
     )
-    document = import_traces([path]).to_json()
+    document = import_traces([path]).to_dict()
     assert [(row["op"], row["message_bytes"]) for row in document["collectives"]] == [
         (operation, 256)
     ]
@@ -267,7 +267,7 @@ def test_unknown_sizes_are_null_and_counted(
         {"distributedInfo": {"rank": 0, "world_size": 2}, "traceEvents": events},
         tmp_path / "a.json",
     )
-    document = import_traces([path]).to_json()
+    document = import_traces([path]).to_dict()
     assert document["totals"]["volume_bytes"] is None
     assert document["totals"]["unknown_calls"] == 3
     assert document["collectives"][0]["provenance"] != "model"
@@ -316,7 +316,7 @@ def test_prompt_logprobs_are_no_fault() -> None:
 def test_one_rank_of_four_cannot_tell_and_its_totals_are_its_table(rank: int) -> None:
     result = import_traces([TRACES / f"vllm_cpu_tp2pp2_rank{rank}.json.gz"])
     assert result.conformance.verdict == "cannot tell", result.conformance.reason
-    document = result.to_json()
+    document = result.to_dict()
     by_op: dict[str, float] = {}
     for row in document["collectives"]:
         if row["op"] != "recv" and row["volume_bytes"] is not None:
@@ -376,7 +376,7 @@ def test_a_time_that_is_no_number_is_damage(tmp_path: Path) -> None:
     write_trace(document, path)
     result = import_traces([path])
     assert result.traces[0].num_damaged == 2
-    json.dumps(result.to_json(), allow_nan=False)
+    json.dumps(result.to_dict(), allow_nan=False)
     assert {row.row.phase for row in result.rows} == {"prefill", "decode"}
 
 
@@ -440,7 +440,7 @@ def test_groups_of_a_training_job_and_impossible_bandwidth(tmp_path: Path) -> No
         tmp_path / "a.json",
     )
     result = import_traces([path])
-    document = result.to_json()
+    document = result.to_dict()
     groups = {(row["group"], row["group_size"]) for row in document["collectives"]}
     assert groups == {("world", 2), ("world", 4)}
     large = next(row for row in document["collectives"] if row["group_size"] == 4)

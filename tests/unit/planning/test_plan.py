@@ -86,7 +86,7 @@ def test_ranked_by_score_with_the_best_first(objective: Objective) -> None:
     scores = [candidate.score for candidate in found.ranked]
     assert scores == sorted(scores)
     assert found.is_tied(found.best)
-    json.dumps(found.to_json())
+    json.dumps(found.to_dict())
 
 
 def test_one_gpu_does_not_hold_405b() -> None:
@@ -122,7 +122,7 @@ def test_the_pareto_front_is_a_front() -> None:
         )
     tpots = [point.tpot_ms for point in front]
     assert tpots == sorted(tpots)
-    page = report.render(report.report_of([report.document(found.to_json(), "plan")]))
+    page = report.render(report.report_of([report.document(found.to_dict(), "plan")]))
     assert "Pareto front" in page
 
 
@@ -164,7 +164,7 @@ def test_a_better_machine_is_never_slower(setting: str) -> None:
     before = plan(16, machine=A100)
     after = plan(16, machine=with_settings(A100, [setting]))
     assert after.best.score <= before.best.score
-    inputs = after.best.prediction.to_json()["provenance"]
+    inputs = after.best.prediction.to_dict()["provenance"]
     assert any("set by hand" in row["source"] for row in inputs.values())
 
 
@@ -314,6 +314,6 @@ def test_end_to_end_times_are_a_requests_in_a_server() -> None:
 
 def test_the_report_reads_plan_and_prediction() -> None:
     found = plan()
-    for value in (found.to_json(), found.best.prediction.to_json()):
+    for value in (found.to_dict(), found.best.prediction.to_dict()):
         read = report_of([document(json.loads(json.dumps(value)), "plan.json")])
         assert read.sections

@@ -184,7 +184,7 @@ def test_every_engine_on_every_builtin_device(engine: str, accelerator: str) -> 
     machine = machine_named(engine, accelerator)
     prediction = predict("llama-3.1-8b", "tp4", machine)
     assert 0.5 < prediction.tpot_ms.value < 100
-    sources = prediction.to_json()["provenance"]
+    sources = prediction.to_dict()["provenance"]
     assert all(row["source"] for row in sources.values())
 
 

@@ -39,7 +39,7 @@ def test_prompts_on_other_servers_leave_decode_steps_alone() -> None:
     apart = ask("tp2", prefill_layout=Layout(tp=2))
     assert apart.tpot_ms.value < 0.85 * together.tpot_ms.value
     assert apart.ttft_ms.value > together.ttft_ms.value
-    assert apart.to_json()["prefill_layout"] == "tp2"
+    assert apart.to_dict()["prefill_layout"] == "tp2"
     more = ask("tp2", prefill_layout=Layout(tp=2, dp=4))
     assert more.ttft_ms.value < 0.6 * apart.ttft_ms.value
 

@@ -127,7 +127,7 @@ def test_a_public_row_is_asked_as_a_user_asks(rows: list[public_rows.PublicRow])
         concurrency=4,
         shortest=0.8,
     )
-    assert found.to_json() == by_hand.to_json()
+    assert found.to_dict() == by_hand.to_dict()
 
 
 def test_sweeps_are_split_whole_and_alternate(rows: list[public_rows.PublicRow]) -> None:

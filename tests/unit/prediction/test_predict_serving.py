@@ -120,7 +120,7 @@ def test_a_closed_loop_keeps_littles_law() -> None:
     inside = serving.requests_per_s * serving.e2e_ms.value * 1e-3
     assert inside == pytest.approx(16, rel=0.1)
     assert serving.ttft_ms.p50 <= serving.ttft_ms.p99
-    assert serving.to_json()["ttft_ms"].keys() == {"value", "low", "high", "p50", "p99"}
+    assert serving.to_dict()["ttft_ms"].keys() == {"value", "low", "high", "p50", "p99"}
 
 
 def test_what_the_cache_cannot_hold_waits() -> None:
@@ -193,7 +193,7 @@ def test_traces_of_three_kinds(name: str, tmp_path: Path) -> None:
     assert second.cached == (1024 if "mooncake" in name else 0)
     traffic = Traffic(workload=Workload(), trace=path, rate=1.0)
     served = predict_serving(SPEC, Layout.parse("tp2"), traffic, H200)
-    assert json.dumps(served.to_json())
+    assert json.dumps(served.to_dict())
 
 
 def test_a_file_that_is_no_trace_is_refused(tmp_path: Path) -> None:

@@ -96,7 +96,7 @@ class Sweep:
     def _above(self) -> float | None:
         return min((one.load for one in self.points if not one.holds), default=None)
 
-    def to_json(self, limits_ms: dict[str, float]) -> dict[str, Any]:
+    def to_dict(self, limits_ms: dict[str, float]) -> dict[str, Any]:
         """The ``weft.bench.sweep/1`` object, points by load."""
         points = sorted(self.points, key=lambda one: one.load)
         return {

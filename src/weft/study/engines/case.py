@@ -167,7 +167,7 @@ def _profile(
         imported = traces.read(files, model, case.layout, case.engine.schedule)
     except WeftError as error:
         return window | {"failed": str(error)}
-    (folder / "import.json").write_text(json.dumps(imported.to_json()), encoding="utf-8")
+    (folder / "import.json").write_text(json.dumps(imported.to_dict()), encoding="utf-8")
     return window | traces.summary(imported)
 
 
@@ -175,5 +175,5 @@ def expected(plan: EnginesPlan, case: EngineCase) -> dict[str, Any]:
     """What the whole batch of the workload should send by the engine's schedule."""
     spec, workload = load_spec(plan.model), plan.workloads[case.workload]
     schedule = closed_form(spec, case.layout, workload, case.engine.schedule)
-    document = schedule.to_json()
+    document = schedule.to_dict()
     return {key: document[key] for key in ("workload", "collectives", "totals")}
