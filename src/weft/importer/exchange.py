@@ -144,7 +144,7 @@ def rows_everywhere(
         if len(met) == layout.dp and None not in shares and _is_exchange(meeting.calls, layout.ep):
             rows = layout.ep // len(shares) * sum(share or 0 for share in shares)
             every |= {(replica, call.step): rows for replica, call in met.items()}
-    return every | _recorded(traces, layout)
+    return {**every, **_recorded(traces, layout)}
 
 
 def _is_exchange(calls: Mapping[int, TracedCall], ep: int) -> bool:
