@@ -26,7 +26,7 @@ from adversary.machine import (
 from adversary.world import Shape, World
 
 TIMEOUT_NS = 3 * 10**9
-STEPS = range(5)
+STEPS = range(7)
 
 PATIENT, WHEN_STUCK, LEAPS = 0, 1, 2
 """How the clock of a case goes."""

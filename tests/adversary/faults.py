@@ -14,6 +14,8 @@ NODES = Shape(ranks=3, nodes=3)
 PAIRS = Shape(ranks=4, nodes=2)
 HOST = ("hierarchical_host",)
 SHMEM = ("hierarchical_nvshmem",)
+OUT = ("dispatch_rows",)
+BACK = ("combine_rows",)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -298,5 +300,143 @@ FAULTS = (
         patch=("hierarchical_nvshmem.cu", "parity(shared.epoch & 1)", "parity(0)"),
         kernels=SHMEM,
         shape=NODES,
+    ),
+    Fault(
+        name="who has no row to give back is not waited for",
+        patch=("exchange.cu", "speaks = blockIdx.x == 0 && threadIdx.x == 0;", "speaks = false;"),
+        kernels=BACK,
+    ),
+    Fault(
+        name="a row is lost where the last choice alone wants it",
+        patch=(
+            "exchange.cu",
+            "i < d.chosen; ++i) {\n    const u32 expert",
+            "i + 1 < d.chosen; ++i) {\n    const u32 expert",
+        ),
+        kernels=OUT,
+    ),
+    Fault(
+        name="a head does not say that its row comes",
+        patch=(
+            "exchange.cu",
+            "(owners >> owner & 1 ? kComes : 0)",
+            "(i == 0 && owners >> owner & 1 && local < d.share ? kComes : 0)",
+        ),
+        kernels=OUT,
+    ),
+    Fault(
+        name="heads are put back while threads of the block still read them",
+        patch=("exchange.cu", "    __syncthreads();  // all threads have read the heads\n", ""),
+        kernels=OUT,
+    ),
+    Fault(
+        name="a head is not put back",
+        patch=(
+            "exchange.cu",
+            "    call.clear(slot, others);\n  }\n  call.finish();",
+            "  }\n  call.finish();",
+        ),
+        kernels=OUT,
+    ),
+    Fault(
+        name="a row that came is not put back",
+        patch=("exchange.cu", "    call.clear(slot, coming);\n", ""),
+        kernels=OUT,
+    ),
+    Fault(
+        name="rows lie over the heads before them",
+        patch=(
+            "exchange.cu",
+            "slot[s] = (s * d.num_rows + row) * room + heads + column;",
+            "slot[s] = (s * d.num_rows + row) * room + column;",
+        ),
+        kernels=OUT,
+    ),
+    Fault(
+        name="a row that is on its way counts as one that came",
+        patch=(
+            "exchange.cu",
+            "if (!call.wait(slot, received, coming, kStepDispatch)) return false;",
+            "for (u32 s = 0; s < kWorld; ++s) received[s] = peek(call.own_slot(slot[s]));",
+        ),
+        kernels=OUT,
+    ),
+    Fault(
+        name="choices past the last are kept",
+        patch=("exchange.cu", "    if (2 * part + i >= d.chosen) continue;\n", ""),
+        kernels=OUT,
+    ),
+    Fault(
+        name="experts keep the numbers that they have in the model",
+        patch=("exchange.cu", "expert[i] - owner * d.share", "expert[i]"),
+        kernels=OUT,
+    ),
+    Fault(
+        name="an idle word is sent as a row",
+        patch=(
+            "exchange.cu",
+            "const Vec own = sendable(load_vector(d.rows",
+            "const Vec own = (load_vector(d.rows",
+        ),
+        kernels=OUT,
+    ),
+    Fault(
+        name="an idle word is sent as a weight",
+        patch=("exchange.cu", "    return sendable(vec);", "    return vec;"),
+        kernels=OUT,
+    ),
+    Fault(
+        name="what a lost rank did not send is kept",
+        patch=(
+            "exchange.cu",
+            "if (!call.wait(slot, head, others, kStepDispatch)) return false;",
+            "call.wait(slot, head, others, kStepDispatch);",
+        ),
+        kernels=OUT,
+        lose=True,
+    ),
+    Fault(
+        name="rows without an expert here are not zeros",
+        patch=("exchange.cu", "coming >> s & 1 ? received[s] : Vec{});", "received[s]);"),
+        kernels=OUT,
+    ),
+    Fault(
+        name="a sum counts experts that are not here",
+        patch=("exchange.cu", "    if (owners >> rank & 1) {\n      own", "    {\n      own"),
+        kernels=BACK,
+    ),
+    Fault(
+        name="a sum goes back from where its row did not come",
+        patch=(
+            "exchange.cu",
+            "if ((passage >> to & 1) == 0) continue;",
+            "if ((passage >> 16 + to & 1) == 0) continue;",
+        ),
+        kernels=BACK,
+    ),
+    Fault(
+        name="a sum that came back is not put back",
+        patch=("exchange.cu", "    call.clear(slot, away);\n", ""),
+        kernels=BACK,
+    ),
+    Fault(
+        name="a token is not put back",
+        patch=("exchange.cu", "  call.clear(slot, others);\n  return true;", "  return true;"),
+        kernels=BACK,
+    ),
+    Fault(
+        name="sums lie over the tokens",
+        patch=("exchange.cu", "slot[s] = kWorld + (s * d.num_rows", "slot[s] = (s * d.num_rows"),
+        kernels=BACK,
+    ),
+    Fault(
+        name="sums of a lost rank are added",
+        patch=(
+            "exchange.cu",
+            "if (!call.wait(slot, received, away, kStepCombine)) return false;",
+            "call.wait(slot, received, away, kStepCombine);",
+        ),
+        kernels=BACK,
+        lose=True,
     ),
 )

@@ -5,11 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from weft.closed_form.schedule import closed_form
 from weft.errors import LayoutError
 from weft.tracing.dry_run import dry_run
 from weft.vocabulary.comparison import compare
+from weft.vocabulary.dtypes import element_bytes
 from weft.vocabulary.families import BUILTIN_MODELS
 from weft.vocabulary.layout import Layout
 from weft.vocabulary.workload import Workload
@@ -112,12 +115,42 @@ def test_vllm_scatters_rows_of_latent_attention_before_experts():
     }
 
 
+@settings(max_examples=8, deadline=None)
+@given(
+    layout=st.sampled_from(["tp2xep2", "tp4xep2", "tp4xep4", "sp2xep2", "dp2xep2", "dp2xtp2xep4"]),
+    prompt=st.integers(1, 40),
+    decode=st.integers(1, 3),
+    batch=st.integers(1, 5),
+    dtype=st.sampled_from(["bfloat16", "float32"]),
+)
+def test_rows_of_the_exchange_say_what_there_is_room_for(layout, prompt, decode, batch, dtype):
+    """In every source alike: two calls a layer, bytes of all rows of a rank to every rank."""
+    spec, parsed = replace(QWEN, num_layers=2, dtype=dtype), Layout.parse(layout)
+    load = Workload(prompt_tokens=prompt, decode_tokens=decode, batch=batch)
+    formula, dry = (make(spec, parsed, load) for make in (closed_form, dry_run))
+    found, same = (
+        [row for row in made.collectives if row.op == "all_to_all"] for made in (formula, dry)
+    )
+    assert [replace(row, provenance="metadata") for row in found] == same
+    assert {row.bound for row in found} == {"upper"} == {row.to_json()["bound"] for row in found}
+    for row in found:
+        assert row.input_shape is not None
+        rows, row_bytes = row.input_shape[0], spec.hidden_size * element_bytes(dtype)
+        choices = 8 * spec.experts_per_token if row.dtype == "uint8" else 0
+        assert row.message_bytes == rows * (row_bytes + choices)
+        assert row.count % spec.num_layers == 0 == rows % parsed.ep
+    assert sum(row.count for row in found if row.dtype == "uint8") == sum(
+        row.count for row in found if row.dtype == dtype
+    )
+
+
 def test_sizes_of_the_exchange():
     rows = closed_form(
         MIXTRAL, Layout(tp=4, ep=4), Workload(prompt_tokens=6, decode_tokens=1)
     ).collectives
     shapes = {row.input_shape: row.count for row in rows if row.op == "all_to_all"}
-    assert shapes == {(8, 4096): 2 * 4, (8, 2): 4}  # 6 rows: 2 a rank, room for them at 4 ranks
+    # 6 rows: 2 a rank, room for them at 4 ranks; two experts a row, each 8 bytes beside it
+    assert shapes == {(8, 2 * 4096 + 2 * 8): 4, (8, 4096): 4}
 
 
 def test_experts_that_are_spread_and_sliced_add_up_alike():

@@ -19,11 +19,13 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import weft
 from allreduce_reference import all_reduce_reference
+from exchange_reference import Exchange
 from weft.allreduce.algorithms import PROGRAMS
 from weft.allreduce.program import Topology
 from weft.comm.program_reducer import ProgramReducer
 from weft.comm.program_runner import DTYPES
 from weft.errors import WeftError
+from weft.kernels.reducer import Reducer
 
 SIZES = (0, 1, 2, 3, 7, 64, 1009, 4096)
 BIG = 1_300_001
@@ -81,6 +83,23 @@ def correct(rank, size):
     for _ in range(300):
         check(reducer, "one_shot", Topology(gpus_per_node=size), rank, 33, torch.float32, 5)
     return {"calls": calls}
+
+
+def exchanged(rank, size):
+    """Rows to experts and back, by the library: the sums of every routing."""
+    reducer = Reducer(dist.group.WORLD)
+    for seed in range(36):
+        case = Exchange(
+            ranks=size, rows=1 + seed % 5, hidden=24, chosen=1 + seed % 4, share=1 + seed % 3,
+            dtype=(torch.float32, torch.bfloat16, torch.float16)[seed % 3 - seed // 12],
+        )  # fmt: skip
+        x, ids, weights = case.inputs(seed, rank)
+        there = reducer.dispatch(x, ids, weights, case.share)
+        assert case.misplaced(seed, rank, there.rows, there.ids) == 0, case
+        partial = case.partial(there.rows, there.ids, there.weights, rank * case.share)
+        found = reducer.combine(partial, there.passages)
+        torch.testing.assert_close(found, case.expected(x, ids, weights))
+    return {"routings": 36}
 
 
 def groups(rank, size):

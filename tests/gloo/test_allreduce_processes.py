@@ -50,7 +50,9 @@ def run(scenarios, size, tmp_path, missing=(), **environment):
 
 @pytest.fixture(scope="module")
 def four_ranks(tmp_path_factory):
-    return run("correct,groups,bad_calls,some_ranks,public", 4, tmp_path_factory.mktemp("four"))
+    return run(
+        "correct,exchanged,groups,bad_calls,some_ranks,public", 4, tmp_path_factory.mktemp("four")
+    )
 
 
 def test_every_algorithm_is_exact_on_every_shape_of_group(four_ranks):
@@ -61,6 +63,11 @@ def test_every_algorithm_is_exact_on_every_shape_of_group(four_ranks):
 def test_every_algorithm_is_exact_where_nothing_is_a_power_of_two(tmp_path):
     for result in run("correct", 6, tmp_path):
         assert result["correct"]["calls"] == 4 * len(PROGRAMS) * 8
+
+
+def test_rows_reach_their_experts_and_come_back_summed(four_ranks):
+    for result in four_ranks:
+        assert result["exchanged"]["routings"] == 36
 
 
 def test_groups_do_not_mix_and_outsiders_are_told(four_ranks):

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from weft.vocabulary.attention_kinds import GroupedQuery, Latent
-from weft.vocabulary.conventions import Conventions
+from weft.vocabulary.conventions import Conventions, bytes_of_dispatched_row
+from weft.vocabulary.dtypes import element_bytes
 from weft.vocabulary.layout import GroupKind, Layout
 from weft.vocabulary.model_spec import ModelSpec
 from weft.vocabulary.schedule import Collective, Operation, Phase
@@ -148,10 +149,12 @@ class StageStep:
             yield self._call("all_gather", "tp", self.num_exchanges, (share, hidden), whole)
 
     def _to_all(self, there: tuple[int, int]) -> Iterator[Collective]:
-        """Room for all rows of a rank at each."""
-        gates = (there[0], self.spec.num_experts // self.layout.ep)
-        yield self._call("all_to_all", "ep", 2 * self.num_exchanges, there, there)
-        yield self._call("all_to_all", "ep", self.num_exchanges, gates, gates, dtype="float32")
+        """Room for all rows of a rank at each: bytes of rows with their choices out, sums back."""
+        row_bytes = there[1] * element_bytes(self.spec.dtype)
+        out = there[0], bytes_of_dispatched_row(row_bytes, self.spec.experts_per_token)
+        for shape, dtype in ((out, "uint8"), (there, self.spec.dtype)):
+            row = self._call("all_to_all", "ep", self.num_exchanges, shape, shape, dtype=dtype)
+            yield replace(row, bound="upper")
 
     def _gathered(self, own: tuple[int, int], every: tuple[int, int]) -> Iterator[Collective]:
         """All rows and their experts' weights and ids at each rank."""

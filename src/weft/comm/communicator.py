@@ -8,6 +8,7 @@ import torch
 
 from weft.allreduce.selection import AUTO
 from weft.comm.transport import TorchTransport
+from weft.kernels.exchange import Dispatched
 from weft.kernels.reducer import AddNorm, add_rms_norm
 from weft.vocabulary.layout import GroupKind
 
@@ -92,6 +93,19 @@ class Communicator:
         """Overwrite ``tensor`` with what rank ``src`` of the group sends."""
         return self.transport.recv(tensor, src, site)
 
-    def all_to_all(self, tensor: torch.Tensor, site: str = "") -> torch.Tensor:
-        """Exchange equal parts of dimension 0: part i goes to rank i of the group."""
-        return tensor if self.size == 1 else self.transport.all_to_all(tensor, site)
+    def dispatch(
+        self,
+        rows: torch.Tensor,
+        ids: torch.Tensor,
+        weights: torch.Tensor,
+        share: int,
+        site: str = "",
+    ) -> Dispatched:
+        """Token rows to the ranks that hold their experts (``Reducer.dispatch``)."""
+        return self.transport.dispatch(rows, ids, weights, share, site=site)
+
+    def combine(
+        self, partial: torch.Tensor, passages: torch.Tensor | None, site: str = ""
+    ) -> torch.Tensor:
+        """Their partial sums back, added up (``Reducer.combine``)."""
+        return self.transport.combine(partial, passages, site=site)

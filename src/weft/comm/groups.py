@@ -38,8 +38,8 @@ class ProcessGroups:
 
     ``tp``, ``sp`` (the same ranks as tp), ``pp``, ``ep``, ``dp``, ``dcp`` and ``world``. Groups
     of one rank need no process group. The tensor-parallel group (and any other of the same
-    ranks) has the all-reduce that ``all_reduce`` chooses, the others the library's own. Close
-    it (or use it in ``with``) to free them.
+    ranks; on GPUs the experts' too, for the exchange) has the kernels that ``all_reduce``
+    chooses, the others the library's own. Close it (or use it in ``with``) to free them.
     """
 
     def __init__(
@@ -65,10 +65,11 @@ class ProcessGroups:
     def _open_communicators(self, all_reduce: str) -> None:
         self._reducers: dict[tuple[int, ...], Reducer] = {}
         self.tp = self._communicator("tp", all_reduce)
+        on_gpu = self.device.type == "cuda"
+        self.ep = self._communicator("ep", all_reduce if on_gpu else LIBRARY)
         self.world = self._communicator("world")
         self.sp = self._communicator("sp")
         self.pp = self._communicator("pp")
-        self.ep = self._communicator("ep")
         self.dp = self._communicator("dp")
         self.dcp = self._communicator("dcp")
         self.kv: Communicator | None = None

@@ -15,6 +15,7 @@ from typing import Any, cast
 
 import torch
 
+from weft.kernels.exchange import dispatched_shape
 from weft.vocabulary.layout import GroupKind
 from weft.vocabulary.schedule import Operation, Phase
 
@@ -102,26 +103,57 @@ class RecordingTransport:
         called = cast("Operation", op), f"residual_{fused}" if fused else None
         return partial(self._call, *called, getattr(self.inner, name))
 
+    def dispatch(self, rows: torch.Tensor, ids: torch.Tensor, *args: Any, site: str) -> Any:
+        """An all-to-all of bytes: as many as there is room for."""
+        function = partial(self.inner.dispatch, rows, ids, *args, site=site)
+        return self._exchange(function, dispatched_shape(rows, ids, self._size), "uint8", site)
+
+    def combine(self, tensor: torch.Tensor, passages: torch.Tensor | None, *, site: str) -> Any:
+        """The same back: room for a sum of every row at every rank."""
+        function = partial(self.inner.combine, tensor, passages, site=site)
+        return self._exchange(function, tuple(tensor.shape), _name(tensor.dtype), site)
+
+    def _exchange(
+        self, function: Callable[[], Any], shape: tuple[int, ...], dtype: str, site: str
+    ) -> Any:
+        start_s = time.perf_counter()
+        result = function()
+        self._note("all_to_all", None, shape, shape, dtype, site, start_s)
+        return result
+
     def _call(
         self, op: Operation, fused: str | None, function: Callable[..., Any],
         tensor: torch.Tensor, *args: Any, **options: Any,
     ) -> Any:  # fmt: skip
-        recorder, start_s = self._recorder, time.perf_counter()
+        start_s, shape = time.perf_counter(), tuple(tensor.shape)
         result = function(tensor, *args, **options)
-        end_s, output = time.perf_counter(), tensor if op == "send" else result
+        output = tensor if op == "send" else result
+        there = None if output is None else tuple(output.shape)
+        site = options["site"] if "site" in options else args[-1]
+        self._note(op, fused, shape, there, _name(tensor.dtype), site, start_s)
+        return result
+
+    def _note(
+        self, op: Operation, fused: str | None, input_shape: tuple[int, ...],
+        output_shape: tuple[int, ...] | None, dtype: str, site: str, start_s: float,
+    ) -> None:  # fmt: skip
+        recorder = self._recorder
         call = Call(
             op=op,
             group=self._kind,
             group_size=self._size,
-            input_shape=tuple(tensor.shape),
-            output_shape=None if output is None else tuple(output.shape),
-            dtype=str(tensor.dtype).removeprefix("torch."),
-            site=options["site"] if "site" in options else args[-1],
+            input_shape=input_shape,
+            output_shape=output_shape,
+            dtype=dtype,
+            site=site,
             step=len(recorder.steps) - 1,
             phase=recorder.phase,
             start_s=start_s,
-            end_s=end_s,
+            end_s=time.perf_counter(),
             fused=fused,
         )
         recorder.calls.append(call)
-        return result
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -18,7 +18,7 @@ _reduce_scatter_single = getattr(dist, "reduce_scatter_single", None) or dist.re
 
 
 class TorchTransport:
-    """torch.distributed (gloo, nccl or fake); the all-reduces are the reducer's.
+    """torch.distributed (gloo, nccl or fake); all-reduces and the exchange are the reducer's.
 
     ``site`` names the caller for recorders and errors.
     """
@@ -29,6 +29,7 @@ class TorchTransport:
         )  # fmt: skip
         self.all_reduce = reducer.all_reduce
         self.all_reduce_residual_rms_norm = reducer.all_reduce_residual_rms_norm
+        self.dispatch, self.combine = reducer.dispatch, reducer.combine
 
     def all_gather(self, tensor: torch.Tensor, dim: int, site: str) -> torch.Tensor:
         """Concatenate every rank's ``tensor`` along ``dim``, in rank order."""
@@ -71,10 +72,3 @@ class TorchTransport:
         with self._named("recv", site):
             dist.recv(tensor, group=self._group, group_src=src)
         return tensor
-
-    def all_to_all(self, tensor: torch.Tensor, site: str) -> torch.Tensor:
-        """Equal parts of dimension 0 change places: part i goes to rank i."""
-        result = torch.empty_like(tensor)
-        with self._named("all_to_all", site):
-            dist.all_to_all_single(result, tensor.contiguous(), group=self._group)
-        return result

@@ -16,9 +16,10 @@ import torch.distributed as dist
 from weft.allreduce.selection import AUTO
 from weft.errors import EnvironmentUnavailable, UserError
 from weft.fabric.local import device_fabric
-from weft.kernels import modules, residual_rms_norm, selection
+from weft.kernels import exchange_kernels, modules, residual_rms_norm, selection
 from weft.kernels.driver import Kernel
 from weft.kernels.endpoint import CommRecord, Endpoint
+from weft.kernels.exchange import Dispatched
 from weft.kernels.modules import ELEMENTS
 from weft.kernels.ordering import StreamOrder
 from weft.kernels.reducer import AddNorm, Peers, Reducer, add_rms_norm, agreed_selections, check_out
@@ -170,6 +171,28 @@ class DeviceAllReduce(Reducer):
             )
         residual_rms_norm.run(self, tensor, residual, weight, epsilon, target, kept)
         return target
+
+    def dispatch(
+        self,
+        rows: torch.Tensor,
+        ids: torch.Tensor,
+        weights: torch.Tensor,
+        share: int,
+        *,
+        site: str = "",
+    ) -> Dispatched:
+        """See Reducer. Up to 256 rows of whole 16-byte vectors within an NVLink domain."""
+        if not exchange_kernels.takes(self, rows, ids, share):
+            return super().dispatch(rows, ids, weights, share, site=site)
+        return exchange_kernels.dispatch(self, rows, ids, weights, share)
+
+    def combine(
+        self, partial: torch.Tensor, passages: torch.Tensor | None, *, site: str = ""
+    ) -> torch.Tensor:
+        """See Reducer."""
+        if passages is None:
+            return super().combine(partial, passages, site=site)
+        return exchange_kernels.combine(self, partial, passages)
 
     # ---- faults and the end ----------------------------------------------------------------------
 

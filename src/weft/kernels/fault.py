@@ -14,7 +14,11 @@ STEPS = {
     2: "reduce-scatter",
     3: "all-gather",
     4: "exchange between nodes",
+    5: "dispatch",
+    6: "combine",
 }
+
+EXCHANGE = (5, 6)
 
 
 class FaultRecord(ctypes.Structure):
@@ -59,7 +63,8 @@ def describe(record: FaultRecord, rank: int, timeout_s: float) -> str:
     missing = [r for r in range(32) if record.missing >> r & 1]
     names = ", ".join(f"{r} (this rank, too late)" if r == rank else str(r) for r in missing)
     step = STEPS.get(record.step, f"step {record.step}")
+    what = "exchange with experts" if record.step in EXCHANGE else "all-reduce"
     return (
-        f"all-reduce on rank {rank}: rank {names} did not come within {timeout_s:g} s "
+        f"{what} on rank {rank}: rank {names} did not come within {timeout_s:g} s "
         f"(step {step}, epoch {record.epoch}); create a new communicator to go on"
     )

@@ -1,4 +1,4 @@
-"""Reducer: the all-reduces of one group, as one of its ranks makes them.
+"""Reducer: the all-reduces of one group, as one of its ranks makes them, and its exchange of rows.
 
 The class itself is the library's own (nccl, gloo); weft's kernels on GPUs
 (weft.kernels.communicator) and programs on CPUs (weft.comm.program_reducer) take its place
@@ -25,6 +25,7 @@ from weft.allreduce.errors import UnknownAlgorithmError
 from weft.allreduce.selection import AUTO, BACKEND, LIBRARY, Selection, canonical, select
 from weft.errors import CommunicationError, EnvironmentUnavailable, LostRankError, UserError
 from weft.fabric.fabric import Fabric
+from weft.kernels import exchange
 from weft.kernels.selection import BETWEEN_NODES, FLAT
 from weft.kernels.vote import together
 
@@ -138,6 +139,33 @@ class Reducer:
             residual = residual_out.copy_(residual)
         normed = add_norm(total, residual, weight, epsilon)
         return normed if out is None else out.copy_(normed)
+
+    def dispatch(
+        self,
+        rows: torch.Tensor,
+        ids: torch.Tensor,
+        weights: torch.Tensor,
+        share: int,
+        *,
+        site: str = "",
+    ) -> exchange.Dispatched:
+        """Rows [R, h] to the ranks that hold their experts; all ranks bring as many.
+
+        ids [R, k] int64, weights [R, k] fp32: rank r holds the experts from r ``share`` on.
+        """
+        self.require_open()
+        return exchange.dispatch(self, rows, ids, weights, share, site)
+
+    def combine(
+        self, partial: torch.Tensor, passages: torch.Tensor | None, *, site: str = ""
+    ) -> torch.Tensor:
+        """Partial sums [n R, h] for the dispatched rows -> the sums of our own [R, h].
+
+        Added in rank order in fp32 and rounded once. passages: those of the dispatch.
+        """
+        assert passages is None, "the dispatch was the library's too"
+        self.require_open()
+        return exchange.combine(self, partial, site)
 
     def by_library(
         self, tensor: torch.Tensor, out: torch.Tensor | None, site: str = ""

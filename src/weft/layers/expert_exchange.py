@@ -25,8 +25,11 @@ class ExpertExchange(Protocol):
     def dispatch(self, x: torch.Tensor, routes: Routes, site: str) -> tuple[torch.Tensor, Routes]:
         """Rows [R, h] and their routes -> the rows for this rank's experts, with their routes."""
 
-    def combine(self, partial: torch.Tensor, site: str) -> torch.Tensor:
-        """Outputs of this rank's experts for the dispatched rows -> sums for its own rows [R, h]."""
+    def combine(self, partial: torch.Tensor, routes: Routes, site: str) -> torch.Tensor:
+        """Outputs of this rank's experts for the dispatched rows -> sums for its own rows [R, h].
+
+        routes: those that ``dispatch`` gave.
+        """
 
 
 class LocalExperts:
@@ -45,16 +48,21 @@ class LocalExperts:
     ) -> tuple[torch.Tensor, Routes]:
         return x, routes if len(self.experts) == routes.nobody else routes.among(self.experts)
 
-    def combine(self, partial: torch.Tensor, site: str) -> torch.Tensor:  # noqa: ARG002
+    def combine(
+        self,
+        partial: torch.Tensor,
+        routes: Routes,  # noqa: ARG002
+        site: str,  # noqa: ARG002
+    ) -> torch.Tensor:
         return partial
 
 
 class AllToAllExperts:
-    """All-to-all with a fixed capacity: room for all R rows of a rank at every rank.
+    """Rows with their choices to the ranks of their experts, sums back: two calls a layer.
 
-    Sizes then depend on nothing but R, so that the schedule has a closed form, graphs can
-    be captured and no row is ever dropped; rows that a rank has no expert for travel as
-    zeros. A layer makes three calls: rows [n * R, h], gates [n * R, e], outputs [n * R, h].
+    There is room for all R rows of a rank at every rank: what comes depends on values, but the
+    sizes of tensors on nothing but R, so that the schedule has a closed form (an upper bound),
+    graphs can be captured and no row is ever dropped.
     """
 
     adds_up = False
@@ -65,17 +73,13 @@ class AllToAllExperts:
         self.experts = range(ep.rank * share, (ep.rank + 1) * share)
 
     def dispatch(self, x: torch.Tensor, routes: Routes, site: str) -> tuple[torch.Tensor, Routes]:
-        of_rank = routes.gates().unflatten(1, (self._ep.size, -1)).transpose(0, 1)
-        wanted = (of_rank != 0).any(dim=-1, keepdim=True)
-        rows = self._ep.all_to_all((x * wanted).flatten(0, 1), site)
-        gates = self._ep.all_to_all(of_rank.flatten(0, 1).contiguous(), site)
-        return rows, Routes.of_gates(gates, routes.ids.shape[1])
+        share = len(self.experts)
+        there = self._ep.dispatch(x, routes.ids, routes.weights, share, site)
+        here = Routes(ids=there.ids, weights=there.weights, nobody=share, passages=there.passages)
+        return there.rows, here
 
-    def combine(self, partial: torch.Tensor, site: str) -> torch.Tensor:
-        returned: torch.Tensor = self._ep.all_to_all(partial, site).unflatten(
-            0, (self._ep.size, -1)
-        )
-        return returned.sum(dim=0)
+    def combine(self, partial: torch.Tensor, routes: Routes, site: str) -> torch.Tensor:
+        return self._ep.combine(partial, routes.passages, site)
 
 
 class GatheredExperts:
@@ -98,5 +102,10 @@ class GatheredExperts:
         every = Routes(ids=ids.long(), weights=weights, nobody=routes.nobody)
         return rows, every.among(self.experts)
 
-    def combine(self, partial: torch.Tensor, site: str) -> torch.Tensor:
+    def combine(
+        self,
+        partial: torch.Tensor,
+        routes: Routes,  # noqa: ARG002
+        site: str,
+    ) -> torch.Tensor:
         return self._ep.reduce_scatter(partial, site)

@@ -13,11 +13,15 @@ import torch
 
 @dataclass(frozen=True, kw_only=True)
 class Routes:
-    """ids [R, k] int64, weights [R, k] fp32; ids of ``nobody`` and above belong to no expert here."""
+    """ids [R, k] int64, weights [R, k] fp32; ids of ``nobody`` and above belong to no expert here.
+
+    passages: of rows that came by an exchange, what their way back needs.
+    """
 
     ids: torch.Tensor
     weights: torch.Tensor
     nobody: int
+    passages: torch.Tensor | None = None
 
     def among(self, experts: range) -> Routes:
         """The same routes as the rank with these experts sees them: numbered from its first."""
@@ -30,10 +34,3 @@ class Routes:
         dense = self.weights.new_zeros((len(self.ids), self.nobody + 1))
         dense = dense.scatter(1, self.ids.clamp(max=self.nobody), self.weights)
         return dense[:, : self.nobody]
-
-    @staticmethod
-    def of_gates(gates: torch.Tensor, experts_per_token: int) -> Routes:
-        """Routes from gates [R, E], of which a row has at most ``experts_per_token``."""
-        count = gates.shape[1]
-        weights, ids = gates.topk(min(experts_per_token, count), dim=1)
-        return Routes(ids=torch.where(weights != 0, ids, count), weights=weights, nobody=count)

@@ -229,7 +229,7 @@ class MixtureOfExperts(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         rows, routes = self.exchange.dispatch(x, self.router(x), self.site)
-        out = self.exchange.combine(self.experts(rows, routes), self.site)
+        out = self.exchange.combine(self.experts(rows, routes), routes, self.site)
         if self.shared is None:
             return out
         shared: torch.Tensor = self.shared(x)

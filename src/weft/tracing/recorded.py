@@ -51,5 +51,6 @@ def _row(call: Call, stage: int) -> Collective:
         output_shape=call.output_shape,
         dtype=call.dtype,
         fused=call.fused,
+        bound="upper" if call.op == "all_to_all" else None,  # weft's own is the exchange
         provenance="metadata",
     )

@@ -104,6 +104,12 @@ class Conventions:
 
 Exchange = Literal["none", "all_to_all", "all_reduce", "all_gather", "kernels"]
 
+
+def bytes_of_dispatched_row(row_bytes: int, experts_per_token: int) -> int:
+    """What weft sends of a row to a rank of its experts: itself, and its experts with weights."""
+    return row_bytes + 8 * experts_per_token
+
+
 ENGINES: Final = {
     "weft": Conventions(
         name="weft",

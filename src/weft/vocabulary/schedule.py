@@ -73,7 +73,8 @@ class Collective:
 
     Shapes are per call, in elements; ``input_shape`` is what the rank passes in and
     ``output_shape`` what it holds afterwards. Times are there only for rows that
-    were measured; ``bound`` is "upper" where a time includes waiting for peers. ``fused``
+    were measured; ``bound`` is "upper" where a time includes waiting for peers, and where the
+    bytes are those that there is room for (weft's exchange of rows with experts). ``fused``
     names what is done in the same call (``residual_rms_norm``), in a row where that differs for
     some of its calls; it does not tell rows apart.
     ``group_size`` is None where a trace does not tell it; ``variant`` names a library's own
@@ -151,6 +152,7 @@ class Collective:
             row["duration_us"] = asdict(self.duration_us)
             row["wait_us"] = None if self.wait_us is None else asdict(self.wait_us)
             row["transfer_us"] = None if self.transfer_us is None else asdict(self.transfer_us)
+        if self.duration_us is not None or self.bound is not None:
             row["bound"] = self.bound
         if self.fused is not None:
             row["fused"] = self.fused

@@ -22,7 +22,10 @@ constexpr int kMaxWorld = 8;
 constexpr u32 kEmpty = 0xFFFFFFFFu;        // NaN in fp32, two NaNs in fp16 and bf16
 constexpr u32 kEmptyStandIn = 0x7FFFFFFFu;  // NaNs as well: sent where the data is kEmpty
 
-enum Step : u32 { kStepExchange = 1, kStepScatter = 2, kStepGather = 3, kStepBetweenNodes = 4 };
+enum Step : u32 {
+  kStepExchange = 1, kStepScatter = 2, kStepGather = 3, kStepBetweenNodes = 4,
+  kStepDispatch = 5, kStepCombine = 6,
+};
 
 struct Header {
   u32 poison;              // 0, or 1 << 31 | step << 16 | bit mask of the missing ranks
