@@ -198,7 +198,13 @@ class Writer:
     def call(self, row: Collective, ranks: list[int]) -> None:
         spelled = {"all_reduce": "allreduce", "all_gather": "_allgather_base",
                    "reduce_scatter": "_reduce_scatter_base", "all_to_all": "all_to_allv"}  # fmt: skip
-        dtypes = {"bfloat16": "BFloat16", "float32": "Float", "int32": "Int", "int64": "Long"}
+        dtypes = {
+            "bfloat16": "BFloat16",
+            "float32": "Float",
+            "int32": "Int",
+            "int64": "Long",
+            "uint8": "Byte",
+        }
         assert row.input_shape is not None
         assert row.output_shape is not None
         args = {"External id": 7 * len(self.events) + 2, "Collective name": spelled[row.op],

@@ -12,7 +12,7 @@ import os
 import random
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -474,13 +474,14 @@ def case_refused(group: dist.ProcessGroup) -> dict:
     return {"ok": fine and len(messages) == len(attempts), "messages": messages}
 
 
-def main() -> None:
+def main(cases: Mapping[str, Any]) -> None:
+    """Run the case that the command line names."""
     rank, num_ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     torch.cuda.set_device(rank % torch.cuda.device_count())
     dist.init_process_group("gloo", timeout=dt.timedelta(seconds=60))
     CPU.append(dist.group.WORLD)
     torch.cuda.memory._set_allocator_settings("expandable_segments:False")
-    result = globals()[f"case_{sys.argv[1]}"](dist.group.WORLD, *sys.argv[2:])
+    result = cases[f"case_{sys.argv[1]}"](dist.group.WORLD, *sys.argv[2:])
     print(json.dumps({"rank": rank, "num_ranks": num_ranks, **result}), flush=True)
     if sys.argv[1] == "lost":
         os._exit(0)  # the group has lost a rank; its destructor would wait
@@ -488,4 +489,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(globals())

@@ -30,10 +30,12 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def run_ranks(num_ranks: int, *arguments: str, timeout_s: float = 120) -> list[dict]:
+def run_ranks(
+    num_ranks: int, *arguments: str, timeout_s: float = 120, script: Path = SCRIPT
+) -> list[dict]:
     """The last line of every rank that ended by itself, in rank order."""
     for _ in range(3):  # another process may take the free port first
-        codes, outputs = start_ranks(num_ranks, *arguments, timeout_s=timeout_s)
+        codes, outputs = start_ranks(num_ranks, script, *arguments, timeout_s=timeout_s)
         if not any("EADDRINUSE" in err for _, err in outputs):
             break
     results = []
@@ -45,7 +47,7 @@ def run_ranks(num_ranks: int, *arguments: str, timeout_s: float = 120) -> list[d
 
 
 def start_ranks(
-    num_ranks: int, *arguments: str, timeout_s: float
+    num_ranks: int, script: Path, *arguments: str, timeout_s: float
 ) -> tuple[list[int], list[tuple[str, str]]]:
     """Exit codes and (stdout, stderr) of the ranks."""
     environment = {
@@ -58,7 +60,7 @@ def start_ranks(
     }
     processes = [
         subprocess.Popen(
-            [sys.executable, str(SCRIPT), *arguments],
+            [sys.executable, str(script), *arguments],
             env={**environment, "RANK": str(rank)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -15,6 +15,7 @@ pytest.importorskip("cuda.bindings", reason="needs cuda-bindings and nvidia-cuda
 ELEMENTS = {"fp32": 0, "fp16": 1, "bf16": 2}
 KERNELS = {
     "all_reduce.cu": {"one_shot", "two_shot"},
+    "exchange.cu": {"dispatch_rows", "combine_rows"},
     "residual_rms_norm.cu": {"all_reduce_residual_rms_norm", "residual_rms_norm"},
     "hierarchical.cu": {"hierarchical_direct", "hierarchical_doubling", "hierarchical_host"},
 }
@@ -53,7 +54,8 @@ def test_every_element_type_compiles_without_spills(source: str, element: str) -
 
 @pytest.mark.parametrize("ranks", [2, 3, 5, 8])
 def test_every_group_size_compiles(ranks: int) -> None:
-    assert set(report("all_reduce.cu", defines(ranks, "bf16"))) == KERNELS["all_reduce.cu"]
+    for source in ("all_reduce.cu", "exchange.cu"):
+        assert set(report(source, defines(ranks, "bf16"))) == KERNELS[source]
 
 
 @pytest.mark.parametrize(("ranks", "nodes"), [(4, 4), (3, 3), (8, 2)])

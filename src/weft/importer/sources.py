@@ -77,6 +77,7 @@ _FORMS: Final = (
     ("flashinfer, trtllm", r"all_?reduce_fusion|lamport\w*all_?reduce\w*norm|allreduce\w*rms",
      Moved("all_reduce", fused="residual_rms_norm")),
     ("weft", r"^all_reduce_residual_rms_norm$", Moved("all_reduce", fused="residual_rms_norm")),
+    ("weft", r"^(?:dispatch|combine)_rows(?:\(.*)?$", Moved("all_to_all")),
     ("weft", r"^(?:one_shot|two_shot|hierarchical_\w+)(?:\(.*)?$", Moved("all_reduce")),
     ("symmetric memory", r"symmetric_memory.*(?:barrier|signal)|^nvshmem\w*barrier|barrier_on_stream",
      Moved(SIGNALS)),

@@ -62,8 +62,8 @@ def dispatch(
 
 def combine(reducer: Reducer, partial: torch.Tensor, site: str) -> torch.Tensor:
     """See Reducer.combine: all sums back, added in rank order."""
-    returned = _all_to_all(reducer, partial, site)
-    return returned.unflatten(0, (reducer.num_ranks, -1)).sum(dim=0)
+    returned = _all_to_all(reducer, partial, site).view(reducer.num_ranks, -1, partial.shape[1])
+    return returned.sum(dim=0)
 
 
 def _all_to_all(reducer: Reducer, tensor: torch.Tensor, site: str) -> torch.Tensor:

@@ -27,6 +27,7 @@ OPERATIONS: Final[dict[str, Operation]] = {
 }
 """What follows ``ncclDevKernel_`` (or ``ncclSymkDevKernel_``) in a kernel's name."""
 OWN_ALL_REDUCES: Final = ("one_shot", "two_shot", "hierarchical_", "all_reduce_residual_rms_norm")
+OWN_EXCHANGE: Final = ("dispatch_rows", "combine_rows")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +67,8 @@ def operation_of(name: str) -> Operation | None:
     _, found, rest = name.partition("DevKernel_")
     if found and name.startswith("nccl"):
         return next((op for word, op in OPERATIONS.items() if rest.startswith(word)), "all_to_all")
+    if name.startswith(OWN_EXCHANGE):
+        return "all_to_all"
     return "all_reduce" if name.startswith(OWN_ALL_REDUCES) else None
 
 
