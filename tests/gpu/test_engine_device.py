@@ -249,6 +249,28 @@ def test_logits_of_prompts_in_graphs(name, tmp_path):
     assert ((ours - reference).norm(dim=1) / reference.norm(dim=1)).max() < 5e-2
 
 
+@pytest.mark.parametrize("name", ["llama", "qwen3", "mixtral"])
+def test_no_kernel_is_compiled_while_requests_run(name, tmp_path, monkeypatch):
+    import triton
+
+    compiled = []
+    model, generator = write_config(tmp_path, name), random.Random(5)
+    with open_llm(model, cache_tokens=40_000, max_batch_tokens=3000) as llm:
+        monkeypatch.setattr(
+            triton.knobs.runtime,
+            "jit_post_compile_hook",
+            lambda **said: compiled.append(said["repr"]),
+        )
+        for _ in range(6):
+            lengths = [generator.choice([1, 60, 512, 700, 2500]) for _ in range(9)]
+            greedy = generator.random() < 0.5
+            sampling = SamplingParams(
+                max_tokens=generator.randrange(1, 20), temperature=0.0 if greedy else 1.0
+            )
+            llm.generate(prompts(lengths), sampling)
+    assert not compiled
+
+
 def test_an_engine_gives_its_memory_back(tmp_path):
     model = write_config(tmp_path, "llama")
     for _ in range(3):  # the variable still holds the one before

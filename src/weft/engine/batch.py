@@ -115,11 +115,19 @@ def token_ids_of(step: Step, tables: RequestTables) -> torch.Tensor:
 
 
 def to_device(device: torch.device, *arrays: npt.NDArray[Any]) -> tuple[torch.Tensor, ...]:
-    """The arrays (of one dimension) as int64 tensors, moved in one copy that nobody waits for."""
-    packed = torch.from_numpy(np.concatenate(arrays).astype(np.int64))
+    """The arrays (of one dimension) as int64 tensors, moved in one copy that nobody waits for.
+
+    Each begins at a multiple of 16 bytes: for other addresses Triton would compile kernels anew.
+    """
+    starts = np.cumsum([0, *(len(array) + len(array) % 2 for array in arrays)])
+    host = np.zeros(starts[-1], dtype=np.int64)
+    for start, array in zip(starts, arrays, strict=False):
+        host[start : start + len(array)] = array
+    packed = torch.from_numpy(host)
     if device.type == "cuda":
         packed = packed.pin_memory().to(device, non_blocking=True)
     elif device.type != "cpu":
         packed = packed.to(device)
-    parts: tuple[torch.Tensor, ...] = packed.split([len(array) for array in arrays])
-    return parts
+    return tuple(
+        packed[start : start + len(array)] for start, array in zip(starts, arrays, strict=False)
+    )

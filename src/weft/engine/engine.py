@@ -29,6 +29,7 @@ from weft.engine.request import Request, SamplingParams
 from weft.engine.runner import StageRunner
 from weft.engine.scheduler import Scheduler
 from weft.engine.step import Step
+from weft.engine.warm_up import warm_up
 from weft.errors import EnvironmentUnavailable, LayoutError, ReplicaLeftError, WorkloadError
 from weft.vocabulary.checks import is_list
 from weft.vocabulary.conventions import engine_named
@@ -95,6 +96,8 @@ class Engine:
         self._is_going: bool | None = None
         self.recorder: Recorder | None = None
         self._lost: Exception | None = None
+        if on_gpu:
+            warm_up(self)
 
     def make_request(self, number: int, prompt: Sequence[int], sampling: SamplingParams) -> Request:
         """A request for ``queue``; WorkloadError where it cannot run."""

@@ -115,13 +115,13 @@ class Flight:
 
 @contextmanager
 def _step(recorder: Recorder | None, launched: Launched | None) -> Iterator[None]:
-    """The step for our own recorder, and by its label for torch's profiler."""
+    """The step for our own recorder, or by its label for a profiler alone (once: it is counted)."""
     with ExitStack() as stack:
-        if launched is not None and torch.autograd.profiler._is_profiler_enabled:  # noqa: SLF001 - no other way to ask
-            stack.enter_context(torch.profiler.record_function(launched.step.label))
         if launched is not None and recorder is not None:
             step = launched.step
             stack.enter_context(recorder.step(step.phase, step.num_tokens, step.label))
+        elif launched is not None and torch.autograd.profiler._is_profiler_enabled:  # noqa: SLF001 - no other way to ask
+            stack.enter_context(torch.profiler.record_function(launched.step.label))
         yield
 
 

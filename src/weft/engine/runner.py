@@ -173,6 +173,13 @@ class StageRunner:
         self._mixed = StepGraphs(self._mix, rows, self._groups)
         self._decodes = StepGraphs(self._decode, batches, self._groups)
 
+    def make_plans(self, most: int) -> None:
+        """Prepare the attention of prompts of up to ``most`` rows."""
+        if self._fused is not None:
+            from weft.layers.long_prompts import make_plans
+
+            make_plans(self._num_heads, self._num_kv_heads, self.spec.head_dim, most, self._like)
+
     def close(self) -> None:
         """Give back the memory of graphs, caches and weights; nothing runs afterwards."""
         self._decodes = self._mixed = None

@@ -11,7 +11,6 @@ from typing import Any, Final, TypeVar
 from weft.errors import FileFormatError
 from weft.fabric.builtin import BUILTIN_FABRICS
 from weft.fabric.fabric import Fabric, MeasuredTable, Tier
-from weft.vocabulary.files import write_file
 
 SCHEMA: Final = "weft.fabric/1"
 
@@ -66,7 +65,12 @@ def to_json(fabric: Fabric) -> dict[str, Any]:
 
 def save(fabric: Fabric, path: Path) -> None:
     """Write a fabric file (whole or not at all)."""
-    write_file(path, to_json(fabric))
+    temporary = path.with_name(path.name + ".part")
+    try:
+        temporary.write_text(json.dumps(to_json(fabric), indent=1) + "\n", encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        raise FileFormatError(f"fabric file {path} cannot be written: {error}") from None
 
 
 def _table(document: Any) -> MeasuredTable:

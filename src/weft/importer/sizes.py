@@ -107,7 +107,7 @@ class Sizer:
         elements = prod(flat) if is_flat else call.input_elements or 0
         rows = self._rows_of_experts(call, label, elements) or _rows(call, label, elements)
         shape = (elements,) if rows is None else (rows, elements // rows)
-        if call.operation == "gather" and rows == 1:
+        if (call.operation == "gather" and rows == 1) or self._is_flat_ids(call):
             shape = (elements,)
         output = _output(call.operation, shape, group_size, joined_columns=call.gathers_slices)
         if call.output_elements and output and prod(output) != call.output_elements:
@@ -117,6 +117,13 @@ class Sizer:
             output_shape=call.output_shape or output,
             dtype=call.dtype or (self.dtype if is_flat else None),
             provenance="shape" if is_flat else "metadata",
+        )
+
+    def _is_flat_ids(self, call: TracedCall) -> bool:
+        return (
+            call.operation == "broadcast"
+            and self.conventions is not None
+            and self.conventions.sampled_ids == "broadcast"
         )
 
     def _rows_of_experts(

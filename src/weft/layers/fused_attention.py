@@ -12,13 +12,12 @@ from functools import cache as remember
 from typing import Any
 
 import torch
-from torch.nn import functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from weft.layers.attention import Heads, LayerCache
 from weft.layers.fused.decode_attention import DecodeWorkspace, decode_attention
 from weft.layers.fused.elementwise import rotate_and_store
 from weft.layers.fused.paged_attention import paged_attention
+from weft.layers.long_prompts import LONG, long_prompts
 
 
 @dataclass(kw_only=True)
@@ -50,10 +49,9 @@ class Prompts:
         return self.query_lengths == self.context_lengths
 
     @property
-    def is_even(self) -> bool:
-        """Fresh prompts of one length, a multiple of 128: one call, by the fastest kernel."""
-        length = self.query_lengths[0]
-        return self.is_fresh and length % 128 == 0 and set(self.query_lengths) == {length}
+    def are_long(self) -> bool:
+        """Whether all are fresh and so long that their own plans pay."""
+        return self.is_fresh and min(self.query_lengths) >= LONG
 
 
 @dataclass(kw_only=True)
@@ -129,8 +127,8 @@ class FusedAttention:
         turn_and_keep(self, qkv, prompts.positions, prompts.slots, heads, cache)
         sizes = [heads.num_heads, heads.num_kv_heads, heads.num_kv_heads]
         queries, keys, values = qkv.unflatten(1, (-1, heads.head_dim)).split(sizes, dim=1)
-        if prompts.is_even and heads.sliding_window is None:
-            return _even(queries, keys, values, prompts.query_lengths[0])
+        if prompts.are_long and heads.sliding_window is None:
+            return long_prompts(queries, keys, values, prompts.query_lengths)
         if prompts.context_slots is not None:
             keys = self._read(cache.keys, prompts.context_slots)
             values = self._read(cache.values, prompts.context_slots)
@@ -171,16 +169,6 @@ def _norms(heads: Heads) -> tuple[torch.Tensor, torch.Tensor] | None:
     if heads.query_norm is None or heads.key_norm is None:
         return None
     return heads.query_norm.weight, heads.key_norm.weight
-
-
-def _even(
-    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, length: int
-) -> torch.Tensor:
-    q, k, v = (x.unflatten(0, (-1, length)).transpose(1, 2) for x in (queries, keys, values))
-    order = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]
-    with sdpa_kernel(order, set_priority=True):
-        out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
-    return out.transpose(1, 2).flatten(0, 1).flatten(1)
 
 
 def _ragged(

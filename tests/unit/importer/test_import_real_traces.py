@@ -51,6 +51,23 @@ def test_h200_tensor_parallel() -> None:
     )
 
 
+def test_h200_pipeline_of_weft_served_with_graphs() -> None:
+    result = imported("weft_h200_pp2", model=load_spec("llama-3.1-8b"))
+    assert verdict(result) == (True, "conforms")
+    assert (result.schedule.engine, result.schedule.layout) == ("weft", Layout(pp=2))
+    found = [(r.row.phase, r.row.op, r.row.input_shape, r.row.count) for r in result.rows]
+    assert sorted(found) == sorted(
+        row
+        for op in ("send", "recv")
+        for row in (
+            ("prefill", op, (64, 4096), 2),
+            ("decode", op, (1, 4096), 30),
+            ("prefill", "broadcast", (1,), 2),
+            ("decode", "broadcast", (1,), 30),
+        )
+    )
+
+
 def test_h200_tensor_parallel_without_a_model_is_matched_to_the_only_one_that_fits() -> None:
     result = imported("vllm_h200_tp2")
     assert (result.schedule.model.name, result.model_source) == ("llama-3.1-8b", "matched")
