@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -20,9 +21,11 @@ pytestmark = [
 ]
 
 LAYOUTS = {
-    "tp2": Layout(tp=2),
-    "pp2": Layout(pp=2),
-    "tp2xpp2": Layout(tp=2, pp=2),
+    "tp2": ("llama", Layout(tp=2)),
+    "pp2": ("llama", Layout(pp=2)),
+    "tp2xpp2": ("llama", Layout(tp=2, pp=2)),
+    "ep2": ("mixtral", Layout(tp=2, ep=2)),
+    "ep4": ("mixtral", Layout(tp=4, ep=4)),
 }
 RUNS = {
     "exact": {"dtype": "float32", "all_reduce": "library"},
@@ -47,23 +50,26 @@ def tokens(layout: Layout, model: str, folder: Path) -> dict[str, dict[str, list
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory) -> str:
-    return write_config(tmp_path_factory.mktemp("model"), "llama")
+def alone(tmp_path_factory):
+    """A model of a family and its tokens on one GPU, made once."""
 
+    @cache
+    def of(family: str) -> tuple[str, dict[str, dict[str, list]]]:
+        model = write_config(tmp_path_factory.mktemp(family), family)
+        return model, tokens(Layout(), model, tmp_path_factory.mktemp("alone"))
 
-@pytest.fixture(scope="module")
-def alone(model, tmp_path_factory):
-    return tokens(Layout(), model, tmp_path_factory.mktemp("alone"))
+    return of
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_tokens_of_one_gpu(name, model, alone, tmp_path):
-    layout = LAYOUTS[name]
+def test_tokens_of_one_gpu(name, alone, tmp_path):
+    family, layout = LAYOUTS[name]
     if layout.world_size > torch.cuda.device_count():
         pytest.skip(f"{layout.name} needs {layout.world_size} CUDA devices")
+    model, expected = alone(family)
     got = tokens(layout, model, tmp_path)
     for run in RUNS:
-        ours, theirs = got[run], alone[run]
+        ours, theirs = got[run], expected[run]
         if run.startswith("exact"):
             assert ours["ids"] == theirs["ids"], run
             for a, b in zip(ours["logprobs"], theirs["logprobs"], strict=True):
