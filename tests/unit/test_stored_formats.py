@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from math import nan
 
 import pytest
 import torch
@@ -124,7 +125,20 @@ def test_every_rank_holds_its_shard_of_the_dequantised_model(form, name, tmp_pat
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda t, name: t.pop(name.replace("weight", "weight_scale_inv")), "with scales"),
+        (
+            lambda t, name: t.pop(name.replace("weight", "weight_scale_inv")),
+            r"down_proj\.weight' is F8_E4M3 and has no '.*down_proj\.weight_scale_inv'",
+        ),
+        (
+            lambda t, name: t[name.replace("weight", "weight_scale_inv")].view(-1)[-1:].fill_(nan),
+            r"down_proj\.weight_scale_inv' holds NaN or infinity; use another checkpoint$",
+        ),
+        (
+            lambda t, name: t.__setitem__(
+                name, torch.full(t[name].shape, nan).to(torch.float8_e4m3fn)
+            ),
+            r"down_proj\.weight' holds NaN or infinity as .*; use another checkpoint$",
+        ),
         (
             lambda t, name: t.__setitem__(
                 name.replace("weight", "weight_scale_inv"), torch.ones(3, 7)
@@ -140,7 +154,7 @@ def test_every_rank_holds_its_shard_of_the_dequantised_model(form, name, tmp_pat
         ),
     ],
 )
-def test_scales_that_do_not_fit_are_named(change, words, tmp_path):
+def test_what_is_wrong_with_a_matrix_or_its_scales_is_named(change, words, tmp_path):
     plain = make_checkpoint(tmp_path / "plain", "llama")
     stored = quantize(plain, tmp_path / "stored", "fp8 blocks")
     tensors = load_file(stored / "model.safetensors")

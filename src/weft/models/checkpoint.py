@@ -15,7 +15,7 @@ import torch
 from weft.errors import FileFormatError, ModelConfigError
 from weft.layers.float8_matrix import FLOAT8, quantised
 from weft.layers.shards import Piece, ScaledParameter, ShardedParameter
-from weft.models.float8 import STORED_FLOAT8, Float8Scales
+from weft.models.float8 import STORED_FLOAT8, Float8Scales, names_of_scales
 from weft.models.mxfp4 import MXFP4, PackedStack, packed_names
 
 _INDEX: Final = "model.safetensors.index.json"
@@ -49,8 +49,14 @@ class Checkpoint:
         """Type and shape, from the file's header alone."""
         source, path = self._source(piece), self.path_of(piece)
         shape, dtype = tuple(source.get_shape()), source.get_dtype()
-        has_scales = piece.index is None and self._scales.name_for(piece.source) is not None
-        if dtype not in (*_DTYPES, MXFP4) and not (dtype == STORED_FLOAT8 and has_scales):
+        scaled = dtype == STORED_FLOAT8 and piece.index is None
+        if scaled and self._scales.name_for(piece.source) is None:
+            names = " or ".join(map(repr, names_of_scales(piece.source)))
+            raise FileFormatError(
+                f"{path}: tensor {piece.source!r} is {dtype} and has no {names} beside it; "
+                "download it again"
+            )
+        if dtype not in (*_DTYPES, MXFP4) and not scaled:
             raise FileFormatError(
                 f"{path}: tensor {piece.source!r} is {dtype}; weft reads {', '.join(_DTYPES)}, "
                 f"and matrices of {STORED_FLOAT8} with scales: use another checkpoint"
@@ -84,9 +90,10 @@ class Checkpoint:
             finite = _is_finite(target)
         if not finite:
             dtype = str(parameter.dtype).removeprefix("torch.")
+            other = "" if isinstance(parameter, ScaledParameter) else " or `dtype`"
             raise FileFormatError(
                 f"{self.path_of(piece)}: tensor {piece.source!r} holds NaN or infinity as {dtype}; "
-                "use another checkpoint or `dtype`"
+                f"use another checkpoint{other}"
             )
 
     def _fill_scaled(self, parameter: ScaledParameter, piece: Piece, values: torch.Tensor) -> bool:
@@ -94,7 +101,7 @@ class Checkpoint:
         if values.dtype == FLOAT8:
             scales = self._scales.rows(piece, parameter.group)
             parameter.place(piece, values, scales)
-            return _is_finite(values.float()) and _is_finite(scales)
+            return _is_finite(values.float())
         everything = replace(piece, start=0, stop=piece.whole_shape[piece.dim])
         whole = everything.read_from(self._source(piece))
         place_rounded(parameter, piece, whole)

@@ -33,8 +33,7 @@ class Float8Scales:
 
     def name_for(self, source: str) -> str | None:
         """The tensor with the scales of a matrix, if there is one."""
-        stem = source.removesuffix("weight")
-        return next((stem + end for end in _OF_WEIGHTS if stem + end in self._names), None)
+        return next((name for name in names_of_scales(source) if name in self._names), None)
 
     @staticmethod
     def belongs(name: str) -> bool:
@@ -75,6 +74,10 @@ class Float8Scales:
                 "that weft knows; use another checkpoint"
             )
         scales = scales.float()
+        if not scales.isfinite().all():
+            raise FileFormatError(
+                f"{self._directory}: tensor {name!r} holds NaN or infinity; use another checkpoint"
+            )
         return name, scales if scales.dim() > 1 else scales.reshape(-1, 1)
 
     def _places(self, piece: Piece, scales: torch.Tensor, name: str, dim: int) -> torch.Tensor:
@@ -95,6 +98,12 @@ class Float8Scales:
         if self._block is None:
             self._block = _block_size(self._directory / "config.json")
         return self._block
+
+
+def names_of_scales(source: str) -> tuple[str, ...]:
+    """What the scales of a matrix may be called."""
+    stem = source.removesuffix("weight")
+    return tuple(stem + end for end in _OF_WEIGHTS)
 
 
 def _block_size(config: Path) -> tuple[int, int]:
