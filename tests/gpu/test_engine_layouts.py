@@ -26,6 +26,7 @@ LAYOUTS = {
     "tp2xpp2": ("llama", Layout(tp=2, pp=2)),
     "ep2": ("mixtral", Layout(tp=2, ep=2)),
     "ep4": ("mixtral", Layout(tp=4, ep=4)),
+    "dp2xep2": ("mixtral", Layout(dp=2, ep=2)),
 }
 RUNS = {
     "exact": {"dtype": "float32", "all_reduce": "library"},

@@ -183,8 +183,8 @@ class ProcessGroups:
         if self.recorder is not None:
             self.recorder.replayed(calls)
 
-    def most_of_replicas(self, value: int) -> int:
-        """The largest ``value`` of the ranks that have this one's place in the other replicas.
+    def most_of_replicas(self, *values: int) -> list[int]:
+        """The largest of each of ``values`` on the ranks with this one's place in the other replicas.
 
         Control data only, on the host: through gloo, and no row of a schedule (as in vLLM,
         v1/worker/dp_utils.py, by default).
@@ -192,12 +192,12 @@ class ProcessGroups:
         if self._replicas is None:
             ranks = list(self.dp.ranks)
             self._replicas = dist.new_group(ranks, use_local_synchronization=True, backend="gloo")
-        found = torch.tensor([value])
+        found = torch.tensor(values)
         try:
             dist.all_reduce(found, dist.ReduceOp.MAX, group=self._replicas)
         except RuntimeError as error:
             raise CommunicationError(f"the replicas cannot agree on a step: {error}") from error
-        return int(found)
+        return found.tolist()
 
     def host_broadcast(self, value: Any, src: int, scope: str = "world") -> Any:
         """Give every rank the (picklable) ``value`` of global rank ``src``, outside the groups.

@@ -22,7 +22,7 @@ from weft.engine.cache_size import check_host_memory, num_cache_blocks
 from weft.engine.config import EngineConfig
 from weft.engine.failure import FATAL, describe
 from weft.engine.flight import Flight, Launched
-from weft.engine.graphs import BATCHES, ROWS, sizes_up_to
+from weft.engine.graphs import BATCHES, ROWS, Replay, sizes_up_to
 from weft.engine.logprobs import book_logprobs
 from weft.engine.ngram import NgramProposer
 from weft.engine.request import Request, SamplingParams
@@ -147,7 +147,7 @@ class Engine:
         """
         if not self._is_joined:
             return self.has_work
-        most = self.groups.most_of_replicas(self.has_work)
+        (most,) = self.groups.most_of_replicas(self.has_work)
         if most == _LEAVES:
             raise ReplicaLeftError("a replica that shares experts has left")
         self._is_going = bool(most)
@@ -210,13 +210,22 @@ class Engine:
         return new is not None
 
     def _together(self, new: Launched | None) -> Launched | None:
-        """The step with the rows that the replicas agree on; an idle one where only others have one."""
-        most = self.groups.most_of_replicas(0 if new is None else new.step.num_tokens)
+        """The step as the replicas agree on it; an idle one where only others have one.
+
+        They bring equally many rows to the experts, so all take a graph of one size, or none does.
+        """
+        eager = self.recorder is not None and self.recorder.eager
+        mine = (
+            (0, 0)
+            if new is None
+            else (new.step.num_tokens, self.runner.replay_of(new.step, eager=eager))
+        )
+        most, replay = self.groups.most_of_replicas(*mine)
         if not most:
             return None
         if new is None:
             new = Launched(step=Step.idle(self.runner.tables.spare_row))
-        new.step.num_everywhere = most
+        new.step.num_everywhere, new.step.replay = most, Replay(replay)
         return new
 
     def _read(self) -> list[Request]:

@@ -7,6 +7,7 @@ captured first and lends its memory to the others.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from enum import IntEnum
 from typing import Final, Generic, TypeVar
 
 import torch
@@ -20,6 +21,14 @@ ROWS: Final = (32, 64, 96, 128, 192, 256, 384, 512, 640, 768, 1024)
 """Token rows of a step with prompts; longer ones keep the device busy while they are launched."""
 
 Output = TypeVar("Output")
+
+
+class Replay(IntEnum):
+    """Which graphs a step takes; replicas that step together all take the last that one names."""
+
+    DECODES = 0
+    ROWS = 1
+    NONE = 2
 
 
 class StepGraphs(Generic[Output]):

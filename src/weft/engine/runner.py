@@ -14,7 +14,7 @@ from weft.comm.groups import ProcessGroups
 from weft.engine.batch import BatchBuilder, PlainBatches, RequestTables, to_device
 from weft.engine.draw import Draws
 from weft.engine.graph_inputs import DecodeInputs, ReceivedRows, RowInputs
-from weft.engine.graphs import StepGraphs
+from weft.engine.graphs import Replay, StepGraphs
 from weft.engine.logprobs import LogprobReader
 from weft.engine.pipeline import StageLink
 from weft.engine.sampling import Sampler
@@ -149,9 +149,8 @@ class StageRunner:
 
     @property
     def can_capture(self) -> bool:
-        """Whether decode steps can run as graphs: fused kernels, whole rows, no joined replicas."""
-        joined = self._groups.layout.joins_replicas
-        return self._fused is not None and self._replicates_rows and not joined
+        """Whether steps can run as graphs: fused kernels, whole rows."""
+        return self._fused is not None and self._replicates_rows
 
     @torch.inference_mode()
     def capture(self, batches: Sequence[int], rows: Sequence[int]) -> None:
@@ -227,7 +226,7 @@ class StageRunner:
         self.tables.update(step)
         if self.stage.is_last:
             self.sampler.table.enter(step.entering)
-        replayed = None if eager else self._replayed(step, received)
+        replayed = self._replayed(step, received, eager=eager)
         if replayed is not None:
             return replayed
         return self._output(self.stage(self.batch(step), self.caches, received))
@@ -237,21 +236,31 @@ class StageRunner:
         batch = self._builder.build(step, self.tables)
         return replace(batch, num_everywhere=step.num_everywhere)
 
-    def _replayed(self, step: Step, received: Boundary | None) -> StageOutput | None:
+    def replay_of(self, step: Step, *, eager: bool) -> Replay:
+        """The graphs that hold a step of this rank alone."""
+        if eager or self._decodes is None:
+            return Replay.NONE
+        if step.num_decodes == step.num_tokens:
+            return Replay.DECODES
+        recorded = self._groups.recorder is not None  # with the rows that were asked for
+        is_long = step.num_tokens * step.context_lengths.max() > _PAGED_WORK
+        return Replay.NONE if recorded or is_long else Replay.ROWS
+
+    def _replayed(
+        self, step: Step, received: Boundary | None, *, eager: bool
+    ) -> StageOutput | None:
         """The step by the graph that holds it; None where there is none."""
-        if self._decodes is None or self._mixed is None:
+        replay = self.replay_of(step, eager=eager) if step.replay is None else step.replay
+        if replay is Replay.NONE or self._decodes is None or self._mixed is None:
             return None
         count = step.num_tokens
-        if step.num_decodes == count:
-            size = self._decodes.size_for(count)
-            if size is None:
-                return None
+        graphs = self._decodes if replay is Replay.DECODES else self._mixed
+        size = graphs.size_for(max(count, step.num_everywhere))
+        if size is None:
+            return None
+        if replay is Replay.DECODES:
             self._decode_inputs.fill(step, size, received)
             return self._decodes.replay(size).first(count)
-        size = self._mixed.size_for(count)
-        recorded = self._groups.recorder is not None  # with the rows that were asked for
-        if size is None or recorded or count * step.context_lengths.max() > _PAGED_WORK:
-            return None
         self._row_inputs.fill(step, size, received)
         rows = self._mixed.replay(size)
         if isinstance(rows, Boundary):

@@ -14,6 +14,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
+from weft.engine.graphs import Replay
 from weft.engine.request import Request, SamplingParams
 from weft.engine.scheduler import Chunk
 from weft.vocabulary.schedule import Phase
@@ -86,7 +87,7 @@ class Step:
     request rows; logit_rows [N + M]: those sampled, then those of ``prompt_rows``;
     new_blocks [.., 3]: (request row, place, block) that the device's table lacks;
     entering: requests that have just got their row; num_everywhere: most rows of the step on
-    one of the replicas that share experts.
+    one of the replicas that share experts, which all replay the graphs ``replay``.
     """
 
     chunks: Sequence[Chunk]
@@ -102,6 +103,7 @@ class Step:
     new_blocks: Integers
     entering: Sequence[Entering]
     num_everywhere: int = 0
+    replay: Replay | None = None
 
     @classmethod
     def idle(cls, spare_row: int) -> Step:
