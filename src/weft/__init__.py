@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from weft.api import predict_latency as predict_latency
     from weft.api import predict_serving as predict_serving
     from weft.api import trace as trace
+    from weft.bench.serving.bench import ServeBench as ServeBench
+    from weft.bench.serving.result import ServeResult as ServeResult
+    from weft.bench.serving.sweep import Sweep as Sweep
     from weft.comm.all_reduce import all_reduce as all_reduce
     from weft.comm.all_reduce import all_reduce_residual_rms_norm as all_reduce_residual_rms_norm
     from weft.engine.config import EngineConfig as EngineConfig
@@ -53,6 +56,9 @@ __version__ = "0.1.0"
 
 _NAMES = {
     "weft.api": "import_traces plan predict predict_latency predict_serving trace",
+    "weft.bench.serving.bench": "ServeBench",
+    "weft.bench.serving.result": "ServeResult",
+    "weft.bench.serving.sweep": "Sweep",
     "weft.comm.all_reduce": "all_reduce all_reduce_residual_rms_norm",
     "weft.engine.config": "EngineConfig LLMOptions",
     "weft.engine.llm": "LLM",

@@ -303,7 +303,7 @@ FAULTS = (
     ),
     Fault(
         name="who has no row to give back is not waited for",
-        patch=("exchange.cu", "speaks = blockIdx.x == 0 && threadIdx.x == 0;", "speaks = false;"),
+        patch=("exchange.cu", "first = row == 0 && threadIdx.x == 0;", "first = false;"),
         kernels=BACK,
     ),
     Fault(
@@ -375,8 +375,8 @@ FAULTS = (
         name="an idle word is sent as a row",
         patch=(
             "exchange.cu",
-            "const Vec own = sendable(load_vector(d.rows",
-            "const Vec own = (load_vector(d.rows",
+            "    own = sendable(own);\n",
+            "",
         ),
         kernels=OUT,
     ),

@@ -19,7 +19,7 @@ from weft.bench.serving.figures import ServiceLimits
 from weft.bench.serving.http_client import parse_url
 from weft.bench.serving.payloads import Target
 from weft.bench.serving.report import serve_report
-from weft.bench.serving.result import to_json
+from weft.bench.serving.result import ServeResult
 from weft.bench.serving.runner import Load, RunOutcome, run_load
 from weft.cli.report import report as report_command
 from weft.errors import FileFormatError
@@ -41,7 +41,11 @@ async def _measured() -> tuple[dict[str, Any], RunOutcome]:
     server.close()
     await asyncio.sleep(0.05)
     settings = {"kind": "closed", "rate_per_s": None, "concurrency": 4}
-    return to_json(target, load, outcome, ServiceLimits(ttft_ms=1e4), settings=settings), outcome
+    limits = ServiceLimits(ttft_ms=1e4)
+    result = ServeResult(
+        target=target, load=load, outcome=outcome, limits=limits, settings=settings
+    )
+    return result.to_dict(), outcome
 
 
 @functools.cache

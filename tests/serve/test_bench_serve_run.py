@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import weft
 from mock_server import MockBehaviour, MockStream, start_mock
 from weft.bench.serving.arrivals import at_random, synthetic
 from weft.bench.serving.definitions import DEFINITIONS
@@ -23,10 +24,11 @@ from weft.bench.serving.figures import ServiceLimits, figures
 from weft.bench.serving.http_client import parse_url
 from weft.bench.serving.payloads import Api, Target
 from weft.bench.serving.records import RequestSpec
-from weft.bench.serving.result import SCHEMA, to_json
+from weft.bench.serving.result import SCHEMA, ServeResult
 from weft.bench.serving.runner import Load, RunOutcome, run_load
 from weft.bench.serving.session import benchmark, run_event_loop
 from weft.bench.serving.vllm_format import to_vllm_json
+from weft.cli import main
 from weft.cli.bench_serve import bench_serve
 from weft.cli.option_groups import grouped
 from weft.errors import EnvironmentUnavailable
@@ -220,7 +222,8 @@ def test_json_and_vllm_file_agree():
     target = Target(endpoint=parse_url("http://h"), model="mock")
     outcome = load_against(MockBehaviour(ttft_ms=5, itl_ms=2, fail_every=10), load)
     limits = ServiceLimits(ttft_ms=1e4)
-    document = to_json(target, load, outcome, limits, settings={}, with_records=True)
+    result = ServeResult(target=target, load=load, outcome=outcome, limits=limits)
+    document = result.to_dict(with_records=True)
     json.dumps(document, allow_nan=False)
     assert document["schema"] == SCHEMA
     assert document["requests"]["failed"] == 2
@@ -295,19 +298,19 @@ def test_the_command_replays_a_trace(mock_url, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({}, "--concurrency N"),
+        ({}, "`concurrency` N"),
         ({"rate": 1.0, "trace": Path("x")}, "exclude"),
         ({"rate": -1.0}, "`rate` -1"),
         ({"concurrency": 0}, "`concurrency` 0"),
-        ({"concurrency": 1, "api": "embeddings"}, "--api embeddings"),
+        ({"concurrency": 1, "api": "embeddings"}, "`api` embeddings"),
         ({"concurrency": 1, "goodput": "x:1"}, "`goodput`"),
-        ({"concurrency": 1, "extra_body": "[]"}, "--extra-body"),
-        ({"concurrency": 1, "extra_body": "{"}, "--extra-body"),
-        ({"concurrency": 1, "warm_up": -1}, "--warm-up"),
+        ({"concurrency": 1, "extra_body": "[]"}, "`extra_body`"),
+        ({"concurrency": 1, "extra_body": "{"}, "`extra_body`"),
+        ({"concurrency": 1, "warm_up": -1}, "`warm_up`"),
         ({"concurrency": 1, "timeout": 0.0}, "`timeout`"),
         ({"concurrency": 1, "duration": -2.0}, "`duration`"),
-        ({"concurrency": 1, "token_ids_below": 5, "api": "chat"}, "--token-ids-below"),
-        ({"concurrency": 1, "num_requests": 0}, "--num-requests 0"),
+        ({"concurrency": 1, "token_ids_below": 5, "api": "chat"}, "`token_ids_below`"),
+        ({"concurrency": 1, "num_requests": 0}, "`num_requests` 0"),
     ],
 )
 def test_wrong_options_are_one_line(options, said, capsys):
@@ -316,3 +319,18 @@ def test_wrong_options_are_one_line(options, said, capsys):
     with pytest.raises(UserError, match=said):
         run_command("http://127.0.0.1:9", **options)
     assert capsys.readouterr().out == ""
+
+
+def test_the_librarys_bench_is_the_command(mock_url, tmp_path, capsys):
+    """A bench is a value; its result is what the command writes, but for what was measured."""
+    path = tmp_path / "result.json"
+    words = ["--url", mock_url, "--concurrency", "2", "--num-requests", "8", "--output-tokens", "4"]
+    assert main.run(["bench", "serve", *words, "--stop-at-eos", "--output", str(path)]) == 0
+    written = json.loads(path.read_text())
+    bench = weft.ServeBench(
+        url=mock_url, concurrency=2, num_requests=8, output_tokens=4, ignore_eos=False
+    )
+    found = bench.run().to_dict()
+    assert found.keys() == written.keys()
+    assert (found["load"], found["target"]) == (written["load"], written["target"])
+    assert "8 of 8 requests completed" in capsys.readouterr().out

@@ -14,8 +14,8 @@ import pytest
 
 from checkpoints import make_checkpoint
 from weft.cli.main import app, run
-from weft.cli.output import write_text
 from weft.errors import LayoutError, UserError, WorkloadError
+from weft.vocabulary.files import write_file
 from weft.vocabulary.layout import Layout
 from weft.vocabulary.workload import Workload
 
@@ -188,8 +188,8 @@ def test_an_unknown_all_reduce_is_named_before_anything_starts(command, capsys):
 
 
 def test_an_output_without_a_name_is_a_user_error():
-    with pytest.raises(UserError, match="is a folder; name a file"):
-        write_text(Path(), "")
+    with pytest.raises(UserError, match="not a regular file; name another"):
+        write_file(Path(), "")
 
 
 def test_a_model_larger_than_the_machine_is_refused_at_once(capsys, monkeypatch):
@@ -279,3 +279,17 @@ def test_a_reader_that_has_gone_is_no_error_and_does_not_stop_the_command():
     )
     os.close(write)
     assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_a_file_is_whole_or_the_one_before(tmp_path):
+    path = tmp_path / "result.json"
+    write_file(path, {"a": 1})
+    (tmp_path / "link.json").symlink_to(path)
+    for content in ({"a": float("nan")}, {"a": object()}):
+        with pytest.raises((ValueError, TypeError)):
+            write_file(path, content)
+    write_file(tmp_path / "link.json", b'{"a": 2}')
+    assert json.loads(path.read_text()) == {"a": 2}
+    with pytest.raises(UserError, match="does not exist"):
+        write_file(tmp_path / "missing" / "result.json", "")
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["link.json", "result.json"]

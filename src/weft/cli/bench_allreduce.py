@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -13,11 +12,12 @@ import typer
 from weft.bench.sizes import parse_sizes
 from weft.cli import ranks
 from weft.cli.options import Format
-from weft.cli.output import OutputFormat, print_rows, write_text
+from weft.cli.output import OutputFormat, print_rows
 from weft.errors import UserError
 from weft.fabric.fabric import check_shape
 from weft.fabric.fingerprint import describe
 from weft.launch.environment import device_type
+from weft.vocabulary.files import write_file
 from weft.vocabulary.layout import Layout
 
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ def _print(
         from weft.report import read_document, report_of, write_report
 
         path = output / "bench.json"
-        write_text(path, json.dumps(document, indent=1) + "\n")
+        write_file(path, document)
         write_report(report_of([read_document(path)]), output / "report.html")
     machine = document["machine"]
     title = (

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from weft.cli import options, ranks
-from weft.cli.output import OutputFormat, check_file, print_rows, write_text
+from weft.cli.output import OutputFormat, check_file, print_rows
 from weft.engine.config import EngineConfig
 from weft.errors import UserError
+from weft.vocabulary.files import write_file
 from weft.vocabulary.layout import Layout
 from weft.vocabulary.model_source import load_spec, runnable_model
 
@@ -71,7 +71,7 @@ def bench_decode(
         result = _measure(model, layout, cases, decode, repeats, profile, place, config)
         if result is not None:
             if output is not None:
-                write_text(output, json.dumps(result, indent=1) + "\n")
+                write_file(output, result)
             _print(result, output_format)
 
     place.start(context, layout, work)

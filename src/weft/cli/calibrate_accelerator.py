@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from pathlib import Path
@@ -12,7 +11,7 @@ import typer
 
 from weft.cli import options
 from weft.cli.output import OutputFormat, check_file, print_rows
-from weft.errors import FileFormatError
+from weft.vocabulary.files import write_file
 
 if TYPE_CHECKING:
     from weft.prediction.quantity import Quantity
@@ -47,10 +46,7 @@ def calibrate_accelerator(
     start = time.monotonic()
     found = measure(device, lambda part: print(f"measuring {part}", file=sys.stderr))
     document = accelerator_to_json(found)
-    try:
-        output.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise FileFormatError(f"--output {output}: cannot be written: {error}") from None
+    write_file(output, document)
     rows = [_row(name, item, other.get(name)) for name, item in found.quantities().items()]
     print_rows(rows, output_format, title=found.name, document=document)
     print(f"{output}: measured in {time.monotonic() - start:.0f} s", file=sys.stderr)

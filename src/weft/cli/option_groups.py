@@ -6,7 +6,9 @@ import inspect
 from collections.abc import Callable
 from dataclasses import MISSING, fields, is_dataclass
 from functools import wraps
-from typing import Any, get_type_hints
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
+
+import typer
 
 
 def grouped(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -32,13 +34,30 @@ def grouped(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _options_of(group: Any) -> list[inspect.Parameter]:
+    """Fields with a sentence for typer, or for everybody: ``Annotated[int, "What it is."]``.
+
+    After the sentence stand the option that turns a bool off, or the environment variable.
+    """
     hints = get_type_hints(group, include_extras=True)
     return [
         inspect.Parameter(
             one.name,
             inspect.Parameter.KEYWORD_ONLY,
             default=inspect.Parameter.empty if one.default is MISSING else one.default,
-            annotation=hints[one.name],
+            annotation=_for_typer(one.name, hints[one.name]),
         )
         for one in fields(group)
     ]
+
+
+def _for_typer(name: str, hint: Any) -> Any:
+    kind, help_text, *more = get_args(hint) if get_origin(hint) is Annotated else (hint, None)
+    if not isinstance(help_text, str):
+        return hint
+    names, variable = [], None
+    for text in more:
+        if text.startswith("--"):
+            names = [f"--{name.replace('_', '-')}/{text}"]
+        else:
+            variable = text
+    return Annotated[kind, typer.Option(*names, help=help_text, envvar=variable)]

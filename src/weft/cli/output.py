@@ -174,19 +174,6 @@ def _cell(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a whole file or nothing: a temporary file beside it takes its name when complete."""
-    if not path.name:
-        raise UserError(f"cannot write {path}: it is a folder; name a file")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise UserError(f"cannot write {path}: {error.strerror}") from None
-
-
 def check_file(path: Path | None) -> Path | None:
     """Callback of an option that names a file to write: refused before anything is done."""
     if path is not None and path.is_dir():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,10 +9,11 @@ import typer
 
 from weft.cli import options, ranks
 from weft.cli.option_groups import grouped
-from weft.cli.output import OutputFormat, check_folder, print_json, print_rows, progress, write_text
+from weft.cli.output import OutputFormat, check_folder, print_json, print_rows, progress
 from weft.errors import CheckFailed
 from weft.study.published import PUBLISHED
 from weft.study.study import LAYOUTS, StudyPlan, run_study
+from weft.vocabulary.files import write_file
 from weft.vocabulary.layout import Layout
 
 app = typer.Typer(invoke_without_command=True, rich_markup_mode=None)
@@ -75,7 +75,7 @@ def _run(plan: StudyPlan) -> dict[str, Any]:
 def _write(document: dict[str, Any], output: Path) -> None:
     from weft import report
 
-    write_text(output / "study.json", json.dumps(document))
+    write_file(output / "study.json", document)
     page = report.report_of([report.document(document, "study.json")])
     report.write_report(page, output / "report.html")
 

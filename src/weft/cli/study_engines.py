@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from weft.cli import options, ranks
-from weft.cli.output import OutputFormat, check_folder, print_rows, progress, write_text
+from weft.cli.output import OutputFormat, check_folder, print_rows, progress
 from weft.errors import CheckFailed, UserError
+from weft.vocabulary.files import write_file
 from weft.vocabulary.layout import Layout
 from weft.vocabulary.model_source import load_spec
 from weft.vocabulary.workload import Workload
@@ -125,7 +125,7 @@ def study_engines(
             bar.update(task, advance=done, description=f"{case.name}: {stage[:60]}")
 
         for document in run_engines(plan, output, predict=predict, tell=tell):
-            write_text(output / "study.json", json.dumps(document, allow_nan=False))
+            write_file(output / "study.json", document)
     _write_report(document, output)
     print_rows([row(case) for case in document["cases"]], output_format, document=document)
     _judge(document, output)
@@ -176,7 +176,7 @@ def _write_report(document: dict[str, Any], output: Path) -> None:
     folder = output / "figures"
     folder.mkdir(exist_ok=True)
     for name, content in paper_files(node):
-        write_text(folder / name, content)
+        write_file(folder / name, content)
 
 
 def row(case: dict[str, Any]) -> dict[str, Any]:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from weft.cli import options, ranks
-from weft.cli.output import OutputFormat, check_folder, print_rows, progress, write_text
+from weft.cli.output import OutputFormat, check_folder, print_rows, progress
 from weft.errors import UserError
 from weft.launch.environment import device_type
 from weft.study.scaling import ALL_REDUCES, ScalingPlan, run_scaling
+from weft.vocabulary.files import write_file
 from weft.vocabulary.layout import Layout
 from weft.vocabulary.workload import Workload, workload_named
 
@@ -61,7 +61,7 @@ def study_scaling(
         document = run_scaling(
             plan, lambda name: bar.update(task, advance=1, description=f"scaling: {name} done")
         )
-    write_text(output / "scaling.json", json.dumps(document, indent=1))
+    write_file(output / "scaling.json", document)
     _write_report(document, output / "scaling.html")
     print_rows(document["rows"], output_format, document=document)
 

@@ -11,6 +11,7 @@ from typing import Any, Final, TypeVar
 from weft.errors import FileFormatError
 from weft.fabric.builtin import BUILTIN_FABRICS
 from weft.fabric.fabric import Fabric, MeasuredTable, Tier
+from weft.vocabulary.files import write_file
 
 SCHEMA: Final = "weft.fabric/1"
 
@@ -65,12 +66,7 @@ def to_json(fabric: Fabric) -> dict[str, Any]:
 
 def save(fabric: Fabric, path: Path) -> None:
     """Write a fabric file (whole or not at all)."""
-    temporary = path.with_name(path.name + ".part")
-    try:
-        temporary.write_text(json.dumps(to_json(fabric), indent=1) + "\n", encoding="utf-8")
-        temporary.replace(path)
-    except OSError as error:
-        raise FileFormatError(f"fabric file {path} cannot be written: {error}") from None
+    write_file(path, to_json(fabric))
 
 
 def _table(document: Any) -> MeasuredTable:

@@ -11,6 +11,7 @@ import msgspec
 
 from weft.importer.imported import ImportedTrace
 from weft.importer.rank_trace import RankTrace
+from weft.vocabulary.files import write_file
 
 _LANES: Final = {"steps": 1, "communication": 2, "compute": 3, "host communication": 4}
 _ARGUMENTS: Final = (
@@ -26,7 +27,7 @@ def write_perfetto(imported: ImportedTrace, path: Path) -> None:
     """
     document = {"displayTimeUnit": "ms", "traceEvents": list(_events(imported))}
     content = msgspec.json.encode(document)
-    path.write_bytes(gzip.compress(content, 6) if path.suffix == ".gz" else content)
+    write_file(path, gzip.compress(content, 6) if path.suffix == ".gz" else content)
 
 
 def _events(imported: ImportedTrace) -> Iterator[dict[str, Any]]:

@@ -6,8 +6,6 @@ forbids every request, so a report cannot reach out even by mistake.
 
 from __future__ import annotations
 
-import errno
-import os
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from importlib.resources import files
@@ -17,10 +15,10 @@ from typing import Final
 from plotly.offline import get_plotlyjs
 
 from weft import __version__
-from weft.errors import EnvironmentUnavailable, UserError
 from weft.report.blocks import Block, Chart, Facts, Prose, Report, Section, Table
 from weft.report.tables import badge_html, facts_html, table_html
 from weft.report.text import escape
+from weft.vocabulary.files import write_file
 
 _POLICY: Final = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
@@ -38,32 +36,7 @@ def write_report(report: Report, path: Path) -> Path:
     Raises UserError where the path cannot be written, EnvironmentUnavailable where the disk
     is full.
     """
-    target = _checked_target(path)
-    content = render(report).encode()
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(target)
-    except OSError as error:
-        full = error.errno == errno.ENOSPC
-        kind = EnvironmentUnavailable if full else UserError
-        raise kind(f"cannot write {path}: {error.strerror}") from None
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
-
-
-def _checked_target(path: Path) -> Path:
-    try:
-        target = path.resolve()
-        exists, is_file, has_parent = target.exists(), target.is_file(), target.parent.is_dir()
-    except (OSError, ValueError) as error:
-        raise UserError(f"{str(path)!r}: not a usable file name ({error})") from None
-    if not has_parent:
-        raise UserError(f"{path}: the folder {path.parent} does not exist; make it first")
-    if exists and not is_file:
-        raise UserError(f"{path}: exists and is not a regular file; name another file")
-    return target
+    return write_file(path, render(report))
 
 
 def render(report: Report) -> str:

@@ -18,6 +18,7 @@ import torch
 
 from weft.comm.groups import ProcessGroups
 from weft.comm.recorder import Call, Recorder
+from weft.vocabulary.files import write_file
 
 _SCALAR_NAMES: Final = {
     "bfloat16": "BFloat16", "float16": "Half", "float32": "Float", "float64": "Double",
@@ -34,11 +35,11 @@ def traced(groups: ProcessGroups, folder: Path) -> Iterator[Recorder]:
     if groups.device.type == "cuda":
         with _kernels(whole), groups.recording() as recorder:
             yield recorder
+        whole.replace(path)
     else:
         with groups.recording(eager=True) as recorder:
             yield recorder
-        whole.write_bytes(gzip.compress(msgspec.json.encode(trace_of(recorder, groups)), 1))
-    whole.replace(path)
+        write_file(path, gzip.compress(msgspec.json.encode(trace_of(recorder, groups)), 1))
 
 
 @contextmanager

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import platform
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -21,38 +22,42 @@ from weft.bench.serving.runner import Load, RunOutcome
 SCHEMA = "weft.bench.serve/1"
 
 
-def to_json(
-    target: Target,
-    load: Load,
-    outcome: RunOutcome,
-    limits: ServiceLimits,
-    *,
-    settings: dict[str, Any],
-    with_records: bool = False,
-    profile: dict[str, Any] | None = None,
-) -> dict[str, Any]:
-    """Everything that the run showed; times in milliseconds unless the name says otherwise."""
-    document: dict[str, Any] = {
-        "schema": SCHEMA,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "weft_version": __version__,
-        "target": _target(target),
-        "load": settings,
-        "duration_s": outcome.duration_s,
-        "requests": _requests(outcome.records, len(load.specs)),
-        "tokens": _tokens(outcome.records),
-        "throughput": _throughput(outcome),
-        "client": _client(outcome),
-        "definitions": {
-            name: figures(outcome.records, definition, limits, outcome.duration_s)
-            for name, definition in DEFINITIONS.items()
-        },
-    }
-    if profile is not None and profile.get("schema") == PROFILE_SCHEMA:
-        document["communication"] = communication(profile, outcome.records)
-    if with_records:
-        document["records"] = [_record(record, outcome.start_s) for record in outcome.records]
-    return document
+@dataclass(frozen=True, kw_only=True)
+class ServeResult:
+    """One load as it was sent and answered; ``profile`` is what the server timed meanwhile."""
+
+    target: Target
+    load: Load
+    outcome: RunOutcome
+    limits: ServiceLimits
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    profile: dict[str, Any] | None = None
+    created: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+
+    def to_dict(self, *, with_records: bool = False) -> dict[str, Any]:
+        """Everything that the run showed; times in milliseconds unless the name says otherwise."""
+        outcome, profile = self.outcome, self.profile
+        document: dict[str, Any] = {
+            "schema": SCHEMA,
+            "created": self.created,
+            "weft_version": __version__,
+            "target": _target(self.target),
+            "load": dict(self.settings),
+            "duration_s": outcome.duration_s,
+            "requests": _requests(outcome.records, len(self.load.specs)),
+            "tokens": _tokens(outcome.records),
+            "throughput": _throughput(outcome),
+            "client": _client(outcome),
+            "definitions": {
+                name: figures(outcome.records, definition, self.limits, outcome.duration_s)
+                for name, definition in DEFINITIONS.items()
+            },
+        }
+        if profile is not None and profile.get("schema") == PROFILE_SCHEMA:
+            document["communication"] = communication(profile, outcome.records)
+        if with_records:
+            document["records"] = [_record(one, outcome.start_s) for one in outcome.records]
+        return document
 
 
 def _target(target: Target) -> dict[str, Any]:

@@ -7,7 +7,7 @@ easier by chance.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
@@ -48,6 +48,7 @@ class Sweep:
     kind: Kind
     measure: Callable[[float], SweepPoint]
     loads: Sequence[float] = ()
+    limits_ms: Mapping[str, float] = field(default_factory=dict)
     points: list[SweepPoint] = field(default_factory=list)
 
     def run(self, start: float) -> Iterator[SweepPoint]:
@@ -96,13 +97,13 @@ class Sweep:
     def _above(self) -> float | None:
         return min((one.load for one in self.points if not one.holds), default=None)
 
-    def to_dict(self, limits_ms: dict[str, float]) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """The ``weft.bench.sweep/1`` object, points by load."""
         points = sorted(self.points, key=lambda one: one.load)
         return {
             "schema": SCHEMA,
             "of": self.kind,
-            "limits_ms": limits_ms,
+            "limits_ms": dict(self.limits_ms),
             "attainment": ATTAINMENT,
             "knee": self.knee,
             "knee_below": self._above(),

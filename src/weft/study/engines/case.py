@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +11,7 @@ from weft.bench.serving.arrivals import at_random, synthetic
 from weft.bench.serving.definitions import DEFINITIONS
 from weft.bench.serving.http_client import parse_url
 from weft.bench.serving.payloads import Target
-from weft.bench.serving.result import to_json
+from weft.bench.serving.result import ServeResult
 from weft.bench.serving.runner import Load, run_load
 from weft.bench.serving.session import benchmark, first_model, run_event_loop
 from weft.bench.serving.sweep import Sweep, SweepPoint
@@ -21,6 +20,7 @@ from weft.errors import EnvironmentUnavailable, WeftError
 from weft.study.engines import traces
 from weft.study.engines.plan import SHARES, EngineCase, EnginesPlan
 from weft.study.engines.server import EngineFailed, EngineServer
+from weft.vocabulary.files import write_file
 from weft.vocabulary.model_source import load_spec
 from weft.vocabulary.workload import Workload
 
@@ -125,7 +125,7 @@ def _load(
     warm_up = min(_WARM_UP, concurrency or 1)
     target, outcome, _ = run_event_loop(benchmark(target, load, num_warm_up=warm_up))
     server.check()
-    result = to_json(target, load, outcome, plan.limits, settings={})
+    result = ServeResult(target=target, load=load, outcome=outcome, limits=plan.limits).to_dict()
     requests = result["requests"]
     if (requests["failed"] and not may_fail) or not requests["completed"]:
         error = next(iter(requests["errors"]), "nothing was sent")
@@ -167,7 +167,7 @@ def _profile(
         imported = traces.read(files, model, case.layout, case.engine.schedule)
     except WeftError as error:
         return window | {"failed": str(error)}
-    (folder / "import.json").write_text(json.dumps(imported.to_dict()), encoding="utf-8")
+    write_file(folder / "import.json", imported.to_dict())
     return window | traces.summary(imported)
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, Final
 
 from weft.errors import ModelConfigError
 from weft.vocabulary.families import BUILTIN_MODELS, CONFIGS
+from weft.vocabulary.files import write_file
 
 _ARCHITECTURES: Final = {
     "llama": "LlamaForCausalLM",
@@ -54,7 +54,7 @@ def check_files(name: str) -> None:
 def write_model(folder: Path, config: dict[str, Any]) -> str:
     """A folder with ``config`` and a tokenizer of a word a token, for random weights."""
     folder.mkdir(parents=True, exist_ok=True)
-    _write(folder / "config.json", config)
+    write_file(folder / "config.json", config)
     _write_tokenizer(folder, config["vocab_size"], config["max_position_embeddings"])
     return str(folder)
 
@@ -69,8 +69,4 @@ def _write_tokenizer(folder: Path, vocab_size: int, max_position: int) -> None:
     tokenizer.save(str(folder / "tokenizer.json"))
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": max_position}
     names = dict(zip(("bos_token", "eos_token", "unk_token"), _SPECIAL, strict=True))
-    _write(folder / "tokenizer_config.json", settings | names)
-
-
-def _write(path: Path, content: object) -> None:
-    path.write_text(json.dumps(content), encoding="utf-8")
+    write_file(folder / "tokenizer_config.json", settings | names)

@@ -21,6 +21,7 @@ from weft.study.engines.model_folder import model_of
 from weft.study.engines.plan import EngineCase, EnginesPlan
 from weft.study.engines.server import EngineFailed, EngineServer, free_port, started
 from weft.study.engines.table import command_line
+from weft.vocabulary.files import write_file
 
 SCHEMA: Final = "weft.study.engines/1"
 Tell = Callable[[EngineCase, str], None]
@@ -59,14 +60,7 @@ class Folder:
 
     def keep(self, case: EngineCase, document: Document) -> None:
         self._made("cases")
-        write_whole(self.case_file(case), json.dumps(document, allow_nan=False))
-
-
-def write_whole(path: Path, text: str) -> None:
-    """The whole file or the one before."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+        write_file(self.case_file(case), document)
 
 
 def run_engines(
