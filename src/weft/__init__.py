@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from weft.api import predict_latency as predict_latency
     from weft.api import predict_serving as predict_serving
     from weft.api import trace as trace
+    from weft.bench.allreduce_bench import AllReduceBench as AllReduceBench
+    from weft.bench.decode_bench import DecodeBench as DecodeBench
     from weft.bench.serving.bench import ServeBench as ServeBench
     from weft.bench.serving.result import ServeResult as ServeResult
     from weft.bench.serving.sweep import Sweep as Sweep
@@ -47,6 +49,7 @@ if TYPE_CHECKING:
     from weft.prediction.serving import Serving as Serving
     from weft.vocabulary.layout import Layout as Layout
     from weft.vocabulary.model_spec import ModelSpec as ModelSpec
+    from weft.vocabulary.result import BenchResult as BenchResult
     from weft.vocabulary.schedule import Collective as Collective
     from weft.vocabulary.schedule import Schedule as Schedule
     from weft.vocabulary.speculation import Speculation as Speculation
@@ -56,6 +59,8 @@ __version__ = "0.1.0"
 
 _NAMES = {
     "weft.api": "import_traces plan predict predict_latency predict_serving trace",
+    "weft.bench.allreduce_bench": "AllReduceBench",
+    "weft.bench.decode_bench": "DecodeBench",
     "weft.bench.serving.bench": "ServeBench",
     "weft.bench.serving.result": "ServeResult",
     "weft.bench.serving.sweep": "Sweep",
@@ -71,6 +76,7 @@ _NAMES = {
     "weft.prediction.serving": "Serving",
     "weft.vocabulary.layout": "Layout",
     "weft.vocabulary.model_spec": "ModelSpec",
+    "weft.vocabulary.result": "BenchResult",
     "weft.vocabulary.schedule": "Collective Schedule",
     "weft.vocabulary.speculation": "Speculation",
     "weft.vocabulary.workload": "Workload",

@@ -50,7 +50,7 @@ def test_bench_measures_all_algorithms_and_finds_no_wrong_value(tmp_path):
 
 
 def test_calibrate_writes_a_fabric_of_this_machine(tmp_path):
-    done = weft("calibrate", "--name", "here", "--seconds", "4", "--format", "csv", cwd=tmp_path)
+    done = weft("calibrate", "--name", "here", "--seconds", "1", "--format", "csv", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     fabric = load(tmp_path / "weft" / "fabric.json")
     assert fabric.name == "here"

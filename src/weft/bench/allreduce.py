@@ -10,7 +10,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 import torch
@@ -220,19 +220,14 @@ class Benchmark:
         )
 
 
-def document(rows: Sequence[Measurement], machine: dict[str, Any]) -> dict[str, Any]:
-    """The ``weft.bench.allreduce/1`` object."""
-    return {"schema": SCHEMA, "machine": machine, "rows": [asdict(row) for row in rows]}
-
-
-def check_right(rows: Sequence[Measurement]) -> None:
+def check_right(rows: Sequence[Mapping[str, Any]]) -> None:
     """CheckFailed where any element of any result was wrong."""
-    bad = [row for row in rows if row.wrong]
+    bad = [row for row in rows if row["wrong"]]
     if bad:
         row = bad[0]
         raise CheckFailed(
-            f"{len(bad)} of {len(rows)} measurements have wrong values, first {row.algorithm} at "
-            f"{row.bytes} bytes of {row.dtype}: {row.wrong} elements"
+            f"{len(bad)} of {len(rows)} measurements have wrong values, first {row['algorithm']} at "
+            f"{row['bytes']} bytes of {row['dtype']}: {row['wrong']} elements"
         )
 
 

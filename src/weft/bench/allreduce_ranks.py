@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, Final
 
@@ -14,12 +13,12 @@ from weft.allreduce.algorithms import PROGRAMS
 from weft.allreduce.errors import UnknownAlgorithmError
 from weft.allreduce.selection import AUTO, BACKEND, LIBRARY, canonical
 from weft.bench.allreduce import (
+    SCHEMA,
     AllReduce,
     Benchmark,
     Effort,
     Measurement,
     Runs,
-    check_right,
     host_runs,
 )
 from weft.comm.all_reduce import open_reducer
@@ -61,12 +60,8 @@ class BenchPlan:
         return topologies(self.nodes, self.ranks_per_node, self.transports)
 
 
-Publish = Callable[[list[Measurement], dict[str, Any]], None]
-"""Takes the rows and the machine, on rank 0 while the group is still open."""
-
-
-def run_benchmark(plan: BenchPlan, publish: Publish) -> None:
-    """Measure on every rank; CheckFailed on all of them where any value was wrong."""
+def run_benchmark(plan: BenchPlan) -> dict[str, Any]:
+    """Measure on every rank; the ``weft.bench.allreduce/1`` object, the same on all of them."""
     place = current_rank()
     if "tcp" in plan.transports:
         pose_as_hosts(place.rank // plan.ranks_per_node)
@@ -80,9 +75,11 @@ def run_benchmark(plan: BenchPlan, publish: Publish) -> None:
     ) as groups:
         measure = _measure_on_gpus if device.type == "cuda" else _measure_on_cpu
         rows, details = measure(plan, groups)
-        if place.rank == 0:
-            publish(rows, _machine(plan) | details)
-        check_right(rows)
+    return {
+        "schema": SCHEMA,
+        "machine": _machine(plan) | details,
+        "rows": [asdict(row) for row in rows],
+    }
 
 
 def _machine(plan: BenchPlan) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Final
 
@@ -184,7 +184,7 @@ def _measure_on_gpus(
     benchmark = Benchmark(communicator, device_runs(field.contenders, "graph"), device)
     rows = benchmark.run(sizes, SCALES["cuda"].dtypes, effort)
     field.close()
-    check_right(rows)
+    check_right([asdict(row) for row in rows])
     return rows
 
 

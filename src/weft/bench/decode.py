@@ -16,36 +16,15 @@ from typing import Any, Final
 
 import torch
 
+from weft.bench.decode_bench import DecodeBench, DecodeCase
 from weft.engine.llm import LLM
 from weft.engine.request import SamplingParams
 from weft.engine.step_bytes import weight_bytes
-from weft.errors import UserError
 from weft.vocabulary.layout import Layout
-from weft.vocabulary.model_spec import ModelSpec
 
 SCHEMA: Final = "weft.bench-decode/1"
 PROFILE_TOKENS: Final = 256
 COPY_BYTES: Final = {"cuda": 4 << 30, "cpu": 64 << 20}
-
-
-@dataclass(frozen=True, kw_only=True)
-class DecodeCase:
-    """``batch`` prompts of ``prompt_tokens`` tokens."""
-
-    batch: int
-    prompt_tokens: int
-
-    @classmethod
-    def parse(cls, text: str) -> DecodeCase:
-        """Read ``BATCHxPROMPT``: 32x1024."""
-        batch, _, prompt = text.partition("x")
-        if not (batch.isdigit() and prompt.isdigit() and int(batch) and int(prompt)):
-            raise UserError(f"`case` {text}: write it as BATCHxPROMPT, e.g. 32x1024")
-        return cls(batch=int(batch), prompt_tokens=int(prompt))
-
-    @property
-    def name(self) -> str:
-        return f"{self.batch}x{self.prompt_tokens}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +43,29 @@ class DecodeResult:
     memory_gb_s: float
     roofline_ms: float
     roofline_share: float
+
+
+def run_cases(
+    bench: DecodeBench, model: str, layout: Layout, config: dict[str, Any]
+) -> dict[str, Any]:
+    """What every rank does; the ``weft.bench-decode/1`` object, with this rank's times."""
+    cases, profiles = bench.cases, {}
+    with LLM(model, layout, **config | limits_for(cases, bench.decode, layout)) as llm:
+        copy_gb_s, results = copy_bandwidth_gb_s(llm.groups.device), []
+        for case in cases:
+            results.append(
+                measure(
+                    llm,
+                    case,
+                    decode_tokens=bench.decode,
+                    repeats=bench.repeats,
+                    copy_gb_s=copy_gb_s,
+                )
+            )
+            if bench.profile:
+                profiles[case.name] = profile(llm, case)
+        found = document(results, llm, copy_gb_s)
+    return found | ({"profiles": profiles} if bench.profile else {})
 
 
 def measure(
@@ -91,16 +93,6 @@ def measure(
         roofline_ms=step_gb / copy_gb_s * 1e3,
         roofline_share=step_gb / copy_gb_s / tpot_s,
     )
-
-
-def check_cases(cases: Sequence[DecodeCase], decode_tokens: int, spec: ModelSpec) -> None:
-    """UserError for a case that is longer than the model's positions."""
-    for case in cases:
-        if case.prompt_tokens + decode_tokens > spec.max_position:
-            raise UserError(
-                f"`case` {case.name}: {case.prompt_tokens} + {decode_tokens} (`decode`) tokens are "
-                f"more than the {spec.max_position} positions of {spec.name}"
-            )
 
 
 def limits_for(cases: Sequence[DecodeCase], decode_tokens: int, layout: Layout) -> dict[str, Any]:
