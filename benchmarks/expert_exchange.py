@@ -16,6 +16,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ import torch.distributed as dist
 from allreduce_regression import slowest, timed
 from weft.kernels.communicator import DeviceAllReduce
 from weft.kernels.reducer import Reducer
+from weft.vocabulary.routes import Routes
 
 CALLS = 40
 BOUND_US = 8.0
@@ -43,29 +45,30 @@ def graph_us(call: Callable[[], Any], repeats: int) -> float:
     return round(slowest(timed(graph.replay, repeats, CALLS)), 2)
 
 
-def routes(options: argparse.Namespace, rows: int, rank: int) -> tuple[torch.Tensor, ...]:
-    """(rows, ids, weights) of a rank, at random."""
+def routed(options: argparse.Namespace, rows: int, rank: int) -> tuple[torch.Tensor, Routes]:
+    """Rows of a rank and their routes, at random."""
     generator = torch.Generator(device="cuda").manual_seed(rank)
     scores = torch.rand(rows, options.experts, generator=generator, device="cuda")
     weights, ids = scores.topk(options.chosen, dim=1)
     x = torch.randn(rows, options.hidden, generator=generator, device="cuda")
-    return x.to(getattr(torch, options.dtype)), ids, weights
+    routes = Routes(ids=ids, weights=weights, nobody=options.experts)
+    return x.to(getattr(torch, options.dtype)), routes
 
 
 def columns(
     comm: DeviceAllReduce, options: argparse.Namespace, rows: int
 ) -> dict[str, Callable[[], Any]]:
     """What is timed for so many rows."""
-    inputs, share = routes(options, rows, comm.rank), options.experts // comm.num_ranks
-    there = comm.dispatch(*inputs, share)
-    assert there.passages is not None, "the kernels do not take these rows"
-    padded = torch.empty_like(there.rows)
+    inputs = routed(options, rows, comm.rank)
+    there, here = comm.dispatch(*inputs)
+    assert here.passages is not None, "the kernels do not take these rows"
+    padded = torch.empty_like(there)
     return {
-        "dispatch": lambda: comm.dispatch(*inputs, share),
-        "combine": lambda: comm.combine(there.rows, there.passages),
-        "library dispatch": lambda: Reducer.dispatch(comm, *inputs, share),
-        "library combine": lambda: Reducer.combine(comm, there.rows, None),
-        "all_to_all": lambda: dist.all_to_all_single(padded, there.rows),
+        "dispatch": lambda: comm.dispatch(*inputs),
+        "combine": lambda: comm.combine(there, here),
+        "library dispatch": lambda: Reducer.dispatch(comm, *inputs),
+        "library combine": lambda: Reducer.combine(comm, there, replace(here, passages=None)),
+        "all_to_all": lambda: dist.all_to_all_single(padded, there),
     }
 
 

@@ -23,11 +23,11 @@ from decode_kernels import graph_time_us
 from weft.layers.fused import few_experts as kernels
 from weft.layers.fused.few_experts import ExpertTile, ExpertTiles
 from weft.layers.linear import Placement
-from weft.layers.routes import Routes
 from weft.models.experts import RoutedExperts
 from weft.models.routing import Router
 from weft.models.weights import fill_dummy
 from weft.vocabulary.feed_forward_kinds import Experts, Routing
+from weft.vocabulary.routes import Routes
 from weft.vocabulary.tensor_names import TensorNames
 from weft.vocabulary.weight_formats import FORMATS
 

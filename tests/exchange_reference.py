@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
+from weft.vocabulary.routes import Routes
+
 
 @dataclass(frozen=True, kw_only=True)
 class Exchange:
@@ -19,8 +21,8 @@ class Exchange:
     dtype: torch.dtype
     device: str = "cpu"
 
-    def inputs(self, seed: int, rank: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """(rows [R, h], ids [R, k], weights [R, k]) of one rank, the same wherever it is asked.
+    def inputs(self, seed: int, rank: int) -> tuple[torch.Tensor, Routes]:
+        """(rows [R, h], their routes) of one rank, the same wherever it is asked.
 
         The seed says how rows choose: among all experts, those of one rank (the others get
         nothing), those of two neighbouring ranks; now and then a place is nobody's.
@@ -36,7 +38,8 @@ class Exchange:
         ids = torch.nn.functional.pad(ids, (0, self.chosen - ids.shape[1]), value=count)
         if seed % 4 == 3:
             ids[torch.rand(ids.shape, generator=generator) < 0.3] = count + seed % 2
-        return x.to(self.device, self.dtype), ids.to(self.device), weights.to(self.device)
+        routes = Routes(ids=ids.to(self.device), weights=weights.to(self.device), nobody=count)
+        return x.to(self.device, self.dtype), routes
 
     def partial(
         self, x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, first: int = 0
@@ -49,23 +52,23 @@ class Exchange:
             total += torch.where((at >= 0) & (at < self.share), part, 0.0)
         return total.to(self.dtype)
 
-    def expected(self, x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    def expected(self, x: torch.Tensor, routes: Routes) -> torch.Tensor:
         """The sums of one rank's rows: in rank order, in fp32, rounded once."""
         total = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
         for owner in range(self.ranks):
             first = owner * self.share
-            total += self.partial(x, ids - first, weights, first).float()
+            total += self.partial(x, routes.ids - first, routes.weights, first).float()
         return total.to(self.dtype)
 
-    def misplaced(self, seed: int, rank: int, rows: torch.Tensor, ids: torch.Tensor) -> int:
+    def misplaced(self, seed: int, rank: int, rows: torch.Tensor, routes: Routes) -> int:
         """Rows and choices of a dispatch's result that are not those of their ranks."""
         wrong = 0
         for source in range(self.ranks):
-            x, chosen, _ = self.inputs(seed, source)
+            x, given = self.inputs(seed, source)
             place = slice(source * self.rows, (source + 1) * self.rows)
-            local = chosen - rank * self.share
+            local = given.ids - rank * self.share
             here = (local >= 0) & (local < self.share)
-            wrong += int((ids[place] != torch.where(here, local, self.share)).sum())
-            comes = here.any(dim=1)
-            wrong += int((rows[place] != x)[comes].sum())
+            wrong += int((routes.ids[place] != torch.where(here, local, self.share)).sum())
+            wrong += int((routes.weights[place] != given.weights).sum())
+            wrong += int((rows[place] != x)[here.any(dim=1)].sum())
         return wrong

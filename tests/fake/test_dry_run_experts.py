@@ -132,7 +132,7 @@ def test_rows_of_the_exchange_say_what_there_is_room_for(layout, prompt, decode,
         [row for row in made.collectives if row.op == "all_to_all"] for made in (formula, dry)
     )
     assert [replace(row, provenance="metadata") for row in found] == same
-    assert {row.bound for row in found} == {"upper"} == {row.to_json()["bound"] for row in found}
+    assert {row.bound for row in found} == {"upper"} == {row.to_dict()["bound"] for row in found}
     for row in found:
         assert row.input_shape is not None
         rows, row_bytes = row.input_shape[0], spec.hidden_size * element_bytes(dtype)

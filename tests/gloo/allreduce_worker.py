@@ -93,12 +93,12 @@ def exchanged(rank, size):
             ranks=size, rows=1 + seed % 5, hidden=24, chosen=1 + seed % 4, share=1 + seed % 3,
             dtype=(torch.float32, torch.bfloat16, torch.float16)[seed % 3 - seed // 12],
         )  # fmt: skip
-        x, ids, weights = case.inputs(seed, rank)
-        there = reducer.dispatch(x, ids, weights, case.share)
-        assert case.misplaced(seed, rank, there.rows, there.ids) == 0, case
-        partial = case.partial(there.rows, there.ids, there.weights, rank * case.share)
-        found = reducer.combine(partial, there.passages)
-        torch.testing.assert_close(found, case.expected(x, ids, weights))
+        x, routes = case.inputs(seed, rank)
+        rows, here = reducer.dispatch(x, routes)
+        assert case.misplaced(seed, rank, rows, here) == 0, case
+        partial = case.partial(rows, here.ids, here.weights, rank * case.share)
+        found = reducer.combine(partial, here)
+        torch.testing.assert_close(found, case.expected(x, routes))
     return {"routings": 36}
 
 

@@ -20,6 +20,7 @@ from exchange_reference import Exchange
 from weft.errors import LostRankError
 from weft.kernels.communicator import DeviceAllReduce
 from weft.kernels.reducer import Reducer
+from weft.vocabulary.routes import Routes
 
 DTYPES = (torch.bfloat16, torch.float32, torch.float16)
 
@@ -31,23 +32,26 @@ class Round:
         self.comm, self.case = comm, case
         self.inputs = case.inputs(0, comm.rank)
 
-    def run(self, reducer: Any) -> tuple[Any, torch.Tensor]:
-        """(what was dispatched, the sums) by the methods of a class of reducers."""
+    def run(self, reducer: type[Reducer]) -> tuple[torch.Tensor, Routes, torch.Tensor]:
+        """(rows and routes that were dispatched, the sums) by the methods of a class of reducers."""
         case, rank = self.case, self.comm.rank
-        there = reducer.dispatch(self.comm, *self.inputs, case.share)
-        partial = case.partial(there.rows, there.ids, there.weights, rank * case.share)
-        return there, reducer.combine(self.comm, partial, there.passages)
+        rows, here = reducer.dispatch(self.comm, *self.inputs)
+        partial = case.partial(rows, here.ids, here.weights, rank * case.share)
+        return rows, here, reducer.combine(self.comm, partial, here)
 
     def take(self, seed: int) -> None:
         """Other rows and routes."""
-        for tensor, value in zip(self.inputs, self.case.inputs(seed, self.comm.rank), strict=True):
+        (x, routes), (rows, given) = self.inputs, self.case.inputs(seed, self.comm.rank)
+        for tensor, value in ((x, rows), (routes.ids, given.ids), (routes.weights, given.weights)):
             tensor.copy_(value)
 
-    def problem(self, seed: int, there: Any, sums: torch.Tensor) -> str | None:
+    def problem(
+        self, seed: int, rows: torch.Tensor, here: Routes, sums: torch.Tensor
+    ) -> str | None:
         """What is wrong with the result of a seed."""
-        if there.passages is None:
+        if here.passages is None:
             return f"{self.case}: not by the kernels"
-        wrong = self.case.misplaced(seed, self.comm.rank, there.rows, there.ids)
+        wrong = self.case.misplaced(seed, self.comm.rank, rows, here)
         off = int((sums != self.case.expected(*self.inputs)).sum())
         return f"{self.case} seed {seed}: {wrong} misplaced, {off} sums" if wrong + off else None
 
@@ -129,11 +133,11 @@ def case_exchange_graph(group: dist.ProcessGroup, replays: str, beside: str = ""
             problem = turn.problem(seed, *result)
             if library is not None:
                 library[0].replay()
-                there, sums = library[1]
-                wrong = turn.case.misplaced(seed, comm.rank, there.rows, there.ids)
+                rows, here, sums = library[1]
+                wrong = turn.case.misplaced(seed, comm.rank, rows, here)
                 step = 2 * torch.finfo(turn.case.dtype).eps
-                same = torch.allclose(result[1].float(), sums.float(), rtol=step, atol=step)
-                if wrong or there.passages is not None or not same:
+                same = torch.allclose(result[2].float(), sums.float(), rtol=step, atol=step)
+                if wrong or here.passages is not None or not same:
                     problem = f"{turn.case} seed {seed}: the library's is another"
             problems += [problem] if problem else []
         torch.cuda.synchronize()
@@ -154,7 +158,7 @@ def case_exchange_late(group: dist.ProcessGroup) -> dict:
     torch.cuda.synchronize()
     if comm.rank == 0:
         time.sleep(3.0)
-    comm.dispatch(*turn.inputs, case.share)
+    comm.dispatch(*turn.inputs)
     torch.cuda.synchronize()
     message = ""
     try:

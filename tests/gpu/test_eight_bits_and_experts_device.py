@@ -16,11 +16,11 @@ from weft.engine.llm import LLM
 from weft.engine.request import SamplingParams
 from weft.layers.float8_matrix import Float8Matrix, dequantised, quantised
 from weft.layers.linear import Placement
-from weft.layers.routes import Routes
 from weft.models.experts import RoutedExperts
 from weft.models.routing import Router
 from weft.models.weights import fill_dummy
 from weft.vocabulary.feed_forward_kinds import ClampedSwiglu, Experts, Routing
+from weft.vocabulary.routes import Routes
 from weft.vocabulary.tensor_names import TensorNames
 from weft.vocabulary.weight_formats import FORMATS
 

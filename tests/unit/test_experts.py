@@ -7,10 +7,10 @@ import torch
 
 from weft.layers.expert_exchange import GatheredExperts
 from weft.layers.linear import Placement
-from weft.layers.routes import Routes
 from weft.models.experts import RoutedExperts
 from weft.models.routing import Router
 from weft.vocabulary.feed_forward_kinds import ClampedSwiglu, Experts, Routing
+from weft.vocabulary.routes import Routes
 from weft.vocabulary.tensor_names import TensorNames
 
 

@@ -8,9 +8,9 @@ import torch
 
 from weft.allreduce.selection import AUTO
 from weft.comm.transport import TorchTransport
-from weft.kernels.exchange import Dispatched
 from weft.kernels.reducer import AddNorm, add_rms_norm
 from weft.vocabulary.layout import GroupKind
+from weft.vocabulary.routes import Routes
 
 
 @dataclass(kw_only=True)
@@ -94,18 +94,11 @@ class Communicator:
         return self.transport.recv(tensor, src, site)
 
     def dispatch(
-        self,
-        rows: torch.Tensor,
-        ids: torch.Tensor,
-        weights: torch.Tensor,
-        share: int,
-        site: str = "",
-    ) -> Dispatched:
+        self, rows: torch.Tensor, routes: Routes, site: str = ""
+    ) -> tuple[torch.Tensor, Routes]:
         """Token rows to the ranks that hold their experts (``Reducer.dispatch``)."""
-        return self.transport.dispatch(rows, ids, weights, share, site=site)
+        return self.transport.dispatch(rows, routes, site=site)
 
-    def combine(
-        self, partial: torch.Tensor, passages: torch.Tensor | None, site: str = ""
-    ) -> torch.Tensor:
+    def combine(self, partial: torch.Tensor, routes: Routes, site: str = "") -> torch.Tensor:
         """Their partial sums back, added up (``Reducer.combine``)."""
-        return self.transport.combine(partial, passages, site=site)
+        return self.transport.combine(partial, routes, site=site)

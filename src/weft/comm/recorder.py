@@ -17,6 +17,7 @@ import torch
 
 from weft.kernels.exchange import dispatched_shape
 from weft.vocabulary.layout import GroupKind
+from weft.vocabulary.routes import Routes
 from weft.vocabulary.schedule import Operation, Phase
 
 
@@ -103,14 +104,14 @@ class RecordingTransport:
         called = cast("Operation", op), f"residual_{fused}" if fused else None
         return partial(self._call, *called, getattr(self.inner, name))
 
-    def dispatch(self, rows: torch.Tensor, ids: torch.Tensor, *args: Any, site: str) -> Any:
+    def dispatch(self, rows: torch.Tensor, routes: Routes, *, site: str) -> Any:
         """An all-to-all of bytes: as many as there is room for."""
-        function = partial(self.inner.dispatch, rows, ids, *args, site=site)
-        return self._exchange(function, dispatched_shape(rows, ids, self._size), "uint8", site)
+        function = partial(self.inner.dispatch, rows, routes, site=site)
+        return self._exchange(function, dispatched_shape(rows, routes, self._size), "uint8", site)
 
-    def combine(self, tensor: torch.Tensor, passages: torch.Tensor | None, *, site: str) -> Any:
+    def combine(self, tensor: torch.Tensor, routes: Routes, *, site: str) -> Any:
         """The same back: room for a sum of every row at every rank."""
-        function = partial(self.inner.combine, tensor, passages, site=site)
+        function = partial(self.inner.combine, tensor, routes, site=site)
         return self._exchange(function, tuple(tensor.shape), _name(tensor.dtype), site)
 
     def _exchange(

@@ -19,12 +19,12 @@ from weft.fabric.local import device_fabric
 from weft.kernels import exchange_kernels, modules, residual_rms_norm, selection
 from weft.kernels.driver import Kernel
 from weft.kernels.endpoint import CommRecord, Endpoint
-from weft.kernels.exchange import Dispatched
 from weft.kernels.modules import ELEMENTS
 from weft.kernels.ordering import StreamOrder
 from weft.kernels.reducer import AddNorm, Peers, Reducer, add_rms_norm, agreed_selections, check_out
 from weft.kernels.selection import GroupShape, Variant
 from weft.kernels.support import supported
+from weft.vocabulary.routes import Routes
 
 DEFAULT_MAX_BYTES = 64 << 20
 DEFAULT_TIMEOUT_S = 30.0
@@ -173,26 +173,18 @@ class DeviceAllReduce(Reducer):
         return target
 
     def dispatch(
-        self,
-        rows: torch.Tensor,
-        ids: torch.Tensor,
-        weights: torch.Tensor,
-        share: int,
-        *,
-        site: str = "",
-    ) -> Dispatched:
+        self, rows: torch.Tensor, routes: Routes, *, site: str = ""
+    ) -> tuple[torch.Tensor, Routes]:
         """See Reducer. Up to 256 rows of whole 16-byte vectors within an NVLink domain."""
-        if not exchange_kernels.takes(self, rows, ids, share):
-            return super().dispatch(rows, ids, weights, share, site=site)
-        return exchange_kernels.dispatch(self, rows, ids, weights, share)
+        if not exchange_kernels.takes(self, rows, routes):
+            return super().dispatch(rows, routes, site=site)
+        return exchange_kernels.dispatch(self, rows, routes)
 
-    def combine(
-        self, partial: torch.Tensor, passages: torch.Tensor | None, *, site: str = ""
-    ) -> torch.Tensor:
+    def combine(self, partial: torch.Tensor, routes: Routes, *, site: str = "") -> torch.Tensor:
         """See Reducer."""
-        if passages is None:
-            return super().combine(partial, passages, site=site)
-        return exchange_kernels.combine(self, partial, passages)
+        if routes.passages is None:
+            return super().combine(partial, routes, site=site)
+        return exchange_kernels.combine(self, partial, routes.passages)
 
     # ---- faults and the end ----------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""Rows to the ranks that hold their experts, and what comes of it; by the library's all-to-all.
+"""Rows to the ranks that hold their experts, and sums back, by the library's all-to-all.
 
 The library's way gives every rank all rows. weft's kernels (exchange_kernels.py) send a row only
 where it has an expert. Shapes: R token rows of this rank, n ranks, h hidden size, k experts a row.
@@ -6,58 +6,39 @@ where it has an expert. Shapes: R token rows of this rank, n ranks, h hidden siz
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
 
 from weft.vocabulary.conventions import bytes_of_dispatched_row
+from weft.vocabulary.routes import Routes
 
 if TYPE_CHECKING:
     from weft.kernels.reducer import Reducer
 
 
-@dataclass(frozen=True, slots=True)
-class Dispatched:
-    """rows [n R, h] in rank order with ids [n R, k] int64 and weights [n R, k] fp32.
-
-    ids: of this rank's experts, from 0; its number of experts where a place has none of them. A
-    row without any holds no meaning. passages: what the kernels must know for the way back.
-    """
-
-    rows: torch.Tensor
-    ids: torch.Tensor
-    weights: torch.Tensor
-    passages: torch.Tensor | None = None
-
-
-def dispatched_shape(rows: torch.Tensor, ids: torch.Tensor, num_ranks: int) -> tuple[int, int]:
+def dispatched_shape(rows: torch.Tensor, routes: Routes, num_ranks: int) -> tuple[int, int]:
     """Bytes that there is room for: of all rows with their choices, to and from every rank."""
-    width = bytes_of_dispatched_row(rows.shape[1] * rows.element_size(), ids.shape[1])
+    width = bytes_of_dispatched_row(rows.shape[1] * rows.element_size(), routes.ids.shape[1])
     return num_ranks * len(rows), width
 
 
 def dispatch(
-    reducer: Reducer,
-    rows: torch.Tensor,
-    ids: torch.Tensor,
-    weights: torch.Tensor,
-    share: int,
-    site: str,
-) -> Dispatched:
+    reducer: Reducer, rows: torch.Tensor, routes: Routes, site: str
+) -> tuple[torch.Tensor, Routes]:
     """See Reducer.dispatch: every row to every rank, with its choices behind it."""
-    parts = [rows, weights, ids.int()]
+    parts = [rows, routes.weights, routes.ids.int()]
     packed = torch.cat([part.contiguous().view(torch.uint8) for part in parts], dim=1)
     got = _all_to_all(reducer, packed.repeat(reducer.num_ranks, 1), site)
     widths = [part.shape[1] * part.element_size() for part in parts]
-    there, their_weights, their_ids = (
+    there, weights, ids = (
         part.contiguous().view(like.dtype)
         for part, like in zip(got.split(widths, dim=1), parts, strict=True)
     )
-    local = their_ids.long() - reducer.rank * share
-    local = torch.where((local >= 0) & (local < share), local, share)
-    return Dispatched(there, local, their_weights)
+    share = routes.nobody // reducer.num_ranks
+    here = range(reducer.rank * share, (reducer.rank + 1) * share)
+    return there, Routes(ids=ids.long(), weights=weights, nobody=routes.nobody).among(here)
 
 
 def combine(reducer: Reducer, partial: torch.Tensor, site: str) -> torch.Tensor:

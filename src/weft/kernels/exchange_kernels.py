@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Final
 
 import torch
 
-from weft.kernels.exchange import Dispatched
 from weft.kernels.modules import ELEMENTS
 from weft.kernels.selection import VECTOR_BYTES
+from weft.vocabulary.routes import Routes
 
 if TYPE_CHECKING:
     from weft.kernels.communicator import DeviceAllReduce
@@ -54,12 +54,13 @@ class CombineRecord(ctypes.Structure):
     )
 
 
-def takes(comm: DeviceAllReduce, rows: torch.Tensor, ids: torch.Tensor, share: int) -> bool:
+def takes(comm: DeviceAllReduce, rows: torch.Tensor, routes: Routes) -> bool:
     """Whether the kernels exchange such rows: the same answer on all ranks, which bring as many."""
-    (num_rows, chosen), row_bytes = ids.shape, rows.shape[1] * rows.element_size()
+    (num_rows, chosen), row_bytes = routes.ids.shape, rows.shape[1] * rows.element_size()
     if comm.topology.transport != "peer" or rows.dtype not in ELEMENTS or row_bytes % VECTOR_BYTES:
         return False
-    if not 0 < num_rows <= MAX_ROWS or chosen > MAX_CHOSEN or share > MAX_SHARE or row_bytes == 0:
+    too_many = chosen > MAX_CHOSEN or routes.nobody > MAX_SHARE * comm.num_ranks
+    if not 0 < num_rows <= MAX_ROWS or too_many or row_bytes == 0:
         return False
     needed = mailbox_bytes(comm.num_ranks, num_rows, row_bytes // VECTOR_BYTES, chosen)
     return needed <= comm.mailbox_bytes
@@ -72,33 +73,28 @@ def mailbox_bytes(num_ranks: int, num_rows: int, row_vectors: int, chosen: int) 
 
 
 def dispatch(
-    comm: DeviceAllReduce,
-    rows: torch.Tensor,
-    ids: torch.Tensor,
-    weights: torch.Tensor,
-    share: int,
-) -> Dispatched:
+    comm: DeviceAllReduce, rows: torch.Tensor, routes: Routes
+) -> tuple[torch.Tensor, Routes]:
     """See Reducer.dispatch; call ``takes`` first. Rows that no expert here has are zeros."""
-    (num_rows, chosen), num_ranks = ids.shape, comm.num_ranks
-    rows, ids, weights = _aligned(rows), ids.contiguous(), weights.contiguous()
-    there = Dispatched(
-        rows.new_empty((num_ranks * num_rows, rows.shape[1])),
-        ids.new_empty((num_ranks * num_rows, chosen)),
-        weights.new_empty((num_ranks * num_rows, chosen)),
-        torch.empty(num_rows, dtype=torch.int32, device=rows.device),
+    (num_rows, chosen), num_ranks = routes.ids.shape, comm.num_ranks
+    rows, ids, weights = _aligned(rows), routes.ids.contiguous(), routes.weights.contiguous()
+    there = rows.new_empty((num_ranks * num_rows, rows.shape[1]))
+    passages = torch.empty(num_rows, dtype=torch.int32, device=rows.device)
+    here = Routes(
+        ids=ids.new_empty((num_ranks * num_rows, chosen)),
+        weights=weights.new_empty((num_ranks * num_rows, chosen)),
+        nobody=routes.nobody // num_ranks,
+        passages=passages,
     )
-    assert there.passages is not None
     kernel = comm.kernel(SOURCE, "dispatch_rows", rows.dtype, [comm.comm, DispatchRecord()])
     record = kernel.arguments[-1]
     record.rows, record.experts, record.weights = _addresses(rows, ids, weights)
-    record.rows_out, record.experts_out, record.weights_out = _addresses(
-        there.rows, there.ids, there.weights
-    )
-    (record.passages,) = _addresses(there.passages)
+    record.rows_out, record.passages = _addresses(there, passages)
+    record.experts_out, record.weights_out = _addresses(here.ids, here.weights)
     record.num_rows, record.row_vectors = num_rows, _vectors(rows)
-    record.chosen, record.share = chosen, share
+    record.chosen, record.share = chosen, here.nobody
     kernel.launch(num_rows, _threads(rows), comm.enter())
-    return there
+    return there, here
 
 
 def combine(comm: DeviceAllReduce, partial: torch.Tensor, passages: torch.Tensor) -> torch.Tensor:

@@ -28,6 +28,7 @@ from weft.fabric.fabric import Fabric
 from weft.kernels import exchange
 from weft.kernels.selection import BETWEEN_NODES, FLAT
 from weft.kernels.vote import together
+from weft.vocabulary.routes import Routes
 
 ALGORITHMS: Final = tuple(
     dict.fromkeys((AUTO, LIBRARY, *PROGRAMS, *FLAT, *itertools.chain(*BETWEEN_NODES.values())))
@@ -141,29 +142,23 @@ class Reducer:
         return normed if out is None else out.copy_(normed)
 
     def dispatch(
-        self,
-        rows: torch.Tensor,
-        ids: torch.Tensor,
-        weights: torch.Tensor,
-        share: int,
-        *,
-        site: str = "",
-    ) -> exchange.Dispatched:
+        self, rows: torch.Tensor, routes: Routes, *, site: str = ""
+    ) -> tuple[torch.Tensor, Routes]:
         """Rows [R, h] to the ranks that hold their experts; all ranks bring as many.
 
-        ids [R, k] int64, weights [R, k] fp32: rank r holds the experts from r ``share`` on.
+        Of the ``routes.nobody`` experts each rank holds an equal part, in rank order. Returns rows
+        [n R, h] in rank order with their routes among this rank's experts; rows that take none of
+        them hold no meaning.
         """
         self.require_open()
-        return exchange.dispatch(self, rows, ids, weights, share, site)
+        return exchange.dispatch(self, rows, routes, site)
 
-    def combine(
-        self, partial: torch.Tensor, passages: torch.Tensor | None, *, site: str = ""
-    ) -> torch.Tensor:
+    def combine(self, partial: torch.Tensor, routes: Routes, *, site: str = "") -> torch.Tensor:
         """Partial sums [n R, h] for the dispatched rows -> the sums of our own [R, h].
 
-        Added in rank order in fp32 and rounded once. passages: those of the dispatch.
+        Added in rank order in fp32 and rounded once. routes: what the dispatch gave.
         """
-        assert passages is None, "the dispatch was the library's too"
+        assert routes.passages is None, "the dispatch was the library's too"
         self.require_open()
         return exchange.combine(self, partial, site)
 

@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 
 from weft.comm.communicator import Communicator
-from weft.layers.routes import Routes
+from weft.vocabulary.routes import Routes
 
 
 class ExpertExchange(Protocol):
@@ -57,7 +57,18 @@ class LocalExperts:
         return partial
 
 
-class AllToAllExperts:
+class SpreadExperts:
+    """Each rank of a group holds as many experts, in rank order, and finishes its own rows."""
+
+    adds_up = False
+
+    def __init__(self, ep: Communicator, num_experts: int) -> None:
+        self._ep = ep
+        share = num_experts // ep.size
+        self.experts = range(ep.rank * share, (ep.rank + 1) * share)
+
+
+class AllToAllExperts(SpreadExperts):
     """Rows with their choices to the ranks of their experts, sums back: two calls a layer.
 
     There is room for all R rows of a rank at every rank: what comes depends on values, but the
@@ -65,35 +76,18 @@ class AllToAllExperts:
     graphs can be captured and no row is ever dropped.
     """
 
-    adds_up = False
-
-    def __init__(self, ep: Communicator, num_experts: int) -> None:
-        self._ep = ep
-        share = num_experts // ep.size
-        self.experts = range(ep.rank * share, (ep.rank + 1) * share)
-
     def dispatch(self, x: torch.Tensor, routes: Routes, site: str) -> tuple[torch.Tensor, Routes]:
-        share = len(self.experts)
-        there = self._ep.dispatch(x, routes.ids, routes.weights, share, site)
-        here = Routes(ids=there.ids, weights=there.weights, nobody=share, passages=there.passages)
-        return there.rows, here
+        return self._ep.dispatch(x, routes, site)
 
     def combine(self, partial: torch.Tensor, routes: Routes, site: str) -> torch.Tensor:
-        return self._ep.combine(partial, routes.passages, site)
+        return self._ep.combine(partial, routes, site)
 
 
-class GatheredExperts:
+class GatheredExperts(SpreadExperts):
     """Every rank gathers all rows with their choices; outputs are reduce-scattered (vLLM).
 
     A layer makes four calls: rows [n * R, h], weights and ids [n * R, k], outputs [n * R, h].
     """
-
-    adds_up = False
-
-    def __init__(self, ep: Communicator, num_experts: int) -> None:
-        self._ep = ep
-        share = num_experts // ep.size
-        self.experts = range(ep.rank * share, (ep.rank + 1) * share)
 
     def dispatch(self, x: torch.Tensor, routes: Routes, site: str) -> tuple[torch.Tensor, Routes]:
         rows = self._ep.all_gather(x, 0, site)

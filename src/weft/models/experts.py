@@ -18,7 +18,6 @@ from weft.layers import fused
 from weft.layers.activation import gated
 from weft.layers.expert_exchange import ExpertExchange
 from weft.layers.linear import Placement
-from weft.layers.routes import Routes
 from weft.layers.shards import Piece, rows_of
 from weft.models.dense import DenseFeedForward
 from weft.models.expert_tensors import ExpertTensors
@@ -26,6 +25,7 @@ from weft.models.routing import Router
 from weft.vocabulary.families import names_of
 from weft.vocabulary.feed_forward_kinds import Experts
 from weft.vocabulary.model_spec import ModelSpec
+from weft.vocabulary.routes import Routes
 from weft.vocabulary.tensor_names import TensorNames
 
 if TYPE_CHECKING:

@@ -14,9 +14,9 @@ from torch.nn import functional as F
 from weft.layers import fused
 from weft.layers.linear import Placement
 from weft.layers.matrix import linear
-from weft.layers.routes import Routes
 from weft.layers.shards import Piece
 from weft.vocabulary.feed_forward_kinds import Experts
+from weft.vocabulary.routes import Routes
 from weft.vocabulary.tensor_names import TensorNames
 
 

@@ -13,8 +13,8 @@ import triton
 from weft.layers.fused import few_experts_kernels as kernels
 from weft.layers.fused.language import launch_options
 from weft.layers.fused.skinny_linear import PARTIAL_ELEMENTS, LinearWorkspace
-from weft.layers.routes import Routes
 from weft.vocabulary.feed_forward_kinds import Activation, ClampedSwiglu
+from weft.vocabulary.routes import Routes
 
 
 @dataclass(frozen=True, kw_only=True)

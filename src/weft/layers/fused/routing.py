@@ -7,8 +7,8 @@ import triton
 import triton.language as tl
 
 from weft.layers.fused.language import begin, launch_options
-from weft.layers.routes import Routes
 from weft.vocabulary.feed_forward_kinds import Routing
+from weft.vocabulary.routes import Routes
 
 
 @triton.jit

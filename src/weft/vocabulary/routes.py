@@ -7,8 +7,10 @@ Shapes: R token rows, k experts a row, E experts. Rows of ``ids`` name k differe
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +28,7 @@ class Routes:
     def among(self, experts: range) -> Routes:
         """The same routes as the rank with these experts sees them: numbered from its first."""
         here = (self.ids >= experts.start) & (self.ids < experts.stop)
-        ids = torch.where(here, self.ids - experts.start, len(experts))
+        ids = (self.ids - experts.start).where(here, len(experts))
         return Routes(ids=ids, weights=self.weights, nobody=len(experts))
 
     def gates(self) -> torch.Tensor:
