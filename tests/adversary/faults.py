@@ -409,8 +409,8 @@ FAULTS = (
         name="a sum goes back from where its row did not come",
         patch=(
             "exchange.cu",
-            "if ((passage >> to & 1) == 0) continue;",
-            "if ((passage >> 16 + to & 1) == 0) continue;",
+            "if ((passage >> call.rank_after(k) & 1) == 0) continue;",
+            "if ((passage >> 16 + call.rank_after(k) & 1) == 0) continue;",
         ),
         kernels=BACK,
     ),

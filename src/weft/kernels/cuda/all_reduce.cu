@@ -55,8 +55,7 @@ extern "C" __global__ void __launch_bounds__(kWorld <= 4 ? 1024 : 512, 1)
     u32 place[kWorld];
 #pragma unroll
     for (int k = 0; k < kWorld; ++k) {
-      const u32 owner = comm.rank + k < kWorld ? comm.rank + k : comm.rank + k - kWorld;
-      place[k] = owner * part + index;
+      place[k] = call.rank_after(k) * part + index;
       if (place[k] < num_vectors) outgoing[k] = sendable(input.load(place[k]));
     }
     if (call.poisoned) break;

@@ -121,6 +121,11 @@ struct Call {
     mailbox = kHeaderBytes + (epoch & 1) * comm.mailbox_bytes;
   }
 
+  // The rank `k` places after us, 0 <= k < kWorld.
+  __device__ __forceinline__ u32 rank_after(u32 k) const {
+    return comm.rank + k < kWorld ? comm.rank + k : comm.rank + k - kWorld;
+  }
+
   // Slot number `slot` (16 bytes each) in our own mailbox.
   __device__ __forceinline__ u8* own_slot(u32 slot) const {
     return comm.peer[0] + mailbox + static_cast<u64>(slot) * 16;

@@ -110,8 +110,7 @@ __device__ __forceinline__ u32 send_row(const Call& call, const Dispatch& d, u32
   if (threadIdx.x < heads) {
 #pragma unroll
     for (u32 k = 1; k < kWorld; ++k) {
-      const u32 to = rank + k < kWorld ? rank + k : rank + k - kWorld;
-      push(call.slot_after(k, slot + threadIdx.x), choices.head(d, to, owners));
+      push(call.slot_after(k, slot + threadIdx.x), choices.head(d, call.rank_after(k), owners));
     }
     keep_head(d, mine, threadIdx.x, choices.head(d, rank, owners));
   }
@@ -119,8 +118,7 @@ __device__ __forceinline__ u32 send_row(const Call& call, const Dispatch& d, u32
     own = sendable(own);
 #pragma unroll
     for (u32 k = 1; k < kWorld; ++k) {
-      const u32 to = rank + k < kWorld ? rank + k : rank + k - kWorld;
-      if (owners >> to & 1) push(call.slot_after(k, slot + heads + column), own);
+      if (owners >> call.rank_after(k) & 1) push(call.slot_after(k, slot + heads + column), own);
     }
     store_vector(d.rows_out + vector_of(mine, d.row_vectors, column),
                  owners >> rank & 1 ? own : Vec{});
@@ -196,15 +194,13 @@ __device__ __forceinline__ u32 return_row(const Call& call, const Combine& d, u3
     Vec partial[kWorld];
 #pragma unroll
     for (u32 k = 1; k < kWorld; ++k) {
-      const u32 to = rank + k < kWorld ? rank + k : rank + k - kWorld;
-      const u32 theirs = to * d.num_rows + row;
+      const u32 theirs = call.rank_after(k) * d.num_rows + row;
       partial[k] = load_vector(d.partial + vector_of(theirs, d.row_vectors, column));
     }
     if (call.poisoned) break;
 #pragma unroll
     for (u32 k = 1; k < kWorld; ++k) {
-      const u32 to = rank + k < kWorld ? rank + k : rank + k - kWorld;
-      if ((passage >> to & 1) == 0) continue;
+      if ((passage >> call.rank_after(k) & 1) == 0) continue;
       push(call.slot_after(k, kWorld + (rank * d.num_rows + row) * d.row_vectors + column),
            sendable(partial[k]));
     }
