@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from weft.api import predict as predict
     from weft.api import predict_latency as predict_latency
     from weft.api import predict_serving as predict_serving
+    from weft.api import run_study as run_study
     from weft.api import trace as trace
     from weft.bench.allreduce_bench import AllReduceBench as AllReduceBench
     from weft.bench.decode_bench import DecodeBench as DecodeBench
@@ -58,7 +59,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _NAMES = {
-    "weft.api": "import_traces plan predict predict_latency predict_serving trace",
+    "weft.api": "import_traces plan predict predict_latency predict_serving run_study trace",
     "weft.bench.allreduce_bench": "AllReduceBench",
     "weft.bench.decode_bench": "DecodeBench",
     "weft.bench.serving.bench": "ServeBench",

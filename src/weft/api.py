@@ -14,6 +14,7 @@ from weft.launch.own_ranks import on_ranks
 from weft.vocabulary.keywords import LayoutDegrees, layout_of, named_arguments
 from weft.vocabulary.layout import Layout
 from weft.vocabulary.model_source import load_spec
+from weft.vocabulary.result import BenchResult
 from weft.vocabulary.schedule import Schedule
 from weft.vocabulary.speculation import Speculation
 from weft.vocabulary.workload import WORKLOADS, Workload
@@ -227,6 +228,42 @@ def trace(
 
 def _on(layout: Layout, nodes: int | None) -> Layout:
     return layout if nodes is None else replace(layout, nodes=nodes)
+
+
+@named_arguments()
+def run_study(
+    model: str = "embedded",
+    layouts: Sequence[str | Layout] = ("1", "tp2", "tp4", "pp2", "pp4", "tp2xpp2", "sp2"),
+    workload: Workload = _PAPER,
+    *,
+    engine: str = "weft",
+    device: str = "auto",
+    progress: Callable[[str], object] = lambda _name: None,
+) -> BenchResult:
+    """Run layouts on this machine; hold measured, dry-run and closed form together.
+
+    Args:
+        model: built-in name, directory with a config.json, or hub id.
+        layouts: each is run with ranks of its own.
+        workload: prompt and decode tokens, batch.
+        engine: whose schedule (see vocabulary/conventions.py).
+        device: ``auto``, ``cpu`` or ``cuda``.
+        progress: told the name of each layout and published table that is done.
+
+    Raises:
+        UserError: naming the value that cannot be and the fix, before anything is started.
+
+    """
+    from weft.study import study
+
+    plan = study.StudyPlan(
+        model=model,
+        layouts=tuple(Layout.parse(one) if isinstance(one, str) else one for one in layouts),
+        workload=workload,
+        engine=engine,
+        device=device,
+    )
+    return BenchResult(study.run_study(plan, progress))
 
 
 @named_arguments()

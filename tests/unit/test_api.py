@@ -10,12 +10,15 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.main import get_command
 
 import weft
 from weft import errors
 from weft.cli import main
+from weft.cli.messages import command_of
 from weft.errors import UserError
 from weft.vocabulary.comparison import compare
+from weft.vocabulary.workload import workload_named
 
 
 def test_every_public_name_is_there():
@@ -109,3 +112,46 @@ SAME = {
 def test_a_result_is_the_json_of_its_command(command, capsys):
     assert main.run([*command.split(), "--format", "json"]) == 0
     assert json.loads(capsys.readouterr().out) == json.loads(json.dumps(SAME[command]().to_dict()))
+
+
+COMMANDS = {
+    "predict": weft.predict,
+    "predict latency": weft.predict_latency,
+    "predict serving": weft.predict_serving,
+    "trace": weft.trace,
+    "plan": weft.plan,
+    "import": weft.import_traces,
+    "study": weft.run_study,
+    "run": weft.LLM.__init__,
+    "bench decode": weft.DecodeBench.run,
+}
+OPTION = {"num_gpus": "gpus", "timeout_s": "timeout", "speculation": "speculate"}
+NOT_ASKED = {"self", "progress", "workload", "layout", "groups", "layouts", "accelerator"}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_function_has_the_defaults_of_its_command(name):
+    words = name.removesuffix(" latency").removesuffix(" serving").split()
+    options = {one.name: one for one in command_of(words, get_command(main.app)).params}
+    missing = {None: None, (): None}
+    parameters = inspect.signature(COMMANDS[name]).parameters.values()
+    asked = [one for one in parameters if one.kind is not one.VAR_KEYWORD]
+    for one in (one for one in asked if one.name not in NOT_ASKED):
+        option = options[OPTION.get(one.name, one.name)]
+        if one.default is one.empty:
+            assert option.required or name == "run", one.name
+        else:
+            default = missing.get(one.default, one.default)
+            assert str(option.default) == str(default), one.name
+
+
+def test_workloads_and_layouts_have_the_defaults_of_their_commands():
+    for name, function in COMMANDS.items():
+        words = name.removesuffix(" latency").removesuffix(" serving").split()
+        options = {one.name: one for one in command_of(words, get_command(main.app)).params}
+        parameters = inspect.signature(function).parameters
+        if "workload" in parameters and "workload" in options:
+            named = workload_named(options["workload"].default)
+            assert parameters["workload"].default == named, name
+        if "layouts" in parameters:
+            assert options["layouts"].default == ",".join(parameters["layouts"].default)

@@ -7,14 +7,16 @@ from typing import Annotated, Any
 
 import typer
 
+from weft import api
 from weft.cli import options, ranks
 from weft.cli.option_groups import grouped
 from weft.cli.output import OutputFormat, check_folder, print_json, print_rows, progress
 from weft.errors import CheckFailed
 from weft.study.published import PUBLISHED
-from weft.study.study import LAYOUTS, StudyPlan, run_study
 from weft.vocabulary.files import write_file
 from weft.vocabulary.layout import Layout
+
+LAYOUTS = "1,tp2,tp4,pp2,pp4,tp2xpp2,sp2"
 
 app = typer.Typer(invoke_without_command=True, rich_markup_mode=None)
 
@@ -25,7 +27,7 @@ def study(
     *,
     context: typer.Context,
     model: Annotated[str, typer.Option(help="Built-in name, directory or hub id.")] = "embedded",
-    layouts: Annotated[str, typer.Option(help="Layouts separated by commas.")] = ",".join(LAYOUTS),
+    layouts: Annotated[str, typer.Option(help="Layouts separated by commas.")] = LAYOUTS,
     workload: options.WorkloadName = "paper",
     sizes: options.SizeOptions,
     engine: options.Engine = "weft",
@@ -42,15 +44,13 @@ def study(
     if context.invoked_subcommand is not None:
         return
     check_folder(output)
-    plan = StudyPlan(
+    document = _run(
         model=model,
-        layouts=tuple(Layout.parse(name.strip()) for name in layouts.split(",")),
+        layouts=[name.strip() for name in layouts.split(",")],
         workload=sizes.of(workload),
         engine=engine,
         device=device,
     )
-    plan.check()
-    document = _run(plan)
     _write(document, output)
     _print(document, output_format)
     checks = document["checks"]
@@ -61,15 +61,15 @@ def study(
         print(f"\nwrote {output / 'study.json'} and {output / 'report.html'}\n{summary}")
 
 
-def _run(plan: StudyPlan) -> dict[str, Any]:
+def _run(**asked: Any) -> dict[str, Any]:
     tables = len({(entry.model, entry.layout) for entry in PUBLISHED})
     with progress() as bar:
-        task = bar.add_task("study", total=len(plan.layouts) + tables)
+        task = bar.add_task("study", total=len(asked["layouts"]) + tables)
 
         def advance(name: str) -> None:
             bar.update(task, advance=1, description=f"study: {name} done")
 
-        return run_study(plan, advance)
+        return api.run_study(**asked, progress=advance).to_dict()
 
 
 def _write(document: dict[str, Any], output: Path) -> None:

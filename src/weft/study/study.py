@@ -20,7 +20,6 @@ from weft.vocabulary.schedule import Collective, Schedule, Statistics
 from weft.vocabulary.workload import Workload
 
 SCHEMA: Final = "weft.study/1"
-LAYOUTS: Final = ("1", "tp2", "tp4", "pp2", "pp4", "tp2xpp2", "sp2")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +40,7 @@ class StudyPlan:
             closed_form(spec, layout, self.workload, self.engine)
 
 
-def run_study(plan: StudyPlan, on_progress: Callable[[str], None]) -> dict[str, Any]:
+def run_study(plan: StudyPlan, on_progress: Callable[[str], object]) -> dict[str, Any]:
     """Run every layout as real processes; returns the ``weft.study/1`` document.
 
     ``on_progress`` is called with the name of each layout and table when it is done.
@@ -120,7 +119,7 @@ def _collective(row: dict[str, Any]) -> Collective:
     return Collective(**known)
 
 
-def _published_tables(on_progress: Callable[[str], None]) -> list[dict[str, Any]]:
+def _published_tables(on_progress: Callable[[str], object]) -> list[dict[str, Any]]:
     from weft.tracing.dry_run import dry_run
 
     tables: dict[tuple[str, str], list[PublishedEntry]] = {}
