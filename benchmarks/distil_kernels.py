@@ -4,13 +4,15 @@ Run (in an environment with aiconfigurator-core 0.12.0, pandas and scipy):
     python benchmarks/distil_kernels.py SYSTEMS_DIR src/weft/prediction/data/kernels
 SYSTEMS_DIR is aiconfigurator_core/systems. Of every (GPU, engine, format) it keeps, a number of
 rows: ``time = call + share x roofline``, the roofline being the 3-norm of bytes over the data
-sheet's bandwidth and operations over its peak. Printed is the mean relative error of each.
+sheet's bandwidth and operations over its peak. Printed is the mean relative error of each. Curves
+that show a launch or a kernel that was not tuned for that GPU are left out (``drop_untuned``).
 The tables are NVIDIA's, Apache-2.0; so are the curves made of them (data/kernels/NOTICE).
 """
 
 from __future__ import annotations
 
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -173,6 +175,45 @@ def _attention_line(
     return values + [0.0] * (3 - len(values)), error
 
 
+def drop_untuned(engines: dict[str, Any]) -> None:
+    """Leave out curves that say more of the measurement than of the engine; another engine's serve.
+
+    Products of one row that take more than 40 us (timed by the host's launches); what takes more
+    than 1.8 times the bytes' time of the quickest engine with up to 32 rows; experts in 8 bits and
+    caches in 8 bits that are slower than in 16 twice over.
+    """
+    for parts in engines.values():
+        products = parts["products"]
+        parts["products"] = {
+            name: points for name, points in products.items() if not points or points[0][1] <= 40
+        }
+    for part in ("products", "experts"):
+        names = {name for parts in engines.values() for name in parts[part]}
+        for name in names:
+            drop_slow({engine: parts[part] for engine, parts in engines.items()}, name)
+    for parts in engines.values():
+        curves, wide = parts["experts"], parts["experts"].get("bfloat16", [[1, 0, math.inf]])
+        for name in ("float8_e4m3fn", "fp8_block"):
+            if curves.get(name, [[1, 0, 0]])[0][2] > 4 * wide[0][2]:
+                del curves[name]
+        for lines in (parts["attention"], parts["latent"]):
+            eight, sixteen = lines.get("decode 8"), lines.get("decode 16")
+            if eight and sixteen and eight[1] > 4 * sixteen[1]:
+                del lines["decode 8"]
+
+
+def drop_slow(curves: dict[str, dict[str, Any]], name: str) -> None:
+    """The curve ``name`` of every engine that is far behind the quickest one's."""
+    shares = {
+        engine: float(np.mean([share for rows, _, share in found[name] if rows <= 32]))
+        for engine, found in curves.items()
+        if found.get(name)
+    }
+    for engine, share in shares.items():
+        if share > 1.8 * max(min(shares.values()), 0.9):
+            del curves[engine][name]
+
+
 def all_reduces(folder: Path, engine: str) -> dict[str, Any]:
     tables = files(folder, "comm", engine, "custom_allreduce_perf.parquet")
     if not tables:
@@ -221,6 +262,7 @@ def main() -> None:
                 part: {name: item[0] for name, item in items.items()}
                 for part, items in parts.items()
             } | {"all_reduce": all_reduces(folder, engine)}
+        drop_untuned(document["engines"])
         text = json.dumps(document, separators=(",", ":"))
         (target / f"{device}.json").write_text(text.replace('},"', '},\n"') + "\n")
 

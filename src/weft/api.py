@@ -78,6 +78,7 @@ def predict_latency(
     engine: str | EngineProfile = "weft",
     fabric: str | None = None,
     weights: str | None = None,
+    cache_dtype: str | None = None,
     nodes: int | None = None,
     **degrees: Unpack[LayoutDegrees],
 ) -> Prediction:
@@ -91,6 +92,7 @@ def predict_latency(
         engine: whose schedule and host costs, or a profile.
         fabric: name or file of the links; the accelerator's usual ones if left out.
         weights: type of the layers' weights; the model's own if left out.
+        cache_dtype: type of keys and values (``float8_e4m3fn``); the model's own if left out.
         nodes: machines under the layout; as few as the fabric allows if left out.
 
     Raises:
@@ -100,7 +102,7 @@ def predict_latency(
     from weft.prediction import latency
     from weft.prediction.machines import machine_named, placed
 
-    machine = machine_named(engine, accelerator, fabric, weights)
+    machine = machine_named(engine, accelerator, fabric, weights, cache_dtype)
     shape = placed(layout_of(layout, degrees), machine.fabric.gpus_per_node, nodes)
     return latency.predict_latency(load_spec(model), shape, workload, machine)
 
@@ -121,6 +123,7 @@ def predict_serving(
     engine: str | EngineProfile = "weft",
     fabric: str | None = None,
     weights: str | None = None,
+    cache_dtype: str | None = None,
     nodes: int | None = None,
     speculation: Speculation | None = None,
     prefill_layout: Layout | None = None,
@@ -142,6 +145,7 @@ def predict_serving(
         engine: whose schedule and host costs, or a profile.
         fabric: name or file of the links; the accelerator's usual ones if left out.
         weights: type of the layers' weights; the model's own if left out.
+        cache_dtype: type of keys and values (``float8_e4m3fn``); the model's own if left out.
         nodes: machines under the layout; as few as the fabric allows if left out.
         speculation: drafts of each decode step.
         prefill_layout: of other ranks that do the prompts; those of ``layout`` then only decode.
@@ -154,7 +158,7 @@ def predict_serving(
     from weft.prediction.machines import machine_named, placed
     from weft.prediction.traffic import Traffic
 
-    machine = machine_named(engine, accelerator, fabric, weights)
+    machine = machine_named(engine, accelerator, fabric, weights, cache_dtype)
     width = machine.fabric.gpus_per_node
     traffic = Traffic(
         workload=workload,
@@ -323,6 +327,7 @@ def plan(
     fabric: str | None = None,
     engine: str = "vllm",
     weights: str | None = None,
+    cache_dtype: str | None = None,
     ttft: float | None = None,
     tpot: float | None = None,
     objective: str = "latency",
@@ -340,6 +345,7 @@ def plan(
         fabric: name or file of the links; the accelerator's usual ones if left out.
         engine: whose schedule and host costs.
         weights: type of the layers' weights; the model's own if left out.
+        cache_dtype: type of keys and values (``float8_e4m3fn``); the model's own if left out.
         ttft: limit on TTFT in ms.
         tpot: limit on TPOT in ms.
         objective: latency (of one batch), throughput or goodput.
@@ -358,7 +364,7 @@ def plan(
 
     if objective not in tuple(Objective):
         raise UserError(f"`objective` {objective}: choose one of {', '.join(Objective)}")
-    machine = machine_named(engine, accelerator, fabric, weights)
+    machine = machine_named(engine, accelerator, fabric, weights, cache_dtype)
     width = machine.fabric.gpus_per_node if gpus_per_node is None else gpus_per_node
     question = Question(
         spec=load_spec(model),

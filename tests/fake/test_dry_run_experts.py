@@ -93,8 +93,85 @@ def test_vllm_gathers_rows_of_all_replicas():
         ("reduce_scatter", (12, 4096), "bfloat16"): 4,
     }
     for make in (closed_form, dry_run):
-        with pytest.raises(LayoutError, match="engine sglang adds up its experts"):
-            make(MIXTRAL, layout, load, "sglang")
+        with pytest.raises(LayoutError, match="engine trtllm adds up its experts"):
+            make(MIXTRAL, layout, load, "trtllm")
+
+
+DEEPSEEK = replace(BUILTIN_MODELS["deepseek-v2"], num_layers=5)
+
+
+def both_ways(spec, layout, load, engine):
+    """Rows over all replicas, (phase, op, shape of the input): calls, equal in both ways."""
+    formula, dry = (make(spec, layout, load, engine) for make in (closed_form, dry_run))
+    assert not [row for row in compare(formula, dry) if row.verdict != "equal"]
+    return {
+        (row.phase, row.variant or row.op, row.input_shape): row.count
+        for row in formula.collectives
+        if row.group == "ep"
+    }
+
+
+def test_sglang_puts_the_rows_of_all_replicas_together():
+    """dp_attention.py: prompts by a sum (SUM_LEN), decodes on two nodes by shares (MAX_LEN)."""
+    load = Workload(prompt_tokens=5, decode_tokens=2, batch=2)
+    layout = Layout(tp=2, dp=2, ep=4, nodes=2)
+    prompts = {
+        ("prefill", "all_reduce", (12, 5120)): 2 * 5,  # 5 rows and one of padding, twice
+        ("prefill", "all_reduce", (2, 5120)): 1,  # those whose logits are wanted
+        ("prefill", "all_gather", (2, 25600)): 1,
+    }
+    logits = {
+        ("decode", "all_reduce", (2, 5120)): 1,
+        ("decode", "all_gather", (2, 25600)): 1,
+    }
+    shares = {
+        ("decode", "all_gather", (1, 5120)): 5,
+        ("decode", "reduce_scatter", (4, 5120)): 5,
+    }
+    assert both_ways(DEEPSEEK, layout, load, "sglang") == prompts | logits | shares
+    sums = {("decode", "all_reduce", (4, 5120)): 2 * 5}
+    found = both_ways(DEEPSEEK, replace(layout, nodes=1), load, "sglang")
+    assert found == prompts | logits | sums
+
+
+def test_sglang_gathers_where_a_sum_is_too_large():
+    load = Workload(prompt_tokens=1, decode_tokens=2, batch=2 * 1024)
+    found = both_ways(DEEPSEEK, Layout(dp=2, ep=2), load, "sglang")
+    assert found["decode", "all_gather", (1024, 5120)] == 5  # 20 MiB; 16 are summed
+
+
+def test_deepep_sends_at_most_its_buffers():
+    """Low latency: a message a choice (6 of a row); high throughput: a row once a rank."""
+    load = Workload(prompt_tokens=6, decode_tokens=2, batch=4)
+    layout = Layout(dp=4, ep=4)
+    quick = both_ways(DEEPSEEK, layout, load, "vllm-deepep")
+    assert quick == {
+        ("prefill", "deepep_dispatch", (6 * 6, 16 + 2 * 5120)): 4,
+        ("prefill", "deepep_combine", (6 * 6, 5120)): 4,
+        ("decode", "deepep_dispatch", (6, 16 + 2 * 5120)): 4,
+        ("decode", "deepep_combine", (6, 5120)): 4,
+    }
+    wide = both_ways(DEEPSEEK, layout, load, "vllm-deepep-ht")
+    assert wide["prefill", "deepep_dispatch", (6 * 4, 12 * 6 + 2 * 5120)] == 4
+    eight = both_ways(DEEPSEEK.stored_as("fp8_block"), layout, load, "vllm-deepep")
+    assert eight["decode", "deepep_dispatch", (6, 16 + 5120 + 4 * 40)] == 4
+    auto = both_ways(DEEPSEEK, layout, load, "sglang-deepep")
+    assert auto["prefill", "deepep_dispatch", (6 * 4, 12 * 6 + 2 * 5120)] == 4
+    assert auto["decode", "deepep_combine", (6, 5120)] == 4
+    assert auto["prefill", "all_reduce", (24, 5120)] == 2  # the dense layer, of all replicas
+    rows = closed_form(DEEPSEEK, layout, load, "vllm-deepep").collectives
+    assert {row.bound for row in rows if row.variant} == {"upper"}
+
+
+def test_what_sglang_cannot_join_is_refused():
+    load = Workload(prompt_tokens=6, decode_tokens=1)
+    with pytest.raises(LayoutError, match="`tp` 2: with DeepEP"):
+        closed_form(DEEPSEEK, Layout(tp=2, dp=2, ep=4), load, "sglang-deepep")
+    odd = replace(DEEPSEEK, intermediate_size=12287)
+    with pytest.raises(LayoutError, match="12287 inner elements"):
+        closed_form(odd, Layout(dp=4, ep=4), load, "sglang")
+    with pytest.raises(LayoutError, match="`sp` 2: engine sglang"):
+        closed_form(DEEPSEEK, Layout(tp=2, sp=2, dp=2, ep=4), load, "sglang")
 
 
 def test_vllm_scatters_rows_of_latent_attention_before_experts():

@@ -169,12 +169,19 @@ def test_the_commands_take_them(command, capsys):
         (["predict", "embedded", "--prefill-layout", "two"], "write it as 1, tp4"),
         (["predict", "embedded", "--prefill-layout", "dp2"], "--dp 2 of --prefill-layout"),
         (
-            ["predict", "embedded", "--tp", "8", "--dcp", "2", "--accelerator", "h200-sxm"],
-            "--dcp 2",
+            ["predict", "embedded", "--cache-dtype", "int3", "--accelerator", "h200-sxm"],
+            "--cache-dtype int3: choose one of float8_e4m3fn, bfloat16",
+        ),
+        (
+            ["predict", "embedded", "--cache-dtype", "float8_e4m3fn"],
+            "name a device (--accelerator)",
         ),
         (["run", "embedded", "--speculate", "mtp:1"], "the engine runs ngram:N"),
         (["run", "embedded", "--speculate", "ngram:2:1"], "the engine runs ngram:N"),
-        (["run", "deepseek-v3", "--tp", "2", "--dcp", "2"], "--dcp 2: the engine keeps whole"),
+        (
+            ["run", "deepseek-v3", "--tp", "2", "--dcp", "2"],
+            "--dcp 2: weft's engine keeps whole positions on every rank; vLLM and SGLang run it",
+        ),
     ],
 )
 def test_commands_refuse_in_one_line(arguments, message, capsys):

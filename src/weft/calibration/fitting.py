@@ -116,6 +116,7 @@ FITS: Final = (
             kernel_call_share=(0.6, 0.3),
             cache_rate_share=(0.85, 0.15),
             matmul_rate_share=(1.0, 0.1),
+            experts_layer_us=(6, 0.5),
         ),
     ),
     *(

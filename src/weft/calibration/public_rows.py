@@ -20,6 +20,7 @@ from typing import Final, Literal
 from weft import api
 from weft.errors import FileFormatError, LayoutError, UserError
 from weft.prediction.engine_profile import EngineProfile
+from weft.prediction.prediction import FLOAT8
 from weft.prediction.serving import Serving
 from weft.vocabulary.layout import Layout
 from weft.vocabulary.workload import Workload
@@ -57,6 +58,8 @@ _WEIGHTS: Final = {
     "nvfp4": "nvfp4",
     "int4_wo": "int4",
 }
+_BLOCKS: Final = ("deepseek-ai/", "MiniMaxAI/", "Qwen/Qwen3-235B")
+"""Owners and names of models whose checkpoints in 8 bits have scales of blocks, whatever a row says."""
 _SHORTEST: Final = 0.8
 """InferenceX's client draws lengths from this share of the stated ones up to them."""
 
@@ -89,6 +92,17 @@ class PublicRow:
     def family(self) -> str:
         """Weft's name of the model."""
         return _MODELS[self.model_path]
+
+    @property
+    def has_small_cache(self) -> bool:
+        """Whether keys and values are in 8 bits, as NVIDIA's checkpoints in 4 and 8 bits say.
+
+        No row states it. TensorRT-LLM's servers of other models are set up that way too.
+        """
+        by_nvidia = self.weights == "nvfp4" or self.model_path.startswith(
+            ("meta-llama/", "nvidia/")
+        )
+        return self.weights is not None and (by_nvidia or self.engine == "trtllm")
 
     @property
     def sweep(self) -> str:
@@ -156,7 +170,8 @@ def _weights(row: dict[str, str]) -> str | None:
     if _MODELS[row["model_path"]].startswith("gpt-oss"):
         return "mxfp4"
     name = row.get("moe_quant_mode") or row.get("gemm_quant_mode") or row["precision"]
-    return _WEIGHTS.get(name)
+    in_blocks = name == "fp8" and row["model_path"].startswith(_BLOCKS)
+    return _WEIGHTS.get("fp8_block" if in_blocks else name)
 
 
 def _integer(text: str | None) -> int:
@@ -178,7 +193,8 @@ def _layouts(row: dict[str, str]) -> tuple[Layout, Layout | None, str | None]:
 def _pool(row: dict[str, str], prefix: str) -> Layout:
     """The servers of one kind. Experts sliced over replicas are taken as spread over them.
 
-    Some rows state tp x ep (or dp x ep) as the one and its root as both.
+    Some rows state tp x ep (or dp x ep) as the one and its root as both, or tp as dp as well and
+    its square as ep: the same measurements stand elsewhere in the file with tp and ep.
     """
     tp, pp, dp, sliced, ep = (
         _integer(row.get(f"{prefix}{name}_size"))
@@ -186,7 +202,7 @@ def _pool(row: dict[str, str], prefix: str) -> Layout:
     )
     if row["id"].startswith("2026_04") or "db-dump" in row.get("silicon_data_source", ""):
         if dp > 1 and tp == dp:
-            tp, ep = 1, dp
+            dp, ep = 1, tp
         elif sliced == ep > 1 and tp == sliced * ep:
             tp, sliced = ep, 1
         elif sliced == ep > 1 and dp == sliced * ep:
@@ -219,6 +235,7 @@ def ask(row: PublicRow, engine: EngineProfile | None = None) -> Serving | str:
             engine=engine or row.engine,
             accelerator=_ACCELERATORS[row.system],
             weights=row.weights,
+            cache_dtype=FLOAT8 if row.has_small_cache else None,
             concurrency=row.concurrency,
             shortest=_SHORTEST,
             prefill_layout=row.prefill,

@@ -33,6 +33,9 @@ def plan(
     weights: Annotated[
         str | None, typer.Option(help="Type of the layers' weights, e.g. float8_e4m3fn.")
     ] = None,
+    cache_dtype: Annotated[
+        str | None, typer.Option(help="Type of keys and values, e.g. float8_e4m3fn.")
+    ] = None,
     workload: options.WorkloadName = "chat",
     sizes: options.SizeOptions,
     ttft: Annotated[float | None, typer.Option(help="Limit on TTFT in ms.")] = None,
@@ -71,6 +74,7 @@ def plan(
             fabric=fabric,
             engine=engine,
             weights=weights,
+            cache_dtype=cache_dtype,
             ttft=ttft,
             tpot=tpot,
             objective=objective,

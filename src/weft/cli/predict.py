@@ -43,6 +43,9 @@ def predict(
     weights: Annotated[
         str | None, typer.Option(help="Type of the layers' weights, e.g. float8_e4m3fn.")
     ] = None,
+    cache_dtype: Annotated[
+        str | None, typer.Option(help="Type of keys and values, e.g. float8_e4m3fn.")
+    ] = None,
     concurrency: Annotated[
         int | None,
         typer.Option(help="A server with so many clients that wait for their answers."),
@@ -82,6 +85,7 @@ def predict(
     traffic = {"rate": rate, "concurrency": concurrency, "trace": trace}
     if accelerator is None:
         details: dict[str, Any] = {"fabric": fabric, "weights": weights, "inputs": inputs or None}
+        details["cache_dtype"] = cache_dtype
         details |= {"burst": None if burst == 1 else burst, "requests": requests}
         _refuse(traffic | details | {"shortest": None if shortest == 1 else shortest})
         found = api.predict(model, layout, load, engine=engine, nodes=nodes, **steps)
@@ -94,6 +98,7 @@ def predict(
         "accelerator": accelerator,
         "fabric": fabric,
         "weights": weights,
+        "cache_dtype": cache_dtype,
         "nodes": nodes,
     }
     if any(value is not None for value in traffic.values()):
@@ -113,7 +118,8 @@ def predict(
 def _refuse(given: dict[str, Any]) -> None:
     for name, value in given.items():
         if value is not None:
-            raise UserError(f"--{name} {value}: is about latency; name a device (--accelerator)")
+            option = name.replace("_", "-")
+            raise UserError(f"--{option} {value}: is about latency; name a device (--accelerator)")
 
 
 app = app_with_default(

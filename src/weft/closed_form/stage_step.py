@@ -52,10 +52,11 @@ class StageStep:
         self.is_first, self.is_last = stage == 0, stage == layout.pp - 1
         self.layers = layout.layers_of_stages(spec.num_layers)[stage]
         self.exchange = conventions.exchange_of(layout)
-        exchanges = self.exchange in ("all_to_all", "all_gather", "kernels")
+        exchanges = self.exchange in ("all_to_all", "all_gather", "deepep", "kernels")
         with_experts = sum(spec.has_experts(layer) for layer in self.layers)
         self.num_exchanges = with_experts if exchanges else 0
         self.scatters = conventions.scatters_rows(spec, layout)
+        self.joins = conventions.joins_rows(spec, layout)
 
     def rows(self) -> Iterator[Collective]:
         if not self.is_first:
@@ -63,8 +64,8 @@ class StageStep:
         yield from self._layers()
         if not self.is_last:
             yield from self._boundary("send")
-        elif self.layout.tp > 1 and self.step.sequences:
-            yield self._logits()
+        elif self.step.sequences:
+            yield from self._logits()
         if self.is_last and self.speculation is not None and self.speculation.has_layer:
             yield from self._draft_passes(self.speculation)
         if self.layout.pp > 1 and self.step.returns_ids:
@@ -76,6 +77,8 @@ class StageStep:
             yield from self._sequence_parallel_blocks()
         elif self.scatters:
             yield from self._scattered_blocks()
+        elif self.joins:
+            yield from self._joined_blocks()
         elif self.layout.tp > 1:
             shape = (self.step.rows, self.spec.hidden_size)
             yield self._call("all_reduce", "tp", self._blocks + self.is_first, shape, shape)
@@ -110,6 +113,26 @@ class StageStep:
         both = (share, 2 * hidden), (padded, 2 * hidden)
         yield self._call("all_gather", "tp", count - again, *both)
 
+    def _joined_blocks(self) -> Iterator[Collective]:
+        """Rows of all replicas into every feed-forward block and back (SGLang)."""
+        tp, hidden, padded = self.layout.tp, self.spec.hidden_size, self._padded_rows
+        if tp > 1:
+            rows = (self.step.rows, hidden)
+            yield self._call("all_reduce", "tp", self.is_first, rows, rows)
+        count = len(self.layers) - self.num_exchanges
+        every, share = (self.layout.ep // tp * padded, hidden), (padded // tp, hidden)
+        if self.step.everywhere:
+            every = (-(-self.step.everywhere // self.layout.ep) * self.layout.ep, hidden)
+        num_bytes = every[0] * hidden * element_bytes(self.spec.dtype)
+        if self.conventions.sums_rows(self.layout, num_bytes, has_prompts=not self._has_past):
+            yield self._call("all_reduce", "ep", 2 * count, every, every)
+            return
+        if tp > 1:
+            yield self._call("reduce_scatter", "tp", count, (padded, hidden), share)
+            yield self._call("all_gather", "tp", count, share, (padded, hidden))
+        yield self._call("all_gather", "ep", count, share, every)
+        yield self._call("reduce_scatter", "ep", count, every, share)
+
     @property
     def _blocks(self) -> int:
         """Attention and feed-forward parts that are reduced over the group."""
@@ -138,6 +161,13 @@ class StageStep:
         every = self.step.everywhere or self.layout.ep * share
         if self.exchange == "all_to_all":
             yield from self._to_all((every, hidden))
+        elif self.exchange == "deepep":
+            shapes = self.conventions.deepep_shapes(
+                self.spec, self.layout.ep, share, has_prompts=not self._has_past
+            )
+            for variant, shape, dtype in shapes:
+                row = self._call("all_to_all", "ep", self.num_exchanges, shape, shape, dtype)
+                yield replace(row, variant=variant, bound="upper")
         elif self.exchange == "kernels":
             for variant, launches in self.conventions.expert_kernels:
                 row = self._call("all_to_all", "ep", launches * self.num_exchanges, None, None)
@@ -178,16 +208,24 @@ class StageStep:
         if sliced and op == "recv":
             yield self._call("all_gather", "tp", count, part, (rows, width))
 
-    def _logits(self) -> Collective:
-        tp, sequences = self.layout.tp, self.step.sequences
-        shard = self.conventions.logits_shard(self.spec.vocab_size, tp)
+    def _logits(self) -> Iterator[Collective]:
+        group: GroupKind = "ep" if self.joins else "tp"
+        size = self.layout.ep if self.joins else self.layout.tp
+        rows = self.step.sequences
+        if self.joins:
+            rows *= self.layout.ep // self.layout.tp
+            every = (rows, self.spec.hidden_size)
+            yield self._call("all_reduce", "ep", 1, every, every)
+        shard = self.conventions.logits_shard(self.spec.vocab_size, size)
+        if size == 1:
+            return
         if self.conventions.logits == "candidates":
-            pairs = (sequences, 2)
-            return self._call("all_gather", "tp", 1, pairs, (tp * sequences, 2), dtype="float32")
-        if self.conventions.logits == "all_gather":
-            return self._call("all_gather", "tp", 1, (sequences, shard), (sequences * tp, shard))
-        rows = () if sequences == 1 else (sequences,)
-        return self._call("gather", "tp", 1, (*rows, shard), (*rows, shard * tp))
+            yield self._call("all_gather", group, 1, (rows, 2), (size * rows, 2), dtype="float32")
+        elif self.conventions.logits == "all_gather":
+            yield self._call("all_gather", group, 1, (rows, shard), (rows * size, shard))
+        else:
+            first = () if rows == 1 else (rows,)
+            yield self._call("gather", group, 1, (*first, shard), (*first, shard * size))
 
     @property
     def _requests(self) -> int:

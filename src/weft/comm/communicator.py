@@ -102,3 +102,8 @@ class Communicator:
     def combine(self, partial: torch.Tensor, routes: Routes, site: str = "") -> torch.Tensor:
         """Their partial sums back, added up (``Reducer.combine``)."""
         return self.transport.combine(partial, routes, site=site)
+
+    def kernel(self, name: str, tensor: torch.Tensor, site: str = "") -> torch.Tensor:
+        """A library's own operation (``deepep_dispatch``) that sends at most ``tensor``: a dry run's."""
+        result: torch.Tensor = getattr(self.transport, name)(tensor, site)
+        return result

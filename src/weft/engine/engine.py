@@ -49,8 +49,8 @@ class Engine:
         groups.layout.check_model(spec)
         if groups.layout.dcp > 1:
             raise LayoutError(
-                f"`dcp` {groups.layout.dcp}: the engine keeps whole positions on every rank; "
-                "predictions and dry runs know it, for a run set `dcp` 1"
+                f"`dcp` {groups.layout.dcp}: weft's engine keeps whole positions on every rank; vLLM and "
+                "SGLang run it, predictions and dry runs know it; for a run set `dcp` 1"
             )
         self.spec, self.groups, self.config = spec, groups, config
         if groups.device.type == "cpu":

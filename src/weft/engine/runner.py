@@ -123,6 +123,7 @@ class StageRunner:
             self.spec.vocab_size,
             len(last_ids),
             self._speculation,
+            holders=self._groups.tp if self.stage.streams.joined is None else self._groups.ep,
         )
         self._builder: BatchBuilder = PlainBatches(
             ropes,
@@ -234,7 +235,9 @@ class StageRunner:
     def batch(self, step: Step) -> Batch:
         """The step's tensors."""
         batch = self._builder.build(step, self.tables)
-        return replace(batch, num_everywhere=step.num_everywhere)
+        return replace(
+            batch, num_everywhere=step.num_everywhere, has_prompts=step.phase != "decode"
+        )
 
     def replay_of(self, step: Step, *, eager: bool) -> Replay:
         """The graphs that hold a step of this rank alone."""
@@ -288,7 +291,8 @@ class StageRunner:
             return None
         if output.ids is not None and step.is_plain:
             return output.ids
-        return self.sampler.choose(output.logits[: len(step.sampling)], step)
+        rows = len(step.sampling) * self.sampler.num_joined
+        return self.sampler.choose(output.logits[:rows], step)
 
     @torch.inference_mode()
     def share(self, ids: torch.Tensor | None, step: Step) -> torch.Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from weft.comm.communicator import Communicator
 from weft.comm.groups import ProcessGroups
 from weft.engine.batch import to_device
 from weft.engine.draw import Draws, best_of_rows
@@ -19,7 +20,8 @@ from weft.vocabulary.speculation import Speculation
 class Sampler:
     """Chooses tokens on the last stage and tells the other ranks.
 
-    Shapes: N sequences, v vocabulary size, t tensor-parallel degree.
+    Shapes: N sequences, v vocabulary size, t tensor-parallel degree. holders: of the parts of the
+    vocabulary; more than the group's where the head sees the rows of ``num_joined`` replicas.
     """
 
     def __init__(
@@ -29,8 +31,11 @@ class Sampler:
         vocab_size: int,
         num_rows: int,
         speculation: Speculation | None = None,
+        *,
+        holders: Communicator,
     ) -> None:
-        self._speculation = speculation
+        self._speculation, self._holders = speculation, holders
+        self.num_joined = holders.size // groups.tp.size
         self._groups, self._conventions, self._vocab_size = groups, conventions, vocab_size
         self._share = conventions.logits_shard(vocab_size, groups.tp.size)
         self.table = SamplingTable(num_rows, vocab_size, groups.device)
@@ -140,5 +145,7 @@ class Sampler:
             row = logits.squeeze(0) if len(logits) == 1 else logits
             whole = tp.gather(row, 0, "logits")
             return None if whole is None else whole.view(len(logits), -1)[:, : self._vocab_size]
-        stacked = tp.all_gather(logits, 0, "logits").view(tp.size, *logits.shape)
-        return stacked.movedim(0, 1).flatten(1)[:, : self._vocab_size]
+        of = self._holders
+        stacked = of.all_gather(logits, 0, "logits").view(of.size, *logits.shape)
+        whole = stacked.movedim(0, 1).flatten(1)[:, : self._vocab_size]
+        return whole.chunk(self.num_joined)[of.rank // tp.size]

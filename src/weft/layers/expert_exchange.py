@@ -6,12 +6,15 @@ this rank, n expert-parallel ranks, h hidden size.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
 
 from weft.comm.communicator import Communicator
 from weft.vocabulary.routes import Routes
+
+Sent = tuple[str, tuple[int, int], str | None]
 
 
 class ExpertExchange(Protocol):
@@ -81,6 +84,37 @@ class AllToAllExperts(SpreadExperts):
 
     def combine(self, partial: torch.Tensor, routes: Routes, site: str) -> torch.Tensor:
         return self._ep.combine(partial, routes, site)
+
+
+class DeepExperts(SpreadExperts):
+    """DeepEP's kernels, as what one rank sends at most. A dry run's: weft does not call them.
+
+    sends: (variant, rows, width, type or None) there and back, for so many rows.
+    """
+
+    def __init__(
+        self, ep: Communicator, num_experts: int, sends: Callable[[int], tuple[Sent, ...]]
+    ) -> None:
+        super().__init__(ep, num_experts)
+        self._sends = sends
+
+    def dispatch(self, x: torch.Tensor, routes: Routes, site: str) -> tuple[torch.Tensor, Routes]:
+        self._send(0, x, site)
+        return x, routes.among(self.experts)
+
+    def combine(
+        self,
+        partial: torch.Tensor,
+        routes: Routes,  # noqa: ARG002
+        site: str,
+    ) -> torch.Tensor:
+        self._send(1, partial, site)
+        return partial
+
+    def _send(self, way: int, x: torch.Tensor, site: str) -> None:
+        variant, shape, dtype = self._sends(len(x))[way]
+        kind = x.dtype if dtype is None else getattr(torch, dtype)
+        self._ep.kernel(variant, x.new_empty(shape, dtype=kind), site)
 
 
 class GatheredExperts(SpreadExperts):

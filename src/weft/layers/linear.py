@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
+from weft.comm.communicator import Communicator
 from weft.layers.float8_matrix import Float8Matrix, group_of
 from weft.layers.matrix import Matrix
 from weft.layers.shards import Piece, ShardedParameter, rows_of, sharded_parameter
@@ -34,6 +35,10 @@ class Placement:
     def alone(self) -> Placement:
         """The same place outside the group: whole matrices."""
         return replace(self, tp_rank=0, tp_size=1)
+
+    def among(self, group: Communicator) -> Placement:
+        """The same place in a wider group."""
+        return replace(self, tp_rank=group.rank, tp_size=group.size)
 
     def stored(
         self, shape: tuple[int, int], pieces: list[Piece], form: WeightFormat = PLAIN

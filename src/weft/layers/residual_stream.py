@@ -9,6 +9,7 @@ sequence parallelism a reduce-scatter, and an all-gather before the next block.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
@@ -119,6 +120,88 @@ class RowShareStream:
 
     def num_rows(self, num_tokens: int) -> int:
         return -(-num_tokens // self._tp.size)
+
+
+class JoinedRows:
+    """Rows of the replicas that share experts, together on every rank of theirs (SGLang).
+
+    By a sum in which the others' rows are zero, or by gathering each rank's share. The replicas
+    have as many rows each.
+    """
+
+    def __init__(self, tp: Communicator, ep: Communicator, sums: Callable[[int], bool]) -> None:
+        """Sums: whether so many rows are put together by a sum."""
+        self.tp, self.ep, self._sums = tp, ep, sums
+
+    def own(self, every: torch.Tensor) -> torch.Tensor:
+        """This replica's rows of all."""
+        return every.chunk(self.ep.size // self.tp.size)[self.ep.rank // self.tp.size]
+
+    def summed(self, partial: torch.Tensor, site: str) -> torch.Tensor:
+        """Partial sums [T, h] of this replica -> the rows of all."""
+        every = partial.new_zeros((self.ep.size // self.tp.size * len(partial), partial.shape[1]))
+        self.own(every).copy_(partial)
+        return self.ep.all_reduce(every, site)
+
+    def join(self, partial: torch.Tensor, site: str) -> torch.Tensor:
+        """The same, padded to equal shares."""
+        padded = F.pad(partial, (0, 0, 0, -len(partial) % self.tp.size))
+        if self._sums(self.ep.size // self.tp.size * len(padded)):
+            return self.summed(padded, site)
+        return self.ep.all_gather(self.tp.reduce_scatter(padded, site), 0, site)
+
+    def part(self, every: torch.Tensor, site: str) -> torch.Tensor:
+        """Partial sums of all rows -> this replica's, with their padding."""
+        if self._sums(len(every)):
+            return self.own(self.ep.all_reduce(every, site))
+        return self.tp.all_gather(self.ep.reduce_scatter(every, site), 0, site)
+
+
+class JoiningStream:
+    """Around the attention: what it computed goes on with the rows of all replicas."""
+
+    def __init__(self, rows: JoinedRows) -> None:
+        self._rows = rows
+
+    def enter(self, x: torch.Tensor, num_tokens: int, site: str) -> torch.Tensor:  # noqa: ARG002
+        return x
+
+    def reduce(self, partial: torch.Tensor, site: str) -> torch.Tensor:
+        return self._rows.join(partial, site)
+
+    def reduce_and_norm(
+        self, partial: torch.Tensor, residual: torch.Tensor | None, norm: BlockNorm, site: str
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """One rank of the replica adds the residual, which is then this replica's rows of the sum."""
+        if residual is not None and self._rows.tp.rank == 0:
+            partial = partial + residual
+        normed, every = norm.add(self.reduce(partial, site), None)
+        return normed, self._rows.own(every)[: len(partial)]
+
+    def num_rows(self, num_tokens: int) -> int:
+        return num_tokens
+
+
+class LeavingStream:
+    """Around a feed-forward block that has the rows of all replicas."""
+
+    def __init__(self, rows: JoinedRows) -> None:
+        self._rows = rows
+
+    def enter(self, x: torch.Tensor, num_tokens: int, site: str) -> torch.Tensor:  # noqa: ARG002
+        return x
+
+    def reduce(self, partial: torch.Tensor, site: str) -> torch.Tensor:
+        return self._rows.part(partial, site)
+
+    def reduce_and_norm(
+        self, partial: torch.Tensor, residual: torch.Tensor | None, norm: BlockNorm, site: str
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        rows = self.reduce(partial, site)
+        return norm.add(rows if residual is None else rows[: len(residual)], residual)
+
+    def num_rows(self, num_tokens: int) -> int:
+        return num_tokens
 
 
 class ScatteredStream:

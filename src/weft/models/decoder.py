@@ -9,7 +9,7 @@ Shapes: T token rows, N sequences, h hidden size.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
@@ -19,7 +19,13 @@ from weft.layers.embedding import VocabularyEmbedding, VocabularyHead, vocabular
 from weft.layers.expert_exchange import ExpertExchange
 from weft.layers.linear import Placement
 from weft.layers.norm import RMSNorm, following, rms_norm
-from weft.layers.residual_stream import ResidualStream, ScatteredStream
+from weft.layers.residual_stream import (
+    JoinedRows,
+    JoiningStream,
+    LeavingStream,
+    ResidualStream,
+    ScatteredStream,
+)
 from weft.layers.shared_norm import NormSums
 from weft.models.parts import build_attention, build_feed_forward
 from weft.vocabulary.families import names_of
@@ -37,6 +43,7 @@ class Batch:
     logit_rows: torch.Tensor | None
     attention: AttentionStep
     num_everywhere: int = 0
+    has_prompts: bool = True
 
     @property
     def num_tokens(self) -> int:
@@ -51,12 +58,20 @@ class Boundary:
     residual: torch.Tensor | None
 
 
+@dataclass(kw_only=True)
+class StepState:
+    """What the streams of a step go by, beside its rows."""
+
+    has_prompts: bool = True
+
+
 @dataclass(frozen=True, kw_only=True)
 class Streams:
     """How rows travel: between the blocks, around the feed-forward blocks, between experts.
 
     norm_sums: for norms over the heads of all ranks; scattered: of the attention before experts,
-    where the rows come whole and where they come split.
+    where the rows come whole and where they come split. joined: rows of the replicas that share
+    experts, together in dense blocks (in others too unless ``experts`` takes its own) and the head.
     """
 
     residual: ResidualStream
@@ -64,9 +79,34 @@ class Streams:
     experts: ExpertExchange | None = None
     norm_sums: NormSums | None = None
     scattered: tuple[ScatteredStream, ScatteredStream] | None = None
+    joined: JoinedRows | None = None
+    state: StepState = field(default_factory=StepState)
+
+    def joins(self, spec: ModelSpec, layer: int) -> JoinedRows | None:
+        """What the feed-forward block of ``layer`` sees rows of all replicas by, if it does."""
+        assert self.joined is None or self.experts is not None
+        apart = self.experts is not None and not self.experts.adds_up and spec.has_experts(layer)
+        return None if apart else self.joined
+
+    def to_head(self, rows: torch.Tensor) -> torch.Tensor:
+        """Rows [N, h] whose logits are wanted, as the head sees them."""
+        if self.joined is None:
+            return rows
+        mine = rows if self.joined.tp.rank == 0 else torch.zeros_like(rows)
+        return self.joined.summed(mine, "head")
+
+    def of_feed_forward(self, spec: ModelSpec, layer: int) -> ResidualStream:
+        """The stream around the feed-forward block of ``layer``."""
+        joined = self.joins(spec, layer)
+        if joined is not None:
+            return LeavingStream(joined)
+        return self.mlp if spec.has_experts(layer) else self.residual
 
     def of_attention(self, spec: ModelSpec, layer: int) -> ResidualStream:
         """The stream around the attention of ``layer``."""
+        joined = self.joins(spec, layer)
+        if joined is not None:
+            return JoiningStream(joined)
         if self.scattered is None or not spec.has_experts(layer):
             return self.residual
         return self.scattered[layer > 0 and spec.has_experts(layer - 1)]
@@ -83,10 +123,15 @@ class DecoderLayer(nn.Module):
         self.input_norm = self._norm(spec, f"{prefix}.{names.input_norm}", where)
         self.attention = build_attention(spec, index, prefix, streams.norm_sums, where)
         self.mlp_norm = self._norm(spec, f"{prefix}.{names.feed_forward_norm}", where)
+        joined = streams.joins(spec, index)
         self.mlp = build_feed_forward(
-            spec, index, f"{prefix}.{names.feed_forward}", streams.experts, where
+            spec,
+            index,
+            f"{prefix}.{names.feed_forward}",
+            streams.experts,
+            where if joined is None else where.among(joined.ep),
         )
-        self.mlp_stream = streams.mlp if spec.has_experts(index) else streams.residual
+        self.mlp_stream = streams.of_feed_forward(spec, index)
         self.after_attention = self.after_mlp = None
         if spec.norms_after_blocks:
             self.after_attention = self._norm(spec, f"{prefix}.{names.after_attention}", where)
@@ -166,6 +211,8 @@ class DecoderStage(nn.Module):
                 spec.norm_weight_offset,
                 where,
             )
+            if streams.joined is not None:
+                where, table = where.among(streams.joined.ep), None
             if table is None or not spec.tie_embeddings:
                 table = vocabulary_shard(
                     f"{names.head}.weight", spec.vocab_size, spec.hidden_size, where
@@ -187,6 +234,7 @@ class DecoderStage(nn.Module):
         self, batch: Batch, caches: Sequence[Cache], received: Boundary | None
     ) -> Boundary | torch.Tensor:
         """What the next stage needs; on the last stage the rows [T, h] that logits are made of."""
+        self.streams.state.has_prompts = batch.has_prompts
         x, residual = self._start(batch, received)
         following = [*(layer.input_norm for layer in self._layers[1:]), self.final_norm]
         for layer, norm, cache in zip(self._layers, following, caches, strict=True):
@@ -200,7 +248,9 @@ class DecoderStage(nn.Module):
     def logits(self, rows: torch.Tensor, wanted: torch.Tensor | None) -> torch.Tensor:
         """Logits [N, ceil(v/t)] of the ``wanted`` [N] of the rows (None: of all)."""
         assert self.head is not None
-        found: torch.Tensor = self.head(rows if wanted is None else rows[wanted])
+        found: torch.Tensor = self.head(
+            self.streams.to_head(rows if wanted is None else rows[wanted])
+        )
         return found
 
     def _start(self, batch: Batch, received: Boundary | None) -> tuple[torch.Tensor, torch.Tensor]:

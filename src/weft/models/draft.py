@@ -26,7 +26,7 @@ class DraftLayer(nn.Module):
     def __init__(self, spec: ModelSpec, streams: Streams, where: Placement) -> None:
         super().__init__()
         hidden, vocab_size = spec.hidden_size, spec.vocab_size
-        self._stream = streams.residual
+        self._streams, self._stream = streams, streams.residual
         self.embedding_norm, self.hidden_norm, self.final_norm = (
             rms_norm(f"draft.{name}", hidden, spec.norm_eps, spec.norm_weight_offset, where)
             for name in ("enorm", "hnorm", "norm")
@@ -34,21 +34,20 @@ class DraftLayer(nn.Module):
         joined = MatrixPart(name="draft.eh_proj", out_features=hidden, part=0, num_parts=1)
         self.projection = ColumnParallelLinear(2 * hidden, [joined], bias=False, where=where)
         self.layer = DecoderLayer(spec, 0, streams, where)
-        table, head = (
-            vocabulary_shard(f"draft.{name}", vocab_size, hidden, where)
-            for name in ("embedding", "head")
-        )
+        over = where if streams.joined is None else where.among(streams.joined.ep)
+        table = vocabulary_shard("draft.embedding", vocab_size, hidden, where)
+        head = vocabulary_shard("draft.head", vocab_size, hidden, over)
         self.embedding = VocabularyEmbedding(table, vocab_size, spec.embedding_scale, where)
-        self.head = VocabularyHead(head, vocab_size, spec.logit_cap, where)
+        self.head = VocabularyHead(head, vocab_size, spec.logit_cap, over)
 
     def forward(self, batch: Batch, hidden: torch.Tensor, cache: Cache) -> torch.Tensor:
         """Next tokens and hidden states [T, h] -> this rank's logits [N, ceil(v/t)]."""
+        self._streams.state.has_prompts = batch.has_prompts
         embedded = self._stream.reduce(self.embedding(batch.token_ids), "draft.embedding")
         both = torch.cat((self.embedding_norm(embedded), self.hidden_norm(hidden)), dim=1)
         x = self.projection(both)
         partial, residual = self.layer(self.layer.input_norm(x), x, batch, cache)
         rows, _ = self.layer.close(partial, residual, self.final_norm, batch.num_tokens)
-        logits: torch.Tensor = self.head(
-            rows if batch.logit_rows is None else rows[batch.logit_rows]
-        )
+        wanted = rows if batch.logit_rows is None else rows[batch.logit_rows]
+        logits: torch.Tensor = self.head(self._streams.to_head(wanted))
         return logits

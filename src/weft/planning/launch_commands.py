@@ -23,6 +23,7 @@ def launch_commands(
     layout: Layout,
     gpus_per_node: int,
     weight_dtype: str | None = None,
+    cache_dtype: str | None = None,
     requests: int | None = None,
     tokens: int | None = None,
     batched_tokens: int | None = None,
@@ -30,20 +31,24 @@ def launch_commands(
     """Commands to start on every node, or why an engine cannot run the layout.
 
     Node 0 is ``$HEAD``, each node knows its ``$NODE_RANK``; ``$MODEL`` is the model's hub id
-    or directory, which other engines need. weight_dtype: as in the plan; None is the model's.
+    or directory, which other engines need. weight_dtype, cache_dtype: as in the plan; None is
+    the model's.
     requests: how many a replica should run at once, where the plan is about a server.
     tokens: the longest request's; batched_tokens: rows of one step, as the plan took them.
     The parsers of vLLM 0.33.0 and SGLang 0.5.23 read them (benchmarks/check_commands.py).
     """
     eight_bit = weight_dtype == FLOAT8
+    small_cache = cache_dtype == FLOAT8
+    own = f" --weights-dtype {FLOAT8}" * eight_bit
     commands = {
-        "weft": _weft(spec, layout),
+        "weft": _weft(spec, layout) + own,
         "vllm": _vllm(
             spec,
             layout,
             eight_bit,
             requests,
-            _limits("--max-model-len", tokens, "--max-num-batched-tokens", batched_tokens),
+            " --kv-cache-dtype fp8" * small_cache
+            + _limits("--max-model-len", tokens, "--max-num-batched-tokens", batched_tokens),
         ),
         "sglang": _sglang(
             spec,
@@ -51,13 +56,15 @@ def launch_commands(
             gpus_per_node,
             eight_bit,
             requests,
-            _limits("--context-length", tokens, "--chunked-prefill-size", batched_tokens),
+            " --kv-cache-dtype fp8_e4m3" * small_cache
+            + _limits("--context-length", tokens, "--chunked-prefill-size", batched_tokens),
         ),
-        "torchrun": _torchrun(spec, layout, gpus_per_node),
-        "slurm": _slurm(spec, layout, gpus_per_node),
+        "torchrun": _torchrun(spec, layout, gpus_per_node) + own,
+        "slurm": _slurm(spec, layout, gpus_per_node) + own,
     }
-    if eight_bit:
-        commands |= dict.fromkeys(("weft", "torchrun", "slurm"), _NO_8_BIT)
+    if layout.dcp > 1 or small_cache:
+        why = _NO_SMALL_CACHE if small_cache else _NO_CONTEXT_PARALLELISM
+        commands |= dict.fromkeys(("weft", "torchrun", "slurm"), why)
     return [LaunchCommand(engine=name, command=text) for name, text in commands.items()]
 
 
@@ -66,7 +73,8 @@ def _limits(length: str, tokens: int | None, rows: str, batched: int | None) -> 
     return text + (f" {rows} {batched}" if batched else "")
 
 
-_NO_8_BIT: Final = "(weft does not run 8-bit weights)"
+_NO_SMALL_CACHE: Final = "(weft keeps its cache in the model's own type)"
+_NO_CONTEXT_PARALLELISM: Final = "(weft keeps whole positions on every rank)"
 _NO_SEQUENCE_PARALLELISM: Final = "(has no sequence parallelism)"
 
 
@@ -117,6 +125,7 @@ def _vllm(
     options = f" --tensor-parallel-size {layout.tp}" if layout.tp > 1 else ""
     options += f" --pipeline-parallel-size {layout.pp}" if layout.pp > 1 else ""
     options += f" --data-parallel-size {alone.dp}" if alone.dp > 1 else ""
+    options += f" --decode-context-parallel-size {layout.dcp}" if layout.dcp > 1 else ""
     options += " --enable-expert-parallel" if layout.ep > 1 else ""
     options += " --quantization fp8" if eight_bit else ""
     options += f" --max-num-seqs {requests}" if requests else ""
@@ -145,6 +154,7 @@ def _sglang(
     options += f" --pp-size {layout.pp}" if layout.pp > 1 else ""
     options += f" --dp-size {alone.dp}" if alone.dp > 1 else ""
     options += f" --ep-size {layout.ep}" if layout.ep > 1 else ""
+    options += f" --dcp-size {layout.dcp}" if layout.dcp > 1 else ""
     options += " --quantization fp8" if eight_bit else ""
     options += f" --max-running-requests {requests * alone.dp}" if requests else ""
     options += limits

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
 from weft.errors import LayoutError
@@ -105,6 +105,7 @@ class Plan:
             best.layout,
             self.cluster.gpus_per_node,
             question.machine.weight_dtype,
+            question.machine.cache_dtype,
             requests,
             tokens=question.workload.prompt_tokens + question.workload.decode_tokens,
             batched_tokens=question.machine.profile.server_batched_tokens,
@@ -146,8 +147,13 @@ def make_plan(
 
     ``progress`` is told how many layouts of how many are done. Raises LayoutError where nothing can run, naming the nearest reason.
     """
-    has_sp = question.machine.profile.sequence_parallel
-    usable, rejected = layouts(question.spec, cluster, sequence_parallel=has_sp)
+    profile = question.machine.profile
+    usable, rejected = layouts(
+        question.spec,
+        cluster,
+        sequence_parallel=profile.sequence_parallel,
+        context_parallel=profile.context_parallel,
+    )
     ranked: list[Candidate] = []
     points: list[Candidate] = []
     for done, layout in enumerate(usable):
@@ -223,5 +229,5 @@ def _canonical(name: str, num_gpus: int) -> set[str]:
     names = {layout.name}
     if num_gpus % layout.world_size == 0 and layout.dp == 1:
         replicas = num_gpus // layout.world_size
-        names.add(Layout(tp=layout.tp, pp=layout.pp, sp=layout.sp, ep=layout.ep, dp=replicas).name)
+        names.add(replace(layout, dp=replicas).name)
     return names

@@ -13,6 +13,9 @@ from weft.vocabulary.model_spec import ModelSpec
 _NO_SEQUENCE_PARALLELISM: Final = (
     "the engine has no sequence parallelism (--engine weft plans with it)"
 )
+_NO_CONTEXT_PARALLELISM: Final = (
+    "the engine keeps whole positions on every rank (--engine vllm plans with dcp)"
+)
 _EXPERTS_OVER_REPLICAS: Final = (
     "experts spread over replicas make their steps wait for each other, which is not predicted"
 )
@@ -55,24 +58,31 @@ class Cluster:
 
 
 def layouts(
-    spec: ModelSpec, cluster: Cluster, *, sequence_parallel: bool = True
+    spec: ModelSpec,
+    cluster: Cluster,
+    *,
+    sequence_parallel: bool = True,
+    context_parallel: bool = True,
 ) -> tuple[list[Layout], list[Rejection]]:
     """Every tp x pp x sp x ep x dp that uses all GPUs, and the products that cannot run.
 
-    sequence_parallel: whether the engine has it; if not, its layouts are rejected.
+    With dcp where ranks hold the same heads of the cache, as far as it goes. sequence_parallel,
+    context_parallel: whether the engine has it; if not, its layouts are rejected.
     """
     usable: list[Layout] = []
     rejected: list[Rejection] = []
     for tp, pp in _degrees(cluster.num_gpus):
-        for sp, ep in _variants(spec, tp):
+        for sp, ep, dcp in _variants(spec, tp):
             dp = cluster.num_gpus // (tp * pp)
-            layout = Layout(tp=tp, pp=pp, dp=dp, sp=sp, ep=ep, nodes=cluster.nodes)
+            layout = Layout(tp=tp, pp=pp, dp=dp, sp=sp, ep=ep, dcp=dcp, nodes=cluster.nodes)
             reason = _impossible(spec, layout, cluster)
             if reason is None and sp > 1 and not sequence_parallel:
                 rejected.append(Rejection(name=layout.name, reason=_NO_SEQUENCE_PARALLELISM))
+            elif reason is None and dcp > 1 and not context_parallel:
+                rejected.append(Rejection(name=layout.name, reason=_NO_CONTEXT_PARALLELISM))
             elif reason is None:
                 usable.append(layout)
-            elif (sp, ep) == (1, 1):
+            elif (sp, ep, dcp) == (1, 1, 1):
                 rejected.append(Rejection(name=layout.name, reason=reason))
         rejected += _experts_over_replicas(spec, cluster, tp, pp)
     return usable, rejected
@@ -96,13 +106,20 @@ def _degrees(num_gpus: int) -> Iterator[tuple[int, int]]:
                 yield tp, pp
 
 
-def _variants(spec: ModelSpec, tp: int) -> Iterator[tuple[int, int]]:
-    """(sp, ep): sequence parallelism off or on; experts sliced by tp or spread over it."""
-    yield 1, 1
+def _variants(spec: ModelSpec, tp: int) -> Iterator[tuple[int, int, int]]:
+    """(sp, ep, dcp): sequence parallelism off or on; experts sliced by tp or spread over it.
+
+    Positions whole, or over all ranks that hold the same heads.
+    """
+    yield 1, 1, 1
+    copies = spec.cache_copies(tp)
     if tp > 1:
-        yield tp, 1
-        if spec.is_moe:
-            yield 1, tp
+        yield tp, 1, 1
+    for ep in (1, tp) if spec.is_moe and tp > 1 else (1,):
+        if ep > 1:
+            yield 1, ep, 1
+        if copies > 1:
+            yield 1, ep, copies
 
 
 def _impossible(spec: ModelSpec, layout: Layout, cluster: Cluster) -> str | None:

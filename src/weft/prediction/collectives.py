@@ -13,7 +13,7 @@ from typing import Final
 
 from weft.allreduce.cost import WEFT_ALGORITHMS, latency_uncertainty_us, latency_us
 from weft.fabric.fabric import Fabric
-from weft.prediction.engine_profile import AllReduceRule
+from weft.prediction.engine_profile import EngineProfile
 from weft.vocabulary.layout import Layout
 from weft.vocabulary.schedule import Collective
 
@@ -22,20 +22,6 @@ WEFT_FUSED: Final = "weft_fused"
 
 VLLM_CUSTOM_LIMIT_BYTES: Final = 8 << 20
 VLLM_CUSTOM_RANKS: Final = (2, 4, 6, 8)
-
-# What NCCL reaches of the copy bandwidth from 32 to 64 MiB on 2 and on 4 H200
-# (benchmarks/results/allreduce_h200x{2,4}.json).
-_LARGE_EFFICIENCY_OF_PAIR: Final = 0.78
-_LARGE_EFFICIENCY: Final = 0.88
-
-# Barrier-and-pull all-reduce of vLLM: fixed time and time a rank of its one-phase and its
-# two-phase form, and part of the copy bandwidth. 2 and 4 ranks: fabric h200-nvlink; the
-# growth with ranks: 8 H100 in aiconfigurator's tables (Apache-2.0).
-_CUSTOM_ONE_SHOT_US: Final = 4.2
-_CUSTOM_ONE_SHOT_RANK_US: Final = 0.06
-_CUSTOM_TWO_SHOT_US: Final = 3.0
-_CUSTOM_TWO_SHOT_RANK_US: Final = 0.8
-_CUSTOM_EFFICIENCY: Final = 0.7
 
 _TABLE_SPREAD: Final = 0.08
 _FORM_SPREAD: Final = 0.15
@@ -77,14 +63,10 @@ class Price:
 
 @dataclass(kw_only=True)
 class Pricing:
-    """Prices of collectives on one fabric under one engine's rule; remembers what it priced.
-
-    large_share: part of the links' rate that is left to large messages beside other kernels.
-    """
+    """Prices of collectives on one fabric under one engine's rule; remembers what it priced."""
 
     fabric: Fabric
-    rule: AllReduceRule
-    large_share: float
+    profile: EngineProfile
     _known: dict[tuple[str, int, Group], Price] = field(default_factory=dict)
 
     def price(self, row: Collective, layout: Layout) -> Price:
@@ -94,8 +76,7 @@ class Pricing:
         """
         size = row.message_bytes or 0
         if row.group != "pp":
-            ranks = layout.ep if row.group == "ep" else layout.tp
-            return self.cached(row.op, size, neighbours(layout, ranks))
+            return self.cached(row.op, size, neighbours(layout, row.group_size or 1))
         width = 2 if row.op == "send" else layout.pp
         near = self.cached(row.op, size, Group(nodes=1, gpus_per_node=width))
         crossing = num_network_hops(layout)
@@ -125,9 +106,10 @@ class Pricing:
 
     def _candidates(self, size: int, group: Group) -> tuple[str, ...]:
         """Algorithms that the engine may choose from; it takes the fastest of them."""
-        if self.rule == "nccl":
+        rule = self.profile.all_reduce
+        if rule == "nccl":
             return ("nccl",)
-        if self.rule == "vllm":
+        if rule == "vllm":
             custom = (
                 group.nodes == 1
                 and group.ranks in VLLM_CUSTOM_RANKS
@@ -138,7 +120,7 @@ class Pricing:
             own: tuple[str, ...] = (WEFT_FUSED, "nccl")
         else:
             own = (*WEFT_ALGORITHMS, "nccl")
-        return (*own, "vllm_custom") if self.rule == "fastest" and group.nodes == 1 else own
+        return (*own, "vllm_custom") if rule == "fastest" and group.nodes == 1 else own
 
     def _all_reduce(self, size: int, group: Group) -> Price:
         names = self._candidates(size, group)
@@ -159,7 +141,7 @@ class Pricing:
             last = table.bytes[-1]
             return table.latency_us[-1] + self._streaming_us(size - last, group)
         if name == "vllm_custom":
-            return _custom_us(size, group, fabric)
+            return self._custom_us(size, group)
         shape = (group.nodes, group.gpus_per_node)
         time = float(latency_us(name, size, *shape, fabric, use_tables=False))
         if name == "nccl" and group.nodes == 1:
@@ -168,19 +150,24 @@ class Pricing:
 
     def _streaming_us(self, size: int, group: Group) -> float:
         """Ring traffic of ``size`` bytes at the sustained bandwidth of the slowest link."""
-        efficiency = _LARGE_EFFICIENCY_OF_PAIR if group.ranks == 2 else _LARGE_EFFICIENCY
-        bandwidth = self.fabric.intra.bandwidth_gb_s * efficiency * self.large_share
+        profile = self.profile
+        share = profile.nccl_pair_share if group.ranks == 2 else profile.nccl_share
+        left = share.value * profile.large_messages_share.value
+        bandwidth = self.fabric.intra.bandwidth_gb_s * left
         if group.nodes > 1:
             bandwidth = min(bandwidth, self.fabric.node_bandwidth_gb_s(group.gpus_per_node))
         return 2 * (group.ranks - 1) / group.ranks * size * 1e-3 / bandwidth
 
-
-def _custom_us(size: int, group: Group, fabric: Fabric) -> float:
-    n = group.ranks
-    us_per_byte = 1e-3 / (fabric.intra.bandwidth_gb_s * _CUSTOM_EFFICIENCY)
-    one_shot = _CUSTOM_ONE_SHOT_US + n * _CUSTOM_ONE_SHOT_RANK_US + (n - 1) * size * us_per_byte
-    two_shot = _CUSTOM_TWO_SHOT_US + n * _CUSTOM_TWO_SHOT_RANK_US
-    return min(one_shot, two_shot + 2 * (n - 1) / n * size * us_per_byte)
+    def _custom_us(self, size: int, group: Group) -> float:
+        """VLLM's barrier-and-pull kernel in its one-phase or its two-phase form."""
+        n, profile = group.ranks, self.profile
+        us_per_byte = 1e-3 / (self.fabric.intra.bandwidth_gb_s * profile.custom_share.value)
+        one_shot = profile.custom_us.value + n * profile.custom_rank_us.value
+        two_shot = profile.custom_two_us.value + n * profile.custom_two_rank_us.value
+        return min(
+            one_shot + (n - 1) * size * us_per_byte,
+            two_shot + 2 * (n - 1) / n * size * us_per_byte,
+        )
 
 
 def _deviation_us(name: str, size: int, group: Group, fabric: Fabric, time: float) -> float:

@@ -9,6 +9,7 @@ from weft.prediction.accelerator import Accelerator
 from weft.prediction.engine_profile import EngineProfile
 from weft.prediction.kernels import Curve, Kernels, kernels_of
 from weft.prediction.layer_work import AttentionWork
+from weft.vocabulary.dtypes import element_bytes
 from weft.vocabulary.weight_formats import WeightFormat
 
 
@@ -52,6 +53,7 @@ class EngineDevice:
     row_call_us: float
     attention_call_us: float
     elementwise_call_us: float
+    quantize_kernels: int
     layer_kernels: int
     kernels: Kernels | None
     product_share: float
@@ -74,10 +76,12 @@ class EngineDevice:
         return next((curves[name] for name in form.curves if name in curves), None)
 
     def attention_line(
-        self, work: AttentionWork, phase: Literal["decode", "prefill"]
+        self, work: AttentionWork, phase: Literal["decode", "prefill"], cache_dtype: str
     ) -> AttentionLine:
-        """The engine's attention kernel of a phase."""
-        known = self.kernels and getattr(self.kernels, work.kind, {}).get(f"{phase} 16")
+        """The engine's attention kernel of a phase, over a cache of ``cache_dtype``."""
+        lines = getattr(self.kernels, work.kind, {})
+        bits = 8 * element_bytes(cache_dtype)
+        known = lines.get(f"{phase} {bits}") or lines.get(f"{phase} 16")
         if known and self.kernels is not None:
             call, first, second = (self.attention_share * value for value in known)
             byte, operation = self.kernels.memory_us(1.0), self.kernels.compute_us(1.0)
@@ -135,6 +139,7 @@ def engine_device(
         row_call_us=matmul_call * min(profile.row_call_share.value, 1.0),
         attention_call_us=accelerator.attention_call_us.value * call,
         elementwise_call_us=accelerator.elementwise_call_us.value * call,
+        quantize_kernels=profile.quantize_kernels,
         layer_kernels=profile.layer_kernels - fused,
         kernels=kernels_of(accelerator.name, profile.kernel_tables),
         product_share=profile.product_share.value,

@@ -43,7 +43,7 @@ class EngineProfile:
     ranks_us: extra host time of a prefill with more than one rank (dispatch to workers).
     decode_graph, prompt_graph: decode steps, and those with prompts, are one captured graph (else
     they are launched layer by layer).
-    sequence_parallel: whether the engine has it.
+    sequence_parallel, context_parallel: whether the engine has it (the latter while decoding).
     early_launch: a pipeline stage launches while the stages before it still work (the host
     does not wait for what it receives).
     layer_launches: kernels that the host launches a layer outside a whole-step graph.
@@ -51,15 +51,19 @@ class EngineProfile:
     sequence_us: the same for every sequence of the step.
     hop_us: fixed time of one pipeline hop beside the fabric's own latency.
     stage_us: time that a step's exchange with the other stages occupies each stage.
+    quantize_kernels: those a layer that bring rows into 8 or 4 bits where the weights are.
     layer_kernels: elementwise kernels a layer; fused_kernels: those of them that the
     engine does inside its all-reduce (with tensor parallelism).
     row_call_share, kernel_call_share: fixed time of a matrix product of one row, and of
     attention and elementwise kernels, over the accelerator's. cache_rate_share,
     matmul_rate_share: rate of decode attention and of large products over the accelerator's.
-    kernel_tables: whose curves of the device time products, experts and attention ("": none);
+    kernel_tables: whose curves of the device time products, experts and attention, first to last;
     product_share, experts_share, attention_share, communication_share: what a whole step takes
     of what single kernels and all-reduces take; experts_layer_us: routing and gathering.
-    large_messages_share: part of the links' rate that is left to large messages in a prefill.
+    large_messages_share: part of the links' rate that is left to large messages in a prefill;
+    nccl_pair_share, nccl_share: what NCCL alone reaches of it with two ranks and with more.
+    custom_us, custom_rank_us, custom_two_us, custom_two_rank_us, custom_share: fixed time, time a
+    rank (in one phase, in two), and part of the links' rate of vLLM's own all-reduce.
     reserved_gb: device memory for context, graphs and communication buffers.
     tpot_spread, ttft_spread: relative standard deviation of the time model's own error for
     one batch; server_tpot_spread, server_ttft_spread: the same for a server under load.
@@ -80,15 +84,24 @@ class EngineProfile:
     prompt_graph: bool
     early_launch: bool
     sequence_parallel: bool
+    context_parallel: bool
+    quantize_kernels: int
     layer_kernels: int
     fused_kernels: int
-    kernel_tables: str
+    kernel_tables: tuple[str, ...]
     product_share: Quantity
     experts_share: Quantity
     experts_layer_us: Quantity
     attention_share: Quantity
     communication_share: Quantity
     large_messages_share: Quantity
+    nccl_pair_share: Quantity
+    nccl_share: Quantity
+    custom_us: Quantity
+    custom_rank_us: Quantity
+    custom_two_us: Quantity
+    custom_two_rank_us: Quantity
+    custom_share: Quantity
     request_us: Quantity
     server_us: Quantity
     server_prompt_step_us: Quantity
@@ -163,4 +176,6 @@ def profile_from_json(document: Any) -> EngineProfile:
 
 
 def _value(name: str, value: Any) -> Any:
-    return Quantity.from_json(name, value) if isinstance(value, Mapping) else value
+    if isinstance(value, Mapping):
+        return Quantity.from_json(name, value)
+    return tuple(value) if isinstance(value, list) else value

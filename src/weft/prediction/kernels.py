@@ -72,14 +72,16 @@ class Kernels:
 
 
 @cache
-def kernels_of(device: str, engine: str) -> Kernels | None:
-    """The curves of a built-in device under an engine; None where there are none."""
+def kernels_of(device: str, engines: tuple[str, ...]) -> Kernels | None:
+    """The curves of a built-in device, of the first engine that has each; None where none has."""
     file = resources.files("weft.prediction") / "data" / "kernels" / f"{device}.json"
-    if not engine or not file.is_file():
+    if not file.is_file():
         return None
     document: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     tables = document["engines"]
-    order = [tables[name] for name in (engine, *tables) if name in tables]
+    order = [tables[name] for name in engines if name in tables]
+    if not order:
+        return None
     first, second, third = document["tflops"]
     return Kernels(
         bandwidth_gb_s=document["bandwidth_gb_s"],

@@ -33,6 +33,7 @@ def step_timer(
         pricing=machine.pricing,
         profile=machine.profile,
         speculation=speculation,
+        cache_dtype=machine.cache_dtype,
     )
 
 
@@ -56,11 +57,6 @@ def check_question(spec: ModelSpec, layout: Layout, workload: Workload) -> None:
         raise LayoutError(
             f"`ep` {layout.ep}: times are predicted where it divides `tp` {layout.tp}, or is a "
             "multiple of it without `pp`"
-        )
-    if layout.dcp > 1:
-        raise LayoutError(
-            f"`dcp` {layout.dcp}: its rows are known, its times are not predicted; set `dcp` 1 or "
-            "leave `accelerator` out"
         )
     longest = workload.prompt_tokens + workload.decode_tokens
     if longest > spec.max_position:
@@ -140,8 +136,7 @@ class _Predictor:
         load = self.workload
         rows = min(self.batch * load.prompt_tokens, self.profile.max_batched_tokens)
         return memory_of(
-            self.spec,
-            self.layout,
+            self.timer.shard,
             tokens=self.batch * (load.prompt_tokens + load.decode_tokens),
             accelerator=self.machine.accelerator,
             profile=self.profile,

@@ -36,6 +36,7 @@ def machine_named(
     accelerator: str | Accelerator,
     fabric: str | None = None,
     weights: str | None = None,
+    cache_dtype: str | None = None,
 ) -> Machine:
     """The machine that the names or files describe; engine and accelerator may be values, too.
 
@@ -55,7 +56,13 @@ def machine_named(
     if profile.all_reduce == "weft":
         own = weft_tables(fabric)
         links = replace(links, tables=(*links.tables, *own))
-    return Machine(accelerator=device, fabric=links, profile=profile, weight_dtype=weights)
+    return Machine(
+        accelerator=device,
+        fabric=links,
+        profile=profile,
+        weight_dtype=weights,
+        cache_dtype=cache_dtype,
+    )
 
 
 def placed(layout: Layout, gpus_per_node: int, nodes: int | None = None) -> Layout:

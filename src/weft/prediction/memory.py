@@ -9,8 +9,6 @@ from weft.prediction.accelerator import Accelerator
 from weft.prediction.engine_profile import EngineProfile
 from weft.prediction.operators import Shard
 from weft.vocabulary.dtypes import element_bytes
-from weft.vocabulary.layout import Layout
-from weft.vocabulary.model_spec import ModelSpec
 
 GB = 1e9
 
@@ -68,9 +66,9 @@ def layer_weight_bytes(shard: Shard) -> float:
     return total / shard.spec.num_layers
 
 
-def weight_bytes_of_stage(shard: Shard, layout: Layout, stage: int) -> float:
+def weight_bytes_of_stage(shard: Shard, stage: int) -> float:
     """Weights of one rank of ``stage`` with embedding (first) and head (last)."""
-    spec = shard.spec
+    spec, layout = shard.spec, shard.layout
     total = len(layout.layers_of_stages(spec.num_layers)[stage]) * layer_weight_bytes(shard)
     table = spec.embedding_parameters * shard.activation_bytes / layout.tp
     first, last = stage == 0, stage == layout.pp - 1
@@ -82,8 +80,7 @@ def weight_bytes_of_stage(shard: Shard, layout: Layout, stage: int) -> float:
 
 
 def memory_of(
-    spec: ModelSpec,
-    layout: Layout,
+    shard: Shard,
     *,
     tokens: float,
     accelerator: Accelerator,
@@ -95,7 +92,7 @@ def memory_of(
 
     ``step_rows`` are the token rows of the largest step, which size the activations.
     """
-    shard = Shard(spec=spec, tp=layout.tp, sp=layout.sp, ep=layout.ep)
+    spec, layout = shard.spec, shard.layout
     stages = layout.layers_of_stages(spec.num_layers)
     activations = _activation_bytes(shard, step_rows) / GB
     buffers = profile.reserved_gb.value
@@ -103,13 +100,13 @@ def memory_of(
     cache_layer = shard.cache_bytes_per_token / spec.num_layers
     worst: Memory | None = None
     fewest = min(
-        _cache_room(shard, layout, stage, len(layers), limit - activations - buffers)
+        _cache_room(shard, stage, len(layers), limit - activations - buffers)
         for stage, layers in enumerate(stages)
     )
     for stage, layers in enumerate(stages):
         state = spec.state_bytes(layers, layout.tp)
         memory = Memory(
-            weights_gb=weight_bytes_of_stage(shard, layout, stage) / GB,
+            weights_gb=weight_bytes_of_stage(shard, stage) / GB,
             cache_gb=(tokens * len(layers) * cache_layer + sequences * state) / GB,
             activations_gb=activations,
             buffers_gb=buffers,
@@ -122,8 +119,8 @@ def memory_of(
     return worst
 
 
-def _cache_room(shard: Shard, layout: Layout, stage: int, num_layers: int, room_gb: float) -> int:
-    free = room_gb * GB - weight_bytes_of_stage(shard, layout, stage)
+def _cache_room(shard: Shard, stage: int, num_layers: int, room_gb: float) -> int:
+    free = room_gb * GB - weight_bytes_of_stage(shard, stage)
     per_token = num_layers * shard.cache_bytes_per_token / shard.spec.num_layers
     return max(0, int(free / per_token))
 

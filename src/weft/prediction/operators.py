@@ -20,6 +20,7 @@ from weft.prediction.layer_work import (
     layers_of,
 )
 from weft.vocabulary.dtypes import element_bytes
+from weft.vocabulary.layout import Layout
 from weft.vocabulary.model_spec import ModelSpec
 from weft.vocabulary.weight_formats import FORMATS, WeightFormat
 
@@ -97,34 +98,42 @@ class PartTimes:
 class Shard:
     """The part of a model that one rank of a tensor-parallel group holds.
 
-    Activations, cache, embedding and head are in the model's own type. Experts over ``ep`` ranks
-    are shared by the replicas that these are spread over.
+    Activations, embedding and head are in the model's own type, the cache too unless
+    ``cache_dtype`` says otherwise. Experts over ``ep`` ranks are shared by the replicas that these
+    are spread over.
     """
 
     spec: ModelSpec
-    tp: int
-    sp: int
-    ep: int
+    layout: Layout
+    cache_dtype: str | None = None
+
+    @property
+    def tp(self) -> int:
+        return self.layout.tp
 
     @property
     def sharing(self) -> int:
         """Replicas that share experts."""
-        return max(1, self.ep // self.tp)
+        return max(1, self.layout.ep // self.tp)
 
     @cached_property
     def layers(self) -> Layers:
         """The kinds of layers and how many there are of each."""
-        return layers_of(self.spec, self.tp, self.ep)
+        return layers_of(self.spec, self.tp, self.layout.ep)
 
     @property
     def activation_bytes(self) -> int:
         return element_bytes(self.spec.dtype)
 
     @property
+    def cache_bytes(self) -> float:
+        """One element of the cache, as a share of the ranks that hold other positions."""
+        return element_bytes(self.cache_dtype or self.spec.dtype) / self.layout.dcp
+
+    @property
     def cache_bytes_per_token(self) -> float:
         """Cache of one position in all layers on this rank."""
-        elements = sum(count * work.cache_elements for count, work, _ in self.layers)
-        return elements * self.activation_bytes
+        return self.cache_bytes * sum(count * work.cache_elements for count, work, _ in self.layers)
 
 
 def matmul_us(
@@ -183,7 +192,7 @@ def _layer_times(
     return PartTimes(
         matmul_us=products,
         experts_us=experts,
-        attention_us=_attention_us(attention, step, size, device),
+        attention_us=_attention_us(shard, step, attention, device),
         elementwise_us=_elementwise_us(shard, rows, attention, feed_forward, device),
     )
 
@@ -212,20 +221,20 @@ def _experts_us(shard: Shard, step: StepLoad, work: ExpertsWork, device: EngineD
     )
 
 
-def _attention_us(work: AttentionWork, step: StepLoad, size: int, device: EngineDevice) -> float:
+def _attention_us(shard: Shard, step: StepLoad, work: AttentionWork, device: EngineDevice) -> float:
     """Decode reads the cache; prefill computes, the faster the longer its context is."""
-    window = work.window
-    total, decode, prefill = 0.0, device.attention_line(work, "decode"), None
+    total, window, dtype = 0.0, work.window, shard.cache_dtype or shard.spec.dtype
     if step.decode_sequences:
         context = min(step.decode_context, window or step.decode_context)
         pairs = step.decode_sequences * context
         operations = pairs * step.decode_rows * work.decode_operations
-        total += decode.us(pairs * work.cache_elements * size, operations)
+        decode = device.attention_line(work, "decode", dtype)
+        total += decode.us(pairs * work.cache_elements * shard.cache_bytes, operations)
         state = 2 * step.decode_sequences * work.state_bytes
         total += state * 1e-3 / device.cache_gb_s
     if step.prefill_tokens:
         context = min(step.prefill_context, window or step.prefill_context)
-        prefill = device.attention_line(work, "prefill")
+        prefill = device.attention_line(work, "prefill", dtype)
         operations = step.prefill_tokens * context * work.prefill_operations
         total += prefill.prompt_us(operations, 2 * context)
         state = 2 * step.prefill_tokens * work.state_bytes / _STATE_CHUNK
@@ -246,11 +255,12 @@ def _elementwise_us(
 ) -> float:
     """Bytes read and written by norms, rotary embedding, cache write and activation."""
     hidden, size = shard.spec.hidden_size, shard.activation_bytes
-    norms = 8 * hidden / shard.sp
+    norms = 8 * hidden / shard.layout.sp
     quantize, kernels = 0.0, device.layer_kernels + attention.kernels
-    if min(form.bytes for *_, form in attention.products) < size:
+    is_small = min(form.bytes for *_, form in attention.products) < size
+    if is_small and device.quantize_kernels:
         quantize = 1.5 * (2 * hidden + attention.width / 2 + feed_forward.width / 3)
-        kernels += 4
+        kernels += device.quantize_kernels
     traffic = rows * (norms + attention.width + feed_forward.width + quantize) * size
     return kernels * device.elementwise_call_us + traffic * 1e-3 / device.copy_gb_s
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final
 
+from weft.errors import WorkloadError
 from weft.fabric.fabric import Fabric
 from weft.prediction.accelerator import Accelerator
 from weft.prediction.collectives import Pricing
@@ -15,6 +16,7 @@ from weft.prediction.kernels import kernels_of
 from weft.prediction.memory import Memory
 from weft.prediction.quantity import Estimate
 from weft.prediction.step_time import CollectiveTime
+from weft.vocabulary.dtypes import MODEL_DTYPES
 from weft.vocabulary.layout import Layout
 from weft.vocabulary.model_spec import ModelSpec
 from weft.vocabulary.weight_formats import format_named
@@ -31,14 +33,20 @@ class Machine:
     """What a prediction runs on: devices, links and engine.
 
     weight_dtype: format of the layers' weights; None is what the model's config.json says.
+    cache_dtype: element type of keys and values; None is the model's own.
     """
 
     accelerator: Accelerator
     fabric: Fabric
     profile: EngineProfile
     weight_dtype: str | None = None
+    cache_dtype: str | None = None
 
     def __post_init__(self) -> None:
+        if self.cache_dtype not in (None, FLOAT8, *MODEL_DTYPES):
+            raise WorkloadError(
+                f"`cache_dtype` {self.cache_dtype}: choose one of {', '.join((FLOAT8, *MODEL_DTYPES))}"
+            )
         if self.weight_dtype is not None:
             format_named(self.weight_dtype)
 
@@ -49,11 +57,7 @@ class Machine:
     @cached_property
     def pricing(self) -> Pricing:
         """Prices of collectives, shared by all layouts of this machine."""
-        return Pricing(
-            fabric=self.fabric,
-            rule=self.profile.all_reduce,
-            large_share=self.profile.large_messages_share.value,
-        )
+        return Pricing(fabric=self.fabric, profile=self.profile)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,7 +166,9 @@ def provenance(machine: Machine) -> dict[str, Mapping[str, Any]]:
             }
     kernels = kernels_of(machine.accelerator.name, machine.profile.kernel_tables)
     if kernels is not None:
-        rows[f"{machine.accelerator.name}.kernels of {machine.profile.kernel_tables}"] = {
+        rows[
+            f"{machine.accelerator.name}.kernels of {' or '.join(machine.profile.kernel_tables)}"
+        ] = {
             "value": None,
             "spread": None,
             "origin": "measured",

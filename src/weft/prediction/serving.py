@@ -273,8 +273,7 @@ class Replica:
     def memory(self, tokens: float) -> Memory:
         """Of one rank where the server's caches hold ``tokens``."""
         return memory_of(
-            self.spec,
-            self.layout,
+            self.timer.shard,
             tokens=tokens / self.sharing,
             accelerator=self.machine.accelerator,
             profile=self.machine.profile,

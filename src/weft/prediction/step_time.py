@@ -82,20 +82,15 @@ class StepTimer:
     pricing: Pricing
     profile: EngineProfile
     speculation: Speculation | None = None
+    cache_dtype: str | None = None
     _known: dict[StepLoad, list[StageTime]] = field(default_factory=dict, repr=False)
-    _calls: dict[tuple[int, int, int, int], dict[StageKind, list[CollectiveTime]]] = field(
+    _calls: dict[tuple[int, int, int, int, bool], dict[StageKind, list[CollectiveTime]]] = field(
         default_factory=dict, repr=False
     )
 
     @cached_property
     def shard(self) -> Shard:
-        layout = self.layout
-        return Shard(
-            spec=self.spec,
-            tp=layout.tp,
-            sp=layout.sp,
-            ep=layout.ep,
-        )
+        return Shard(spec=self.spec, layout=self.layout, cache_dtype=self.cache_dtype)
 
     @cached_property
     def device(self) -> EngineDevice:
@@ -162,7 +157,8 @@ class StepTimer:
         rows = max(1, round(step.rows))
         sequences = max(1, min(round(step.logit_rows), rows))
         requests = max(1, round(step.sequences))
-        key = (rows, sequences, requests, round(step.everywhere))
+        has_past = step.decode_sequences > 0 or step.prefill_context > rows
+        key = (rows, sequences, requests, round(step.everywhere), has_past)
         if key not in self._calls:
             names = self.spec, self.layout, self.profile.conventions
             schedule = step_schedule(*names, *key, self.speculation)
@@ -207,6 +203,7 @@ def step_schedule(
     sequences: int,
     requests: int,
     everywhere: int,
+    has_past: bool,
     speculation: Speculation | None,
 ) -> dict[StageKind, tuple[Collective, ...]]:
     """The closed form's collectives of one step of ``rows`` tokens, by kind of stage.
@@ -222,6 +219,7 @@ def step_schedule(
         sequences=sequences,
         count=1,
         everywhere=everywhere or None,
+        has_past=has_past,
         requests=requests,
     )
     conventions = engine_named(engine)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import get_args
 
 from weft.comm.recorder import Call
-from weft.vocabulary.schedule import Collective, Statistics, merge_rows
+from weft.vocabulary.schedule import Collective, Operation, Statistics, merge_rows
 
 
 def rows_from_calls(calls: Iterable[Call], stage: int, *, timed: bool) -> tuple[Collective, ...]:
@@ -40,10 +41,11 @@ def summarize(values: list[float]) -> Statistics:
 
 
 def _row(call: Call, stage: int) -> Collective:
+    is_kernel = call.op not in get_args(Operation)
     return Collective(
         stage=stage,
         phase=call.phase,
-        op=call.op,
+        op="all_to_all" if is_kernel else call.op,
         group=call.group,
         group_size=call.group_size,
         count=1,
@@ -51,6 +53,7 @@ def _row(call: Call, stage: int) -> Collective:
         output_shape=call.output_shape,
         dtype=call.dtype,
         fused=call.fused,
-        bound="upper" if call.op == "all_to_all" else None,  # weft's own is the exchange
         provenance="metadata",
+        variant=call.op if is_kernel else None,
+        bound="upper" if is_kernel or call.op == "all_to_all" else None,  # weft's own exchange
     )

@@ -7,14 +7,16 @@ and weft's own engine reads it to run that way.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 from weft.errors import LayoutError, UserError
 from weft.vocabulary.attention_kinds import Latent
+from weft.vocabulary.dtypes import element_bytes
 from weft.vocabulary.layout import Layout
 from weft.vocabulary.model_spec import ModelSpec
 
+DeepEP = Literal["", "low_latency", "high_throughput", "auto"]
 ALL_REDUCE_CHOICES: Final = ("auto", "weft", "library")
 """Whose all-reduce a run uses: weft's where it can be used, weft's, nccl's or gloo's own."""
 
@@ -41,6 +43,12 @@ class Conventions:
         share of the rows and their choices are gathered by all, outputs reduce-scattered (vLLM
         0.33, all2all.py: AgRsAll2AllManager, in the model's own type; the int32 all-reduce of
         the replicas' rows goes over the host by default and is no row).
+    joins_up_to_bytes: SGLang's attention data parallelism (0.5.23, dp_attention.py): every
+        feed-forward block sees the rows of all replicas and is split over their ranks. Steps with
+        prompts, and those whose rows are at most so many bytes on one node, put the rows together
+        by a sum (SUM_LEN), others by gathering shares (MAX_LEN); outputs go back the same way.
+    deepep: with experts over replicas, DeepEP's kernels carry rows and outputs: those of
+        ``low_latency``, of ``high_throughput``, or ``auto`` (the former where no prompt is).
     expert_kernels: kernels of a library (DeepEP) that carry the rows instead, each as its variant
         and its launches a layer; how many bytes they move depends on the rows' choices.
     micro_batches: whether the requests are divided over as many groups as there are
@@ -55,6 +63,8 @@ class Conventions:
     vocab_multiple: int = 1
     expert_exchange: Literal["all_to_all", "all_reduce"] = "all_reduce"
     gathers_replicas: bool = False
+    joins_up_to_bytes: int | None = None
+    deepep: DeepEP = ""
     expert_kernels: tuple[tuple[str, int], ...] = ()
     micro_batches: bool = False
 
@@ -71,7 +81,8 @@ class Conventions:
     @property
     def spreads_experts(self) -> bool:
         """Whether weft knows how the engine exchanges rows with experts on other replicas."""
-        return self.gathers_replicas or self.expert_exchange == "all_to_all"
+        joins = self.joins_up_to_bytes is not None
+        return self.gathers_replicas or joins or self.expert_exchange == "all_to_all"
 
     def exchange_of(self, layout: Layout) -> Exchange:
         """How rows reach experts. LayoutError where the engine does it in no way that weft knows."""
@@ -83,13 +94,67 @@ class Conventions:
             return "all_to_all"
         if layout.tp % layout.ep == 0:
             return "all_reduce"
-        if not self.gathers_replicas or layout.ep != layout.tp * layout.dp:
-            everywhere = f" or {layout.tp * layout.dp}" if self.gathers_replicas else ""
+        if not self.spreads_experts or layout.ep != layout.tp * layout.dp:
+            everywhere = f" or {layout.tp * layout.dp}" if self.spreads_experts else ""
             raise LayoutError(
                 f"`ep` {layout.ep}: engine {self.name} adds up its experts over the "
                 f"tensor-parallel group; set `ep` {layout.tp}{everywhere} or `engine` weft"
             )
-        return "all_gather"
+        if self.deepep:
+            return "deepep"
+        return "all_gather" if self.gathers_replicas else "joined"
+
+    def joins_rows(self, spec: ModelSpec, layout: Layout) -> bool:
+        """Whether dense blocks and the head see the rows of all replicas (SGLang).
+
+        LayoutError where they cannot be split over the ranks of all replicas.
+        """
+        if self.joins_up_to_bytes is None or not spec.is_moe or not layout.joins_replicas:
+            return False
+        if layout.sp > 1:
+            raise LayoutError(
+                f"`sp` {layout.sp}: engine {self.name} has whole rows where experts are spread over "
+                "replicas; set `sp` 1"
+            )
+        if self.exchange_of(layout) == "deepep" and layout.tp > 1:
+            raise LayoutError(
+                f"`tp` {layout.tp}: with DeepEP weft describes SGLang's replicas of one rank; "
+                f"set `tp` 1 and `dp` {layout.ep}, or `engine` sglang"
+            )
+        sizes = (spec.intermediate_size if spec.dense_layers else 0, spec.shared_expert_size)
+        odd = next((size for size in sizes if size % layout.ep), None)
+        if odd is not None:
+            raise LayoutError(
+                f"`ep` {layout.ep}: engine {self.name} splits dense layers over the replicas too, "
+                f"and it does not divide their {odd} inner elements; choose a divisor"
+            )
+        return True
+
+    def sums_rows(self, layout: Layout, num_bytes: int, *, has_prompts: bool) -> bool:
+        """Whether so many bytes of joined rows are put together by a sum."""
+        assert self.joins_up_to_bytes is not None
+        small = layout.nodes == 1 and num_bytes <= self.joins_up_to_bytes
+        return has_prompts or small
+
+    def deepep_shapes(
+        self, spec: ModelSpec, ranks: int, rows: int, *, has_prompts: bool
+    ) -> tuple[tuple[str, tuple[int, int], str | None], ...]:
+        """(variant, shape, type) of what one rank sends at most of ``rows`` rows, there and back.
+
+        Low latency (csrc/kernels/internode_ll.cu): a message for every choice, 16 bytes and the
+        row in 8 bits with a fp32 scale for every 128 elements, and back in 16 bits. High throughput
+        (intranode.cu): a row once to each rank that holds one of its experts, with its
+        choices (int64) and their weights (fp32). Rows go in 8 bits where the experts are, else in
+        the model's type.
+        """
+        chosen, hidden = spec.experts_per_token, spec.hidden_size
+        experts = next(filter(spec.has_experts, range(spec.num_layers)))
+        eight = spec.feed_forward(experts).format.rate == 1
+        row = hidden + 4 * -(-hidden // 128) if eight else hidden * element_bytes(spec.dtype)
+        quick = self.deepep == "low_latency" or (self.deepep == "auto" and not has_prompts)
+        copies = rows * (chosen if quick else min(chosen, ranks))
+        there = (copies, row + (16 if quick else 12 * chosen))
+        return ("deepep_dispatch", there, "uint8"), ("deepep_combine", (copies, hidden), None)
 
     def scatters_rows(self, spec: ModelSpec, layout: Layout) -> bool:
         """Whether attention before experts is reduced to each rank's share of the rows.
@@ -98,11 +163,11 @@ class Conventions:
         are gathered from all replicas and there is one stage.
         """
         is_latent = any(isinstance(kind, Latent) for kind in spec.attentions)
-        scatters = is_latent and layout.tp > 1 and layout.pp == 1
-        return scatters and self.exchange_of(layout) == "all_gather"
+        scatters = is_latent and layout.tp > 1 and layout.pp == 1 and self.gathers_replicas
+        return scatters and self.exchange_of(layout) in ("all_gather", "deepep")
 
 
-Exchange = Literal["none", "all_to_all", "all_reduce", "all_gather", "kernels"]
+Exchange = Literal["none", "all_to_all", "all_reduce", "all_gather", "joined", "deepep", "kernels"]
 
 
 def bytes_of_dispatched_row(row_bytes: int, experts_per_token: int) -> int:
@@ -110,7 +175,7 @@ def bytes_of_dispatched_row(row_bytes: int, experts_per_token: int) -> int:
     return row_bytes + 8 * experts_per_token
 
 
-ENGINES: Final = {
+_BY_NAME: Final = {
     "weft": Conventions(
         name="weft",
         boundary_tensors=1,
@@ -152,6 +217,7 @@ ENGINES: Final = {
         logits="all_gather",
         sampled_ids="host",
         vocab_multiple=64,
+        joins_up_to_bytes=16 << 20,
     ),
     "trtllm": Conventions(
         name="trtllm",
@@ -160,6 +226,14 @@ ENGINES: Final = {
         logits="all_gather",
         sampled_ids="host",
     ),
+}
+_DEEPEP: Final[dict[str, tuple[str, DeepEP]]] = {
+    "vllm-deepep": ("vllm", "low_latency"),
+    "vllm-deepep-ht": ("vllm", "high_throughput"),
+    "sglang-deepep": ("sglang", "auto"),
+}
+ENGINES: Final = _BY_NAME | {
+    name: replace(_BY_NAME[base], name=name, deepep=how) for name, (base, how) in _DEEPEP.items()
 }
 
 

@@ -228,13 +228,12 @@ class Layout:
 
     def _check_dcp(self, spec: ModelSpec) -> None:
         """Ranks that share positions must hold the same heads of the cache."""
-        for kind in spec.attentions_of(range(spec.num_layers)) if self.dcp > 1 else ():
-            copies = self.tp // kind.cache_parts(self.tp)
-            if kind.cache_elements(self.tp) and copies % self.dcp:
-                raise LayoutError(
-                    f"`dcp` {self.dcp}: {copies} of `tp` {self.tp} ranks hold the same heads of "
-                    f"the cache of {spec.name}; choose a divisor of {copies}"
-                )
+        copies = spec.cache_copies(self.tp) if self.dcp > 1 else 0
+        if copies % self.dcp:
+            raise LayoutError(
+                f"`dcp` {self.dcp}: {copies} of `tp` {self.tp} ranks hold the same heads of "
+                f"the cache of {spec.name}; choose a divisor of {copies}"
+            )
 
     def check_started(self) -> None:
         """Raise LayoutError where one machine would be given more ranks than it can have."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
@@ -193,6 +194,11 @@ class ModelSpec:
         """Whether weft's own GPU kernels compute all layers: they know one rope and one kind."""
         kinds = self.attentions_of(range(self.num_layers))
         return all(kind.has_kernels for kind in kinds) and len({k.rope for k in kinds}) == 1
+
+    def cache_copies(self, tp: int) -> int:
+        """How many of ``tp`` ranks hold the same heads of every cache, at least (0: no cache)."""
+        kinds = self.attentions_of(range(self.num_layers))
+        return math.gcd(*(tp // k.cache_parts(tp) for k in kinds if k.cache_elements(tp)))
 
     @property
     def has_state(self) -> bool:

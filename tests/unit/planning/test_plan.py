@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.distributed.run import get_args_parser
 
-from weft import report
+from weft import api, report
 from weft.cli.main import app
 from weft.errors import LayoutError, UserError, WorkloadError
 from weft.planning.explain import explain
@@ -245,12 +245,43 @@ def test_servers_are_told_how_many_requests_to_run_at_once() -> None:
     assert "--max-running-requests 192" in text["sglang"]
 
 
+def test_shared_positions_and_small_caches_are_in_the_commands() -> None:
+    found = launch_commands(
+        load_spec("deepseek-v3"), Layout(tp=8, dcp=4), 8, None, "float8_e4m3fn", tokens=100
+    )
+    text = {item.engine: item.command for item in found}
+    assert "--decode-context-parallel-size 4" in text["vllm"]
+    assert "--kv-cache-dtype fp8 --max-model-len 100" in text["vllm"]
+    assert "--dcp-size 4" in text["sglang"]
+    assert "--kv-cache-dtype fp8_e4m3" in text["sglang"]
+    assert text["weft"] == text["torchrun"] == "(weft keeps its cache in the model's own type)"
+    alone = launch_commands(load_spec("deepseek-v3"), Layout(tp=8, dcp=4), 8)
+    assert alone[0].command == "(weft keeps whole positions on every rank)"
+
+
+def test_caches_shared_by_position_hold_more_requests() -> None:
+    """Ranks that would hold the same latents hold a share of the positions each."""
+    found = api.plan(
+        "deepseek-v3", 8, weights="fp8_block", objective="throughput", cache_dtype="float8_e4m3fn"
+    )
+    tokens = {
+        item.layout.name: item.serving.memory.cache_limit_tokens
+        for item in found.ranked
+        if item.serving is not None
+    }
+    assert tokens["tp8xdcp8"] == pytest.approx(8 * tokens["tp8"], rel=1e-3)
+    own = api.plan("deepseek-v3", 8, weights="fp8_block", engine="weft", objective="throughput")
+    reasons = {item.name: item.reason for item in own.rejected}
+    assert "keeps whole positions" in reasons["tp8xdcp8"]
+    assert found.find("tp8xdcp8").layout.dcp == 8  # type: ignore[union-attr]
+
+
 def test_what_an_engine_cannot_run_is_said() -> None:
     assert "no sequence parallelism" in commands(Layout(tp=4, sp=4))["vllm"]
     assert "no sequence parallelism" in commands(Layout(tp=4, sp=4))["sglang"]
     eight = launch_commands(load_spec("llama-3.1-70b"), Layout(tp=4), 4, FLOAT8)
     text = {item.engine: item.command for item in eight}
-    assert "8-bit" in text["weft"]
+    assert text["weft"].endswith("--weights-dtype float8_e4m3fn")
     assert "--quantization fp8" in text["vllm"]
     assert "--quantization fp8" in text["sglang"]
 

@@ -125,3 +125,42 @@ def test_a_state_takes_cache_whatever_the_length() -> None:
     visits = [Visit(prompt=10, decode=10) for _ in range(6)]
     serve([Stage(servers=[few])], visits)
     assert few.most_running == 2
+
+
+def test_shared_positions_are_read_and_held_in_shares() -> None:
+    """dcp: a rank reads its share of the positions, and pays for queries and sums in between."""
+    spec, machine = load_spec("deepseek-v3"), machine_named("vllm", "h200-sxm", weights="fp8_block")
+    long = StepLoad(decode_sequences=16, decode_context=100_000)
+    whole, shared = (Replica(spec, Layout(tp=8, dcp=dcp), machine) for dcp in (1, 8))
+    one, eighth = (item.timer.stages(long)[0] for item in (whole, shared))
+    assert eighth.parts.attention_us < one.parts.attention_us
+    assert shared.cache_tokens == pytest.approx(8 * whole.cache_tokens, rel=1e-4)
+    groups = {(item.group, item.op): item.count for item in eighth.collectives}
+    assert groups["dcp8", "all_gather"] == 2 * spec.num_layers / 2
+    assert groups["dcp8", "reduce_scatter"] == spec.num_layers
+    prompt = StepLoad(prefill_tokens=100, prefill_sequences=1, prefill_context=50)
+    first = shared.timer.stages(prompt)[0].collectives
+    assert not [item for item in first if item.group == "dcp8"]
+
+
+def test_caches_in_eight_bits_hold_twice_and_are_read_in_half_the_time() -> None:
+    spec = load_spec("llama-3.1-8b")
+    wide, small = (
+        Replica(spec, Layout(), machine_named("vllm", "h200-sxm", cache_dtype=dtype))
+        for dtype in (None, "float8_e4m3fn")
+    )
+    assert small.cache_tokens == pytest.approx(2 * wide.cache_tokens, rel=1e-4)
+    full = StepLoad(decode_sequences=64, decode_context=16_000)
+    slow, quick = (item.timer.stages(full)[0].parts.attention_us for item in (wide, small))
+    assert 0.4 < quick / slow < 0.95
+    plain = wide.timer.stages(full)[0].parts
+    assert small.timer.stages(full)[0].parts.matmul_us == plain.matmul_us
+
+
+def test_sglangs_replicas_put_their_rows_together() -> None:
+    found = Replica(
+        load_spec("deepseek-v3"), Layout(dp=8, ep=8), machine_named("sglang", "h200-sxm")
+    )
+    step = found.timer.stages(StepLoad(decode_sequences=4, decode_context=100))[0]
+    assert {item.op for item in step.collectives} == {"all_reduce", "all_gather"}
+    assert {item.group for item in step.collectives} == {"ep8"}

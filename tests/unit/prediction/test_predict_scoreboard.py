@@ -124,6 +124,7 @@ def test_a_public_row_is_asked_as_a_user_asks(rows: list[public_rows.PublicRow])
         engine="vllm",
         accelerator="h200-sxm",
         weights="float8_e4m3fn",
+        cache_dtype="float8_e4m3fn",
         concurrency=4,
         shortest=0.8,
     )
@@ -155,6 +156,51 @@ def test_public_rows_are_scored_beside_the_peer(rows: list[public_rows.PublicRow
 
 def test_products_of_degrees_are_read_as_what_they_are(rows: list[public_rows.PublicRow]) -> None:
     assert (rows[4].layout, rows[4].gpus) == (Layout(tp=8, ep=8), 8)
+
+
+@pytest.mark.parametrize(
+    ("degrees", "layout"),
+    [
+        ((64, 1, 8, 8), Layout(tp=8, ep=8)),
+        ((4, 4, 1, 16), Layout(tp=4, ep=4)),
+        ((1, 64, 8, 8), Layout(dp=8, ep=8)),
+        ((8, 1, 8, 1), Layout(tp=8)),
+        ((2, 2, 1, 4), Layout(tp=2, ep=2)),
+    ],
+)
+def test_one_deployment_under_several_names(
+    tmp_path: Path, degrees: tuple[int, ...], layout: Layout
+) -> None:
+    """As the same times stand in the file under tp and ep."""
+    names = ("tp_size", "attention_dp_size", "moe_tp_size", "moe_ep_size")
+    made = row(id="2026_04_06_a") | dict(zip(names, map(str, degrees), strict=True))
+    (found,) = public_rows.read_rows(write(tmp_path / "silicon_sample.csv", [made]))
+    assert found.layout == layout
+
+
+@pytest.mark.parametrize(
+    ("model", "engine", "mode", "weights", "small_cache"),
+    [
+        ("MiniMaxAI/MiniMax-M2.5", "vllm", "fp8", "fp8_block", False),
+        ("meta-llama/Llama-3.1-70B", "vllm", "fp8", "float8_e4m3fn", True),
+        ("moonshotai/Kimi-K2.5", "vllm", "nvfp4", "nvfp4", True),
+        ("moonshotai/Kimi-K2.5", "vllm", "int4_wo", "int4", False),
+        ("deepseek-ai/DeepSeek-R1", "trtllm", "fp8", "fp8_block", True),
+        ("Qwen/Qwen3-32B", "trtllm", "", None, False),
+    ],
+)
+def test_formats_are_those_of_the_checkpoints(
+    tmp_path: Path, model: str, engine: str, mode: str, weights: str | None, *, small_cache: bool
+) -> None:
+    made = row() | {
+        "model_path": model,
+        "backend": engine,
+        "gemm_quant_mode": mode,
+        "moe_quant_mode": mode,
+        "precision": "",
+    }
+    (found,) = public_rows.read_rows(write(tmp_path / "silicon_sample.csv", [made]))
+    assert (found.weights, found.has_small_cache) == (weights, small_cache)
 
 
 def test_the_peers_answers_are_read(tmp_path: Path) -> None:
