@@ -164,8 +164,8 @@ def test_the_commands_take_them(command, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["trace", "embedded", "--speculate", "ngram:2"], "add --dry-run"),
-        (["trace", "embedded", "--prefill-layout", "tp2"], "add --dry-run"),
+        (["trace", "embedded", "--speculate", "ngram:2"], "ask for --dry-run"),
+        (["trace", "embedded", "--prefill-layout", "tp2"], "ask for --dry-run"),
         (["predict", "embedded", "--prefill-layout", "two"], "write it as 1, tp4"),
         (["predict", "embedded", "--prefill-layout", "dp2"], "--dp 2 of --prefill-layout"),
         (
