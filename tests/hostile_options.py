@@ -70,7 +70,6 @@ COMMANDS: dict[str, list[str]] = {
     "fabrics": [],
     "doctor": [],
     "study": ["--prompt", "4", "--decode", "2"],
-    "study scaling": ["--layouts", "1"],
     "study engines": ["--layouts", "1", "--show"],
     "calibrate": [],
     "calibrate accelerator": [],

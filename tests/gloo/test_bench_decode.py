@@ -1,4 +1,4 @@
-"""``weft bench decode`` and ``weft study scaling`` on the CPU, with real ranks."""
+"""``weft bench decode`` on the CPU, with real ranks."""
 
 from __future__ import annotations
 
@@ -95,46 +95,6 @@ def test_bench_decode_over_two_launchers(model, tmp_path):
 )
 def test_bench_decode_names_mistakes(words, message, model, capsys):
     assert run(["bench", "decode", model, *words]) == 2
-    captured = capsys.readouterr()
-    assert message in captured.err
-    assert not captured.out
-
-
-def test_scaling(model, tmp_path, capsys):
-    sizes = ["--prompt", "8", "--decode", "4", "--batch", "2", "--workloads", "decode-heavy"]
-    words = ["--model", model, "--layouts", "1,tp2,pp2", *sizes, "-o", str(tmp_path)]
-    assert run(["study", "scaling", *words]) == 0
-    assert "communication_ms" in capsys.readouterr().out
-    document = json.loads((tmp_path / "scaling.json").read_text())
-    assert document["schema"] == "weft.scaling/1"
-    for row in document["rows"]:
-        parts = [row[f"{part}_ms"] for part in ("compute", "communication", "wait", "idle")]
-        assert min(parts) >= 0
-        assert row["step_ms"] == pytest.approx(sum(parts))
-        assert (row["communication_ms"] > 0) == (row["ranks"] > 1)
-    first_ms = document["rows"][0]["e2e_ms"]
-    for row in document["rows"]:
-        assert row["speedup"] == pytest.approx(first_ms / row["e2e_ms"])
-    by_key = {(r["layout"], r["all_reduce"], r["phase"]): r for r in document["rows"]}
-    assert by_key["1", "-", "decode"]["steps"] == 3
-    assert by_key["pp2", "-", "decode"]["steps"] == 6, "two groups of one sequence each"
-    assert ("tp2", "weft", "decode") in by_key
-    page = (tmp_path / "scaling.html").read_text()
-    assert "communication" in page
-    assert "cdn.plot.ly" not in page.split("</script>")[0][:200]
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["--all-reduce", "fast"], "--all-reduce fast"),
-        (["--workloads", "idle"], "--workloads idle"),
-        (["--output", "/no/such/folder"], "--output /no/such/folder"),
-        (["--layouts", "tp3"], "tp 3: does not divide"),
-    ],
-)
-def test_scaling_names_mistakes(words, message, model, capsys):
-    assert run(["study", "scaling", "--model", model, *words]) == 2
     captured = capsys.readouterr()
     assert message in captured.err
     assert not captured.out

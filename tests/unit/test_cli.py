@@ -204,7 +204,7 @@ def test_a_model_larger_than_the_machine_is_refused_at_once(capsys, monkeypatch)
 def test_a_folder_that_cannot_be_written_is_named_before_anything_runs(tmp_path, capsys):
     file = tmp_path / "file"
     file.write_text("")
-    for command in (["study"], ["study", "scaling"]):
+    for command in (["study"], ["study", "engines"]):
         assert run([*command, "--output", str(file)]) == 2
         assert f"--output {file}: is not a folder" in capsys.readouterr().err
 

@@ -146,31 +146,7 @@ def prediction_document() -> dict[str, Any]:
     }
 
 
-def scaling():
-    parts = {"compute_ms": 2.5, "communication_ms": 0.5, "wait_ms": 0.25, "idle_ms": 0.0}
-    row = {
-        "workload": "decode-heavy",
-        "layout": "tp2",
-        "ranks": 2,
-        "all_reduce": "weft",
-        "phase": "decode",
-        "steps": 32,
-        "step_ms": 3.25,
-        "e2e_ms": 110.0,
-        "speedup": 1.7,
-    }
-    return {
-        "schema": "weft.scaling/1",
-        "model": "llama-3.1-8b",
-        "engine": "weft",
-        "device": "cuda",
-        "workloads": {"decode-heavy": {"prompt_tokens": 8, "decode_tokens": 32, "batch": 2}},
-        "rows": [row | parts, row | parts | {"phase": "prefill", "steps": 1}],
-    }
-
-
 DOCUMENTS = {
-    "scaling": scaling,
     "schedule": lambda: schedule("tp2xpp2").to_dict(),
     "import": import_document,
     "study": study_document,
@@ -193,16 +169,6 @@ def charts(report: Report) -> dict[str, Any]:
 def tables(report: Report) -> dict[str, Table]:
     blocks = [block for section in report.sections for block in section.blocks]
     return {block.caption: block for block in blocks if isinstance(block, Table)}
-
-
-def test_scaling_shows_every_row_and_where_its_time_goes() -> None:
-    value = scaling()
-    page = built(value)
-    rows = tables(page)["Every layout"].rows
-    assert [row["phase"] for row in rows] == ["decode", "prefill"]
-    assert all(row["wait_ms"] == 0.25 and row["speedup"] == 1.7 for row in rows)
-    bars = {bar.name: list(bar.x) for bar in charts(page)["One step of decode"].data}
-    assert sorted(value for bar in bars.values() for value in bar) == [0.25, 0.5, 2.5]
 
 
 @pytest.mark.parametrize("layout", ["tp2", "tp4", "pp4", "tp2xpp2", "sp2", "dp2xtp2"])

@@ -27,7 +27,6 @@ from weft.cli import (
     serve,
     study,
     study_engines,
-    study_scaling,
     trace,
 )
 from weft.cli import run as run_command
@@ -65,7 +64,6 @@ def _root(
 
 app.command("models")(grouped(models.models))
 app.command("run")(grouped(run_command.run))
-study.app.command("scaling")(grouped(study_scaling.study_scaling))
 study.app.command("engines")(grouped(study_engines.study_engines))
 app.add_typer(study.app, name="study")
 app.command("trace")(grouped(trace.trace))

@@ -29,7 +29,7 @@ from ``weft.report.colours`` (``kind_colour`` for operations and kinds of time,
 Documents and their schemas (docs/formats.md has every field): ``weft.schedule/1``
 (with the optional lists ``conformance``, ``time_share``, ``waiting``, ``timeline``
 and ``unexplained``), ``weft.study/1``, ``weft.bench.allreduce/1``,
-``weft.prediction/1``, ``weft.plan/1``, ``weft.scoreboard/1``, ``weft.scaling/1``,
+``weft.prediction/1``, ``weft.plan/1``, ``weft.scoreboard/1``,
 ``weft.bench.serve/1`` and ``weft.study.engines/1``. ``compared_rows`` writes those of a study.
 
 Nothing here imports torch or starts a process group.

@@ -21,7 +21,6 @@ from weft.report.prediction_section import (
     prediction_title,
     sections_of_prediction,
 )
-from weft.report.scaling_section import scaling_summary, scaling_title, sections_of_scaling
 from weft.report.schedule_section import (
     compared_schedules,
     schedule_summary,
@@ -75,9 +74,6 @@ _KINDS: Final = {
         title=lambda _: "Predicted and measured",
         summary=scoreboard_summary,
         sections=sections_of_scoreboard,
-    ),
-    "weft.scaling/1": _Kind(
-        title=scaling_title, summary=scaling_summary, sections=sections_of_scaling
     ),
     "weft.bench.serve/1": _Kind(
         title=serving_title,
