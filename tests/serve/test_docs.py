@@ -94,3 +94,14 @@ def test_quick_commands_run(line, tmp_path, monkeypatch, capsys):
         pytest.skip("has a test of its own")
     monkeypatch.chdir(tmp_path)
     assert main.run(shlex.split(line)) == 0, capsys.readouterr().err
+
+
+def test_architecture_names_what_is_there():
+    text = " ".join((ROOT / "ARCHITECTURE.md").read_text().split())
+    named = re.findall(r"`([a-z_0-9/]+\.py)(?:: ([\w.]+))?`", text)
+    assert len(named) > 20
+    for file, name in named:
+        path = ROOT / file if file.startswith("tests") else ROOT / "src" / "weft" / file
+        for part in filter(None, name.split(".")):
+            assert re.search(rf"(class|def) {part}\b", path.read_text()), f"{file}: {part}"
+        assert path.exists()

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from checkpoints import make_checkpoint
+from weft.cli import study
 from weft.cli.main import app, run
 from weft.errors import LayoutError, UserError, WorkloadError
 from weft.vocabulary.files import write_file
@@ -293,3 +294,18 @@ def test_a_file_is_whole_or_the_one_before(tmp_path):
     with pytest.raises(UserError, match="does not exist"):
         write_file(tmp_path / "missing" / "result.json", "")
     assert sorted(one.name for one in tmp_path.iterdir()) == ["link.json", "result.json"]
+
+
+def test_a_study_ends_with_what_was_learnt_and_three_commands():
+    def part(tp: int, volume: float, e2e_ms: float) -> dict:
+        schedules = {"run": {"totals": {"volume_bytes": volume}}}
+        times = {"ttft_ms": 1.0, "tpot_ms": 1.0, "e2e_ms": e2e_ms}
+        rows = [{"verdict": "equal"}] * tp
+        return times | {"layout": {"tp": tp}, "schedules": schedules, "rows": rows}
+
+    document = {"layouts": [part(1, 0, 30), part(2, 4e6, 20)], "published": [{"rows": [{}, {}]}]}
+    text = "\n".join(study._learnt(document))
+    assert "tp2 was fastest here: 20 ms" in text
+    assert "1 sends least and tp2 most" in text
+    assert len([line for line in text.splitlines() if line.startswith("- ")]) == 5
+    assert len([line for line in text.splitlines() if line.startswith("  weft ")]) == 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -59,6 +60,7 @@ def study(
         raise CheckFailed(f"{summary}; see {output / 'report.html'}")
     if output_format is OutputFormat.TABLE:
         print(f"\nwrote {output / 'study.json'} and {output / 'report.html'}\n{summary}")
+        print(*_learnt(document), sep="\n")
 
 
 def _run(**asked: Any) -> dict[str, Any]:
@@ -95,6 +97,25 @@ def _print(document: dict[str, Any], output_format: OutputFormat) -> None:
     for part in document["published"]:
         title = f"published: {part['model']} {part['layout']}"
         print_rows([_row(row) for row in part["rows"]], output_format, title=title)
+
+
+def _learnt(document: dict[str, Any]) -> Iterator[str]:
+    """What the tables say, in five lines, and where to go from here."""
+    rows = [_times(part) for part in document["layouts"]]
+    fastest = min(rows, key=lambda row: row["e2e_ms"])
+    least, most = (how(rows, key=lambda row: row["volume_mb"]) for how in (min, max))
+    volumes = ", ".join(f"{row['layout']} {row['volume_mb']:,.1f}" for row in rows)
+    entries = sum(len(table["rows"]) for table in document["published"])
+    yield "\nWhat was learnt:"
+    yield f"- {sum(row['rows'] for row in rows)} kinds of calls ran as model code and formulas said."
+    yield f"- A request sends, in MB: {volumes}."
+    yield f"- {least['layout']} sends least and {most['layout']} most of these."
+    yield f"- {fastest['layout']} was fastest here: {fastest['e2e_ms']:,.0f} ms a request."
+    yield f"- The papers' tables are reproduced: {entries} entries."
+    yield "\nNext:"
+    yield "  weft plan llama-3.1-70b --gpus 8 --accelerator h100-sxm"
+    yield "  weft import trace_rank*.json.gz --model llama-3.1-8b"
+    yield "  weft serve embedded --tp 2"
 
 
 def _times(part: dict[str, Any]) -> dict[str, Any]:
