@@ -215,6 +215,11 @@ class Writer:
         self.emit("kernel", f"ncclDevKernel_SendRecv{STORAGE}", self.now + 1, 3, **args)
         self.now += 6
 
+    def own_exchange(self, row: Collective) -> None:
+        name = "dispatch_rows" if row.dtype == "uint8" else "combine_rows"
+        self.emit("kernel", name, self.now + 1, 3)
+        self.now += 6
+
     def coordination(self, start: float, duration: float) -> None:
         """Rows and graphs of each replica, over the host or by a kernel."""
         if self.run.coordination == "nccl":
@@ -253,8 +258,11 @@ class Writer:
         }  # fmt: skip
 
 
-def write_schedule(schedule: Schedule, folder: Path) -> list[Path]:
-    """The rows of a schedule of one stage as every rank's records of torch.distributed."""
+def write_schedule(schedule: Schedule, folder: Path, *, own_exchange: bool = False) -> list[Path]:
+    """The rows of a schedule of one stage as every rank's records of torch.distributed.
+
+    own_exchange: of weft's exchange no more than its kernels' names.
+    """
     layout, load = schedule.layout, schedule.workload
     batch = -(-load.batch // layout.dp)
     steps = [("prefill", 1, batch * load.prompt_tokens, 0)]
@@ -271,6 +279,9 @@ def write_schedule(schedule: Schedule, folder: Path) -> list[Path]:
             start = writer.now
             for row in schedule.collectives:
                 for _ in range(row.count // repeats if row.phase == phase else 0):
+                    if own_exchange and row.op == "all_to_all":
+                        writer.own_exchange(row)
+                        continue
                     writer.call(row, list(layout.group_of(row.group, rank)))
             label = Batch(
                 context_requests=batch * bool(context),

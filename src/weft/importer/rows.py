@@ -246,6 +246,12 @@ class Adder:
                     f"{row.input_shape}: {listed} calls"
                 )
 
+    def _is_room(self, row: Collective) -> bool:
+        """Whether the bytes are those that there is room for: of rows exchanged as weft does."""
+        ways = self.sizer.conventions
+        own = ways is not None and ways.expert_exchange == "all_to_all"
+        return own and row.op == "all_to_all" and row.variant is None
+
     def _measured(self, cell: _Cell) -> MeasuredRow:
         num_ranks = len(cell.counts)
         known = bool(cell.waits) and len(cell.waits) == len(cell.durations)
@@ -255,7 +261,7 @@ class Adder:
             duration_us=_statistics(cell.durations, num_ranks),
             wait_us=_statistics(cell.waits, num_ranks) if known else None,
             transfer_us=_statistics(cell.transfers, num_ranks) if known else None,
-            bound=None if known or not cell.durations else "upper",
+            bound="upper" if self._is_room(cell.first) or (cell.durations and not known) else None,
         )
         times = row.transfer_us or row.duration_us
         algbw = None

@@ -7,18 +7,22 @@ is None), ``model`` where only the model and the step label tell the size.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Final
 
 from weft.importer.labels import StepLabel
 from weft.importer.rank_trace import Size, TracedCall
-from weft.vocabulary.conventions import Conventions
+from weft.vocabulary.conventions import Conventions, bytes_of_dispatched_row
+from weft.vocabulary.dtypes import element_bytes
 from weft.vocabulary.layout import Layout
 from weft.vocabulary.model_spec import ModelSpec
 from weft.vocabulary.schedule import Provenance
 
 _RESIZING: Final = ("gather", "scatter", "all_gather", "reduce_scatter")
+_OWN: Final = re.compile(r"(dispatch|combine)_rows\b")
+"""weft's kernels of the exchange, whose sizes are those of its schedule."""
 _ROWS_OF_TOKENS: Final = ("all_reduce", "reduce_scatter", "send", "recv")
 
 
@@ -69,6 +73,8 @@ class Sizer:
         own = -(-(label.num_tokens or 0) // self.layout.tp)
         every = self.layout.ep * own if call.operation == "all_to_all" else everywhere
         is_told = call.input_shape is not None or call.input_elements is not None
+        if not is_told and self.spec is not None and (own_kernel := _OWN.match(call.name)):
+            return [self._by_own_kernel(own_kernel[1], self.spec, every)]
         if is_told or self.spec is None or call.operation not in _RESIZING:
             sized = self.size(call, label, self.layout.ep)
             sized = replace(sized, dtype=None) if call.variant else sized
@@ -84,6 +90,15 @@ class Sizer:
                 replace(unknown, input_shape=shapes[0], output_shape=shapes[1], dtype=dtype)
             )
         return found[:1] if call.operation == "reduce_scatter" else found
+
+    def _by_own_kernel(self, name: str, spec: ModelSpec, rows: int | None) -> Sized:
+        """Room for all rows of a rank at each: bytes of rows with their choices, or sums."""
+        width, dtype = spec.hidden_size, spec.dtype
+        if name == "dispatch":
+            row_bytes = width * element_bytes(dtype)
+            width, dtype = bytes_of_dispatched_row(row_bytes, spec.experts_per_token), "uint8"
+        shape = (rows, width) if rows else None
+        return Sized(input_shape=shape, output_shape=shape, dtype=dtype, provenance="model")
 
     def _by_rows(self, call: TracedCall, sized: Sized, own: int, every: int | None) -> Sized:
         """The same sizes with the rows of the exchange, where they divide the elements."""

@@ -231,27 +231,33 @@ def test_the_rows_of_all_replicas_are_counted(tmp_path: Path, library: Library) 
 
 
 @pytest.mark.parametrize(
-    ("engine", "layout"),
+    ("engine", "layout", "own"),
     [
-        ("weft", Layout(tp=2, ep=2)),
-        ("weft", Layout(dp=2, ep=2)),
-        ("weft", Layout(tp=2, dp=2, ep=4)),
-        ("vllm", Layout(dp=4, ep=4)),
-        ("vllm", Layout(tp=2, dp=2, ep=4)),
+        ("weft", Layout(tp=2, ep=2), False),
+        ("weft", Layout(dp=2, ep=2), False),
+        ("weft", Layout(tp=2, dp=2, ep=4), False),
+        ("weft", Layout(tp=2, ep=2), True),
+        ("weft", Layout(tp=2, dp=2, ep=4), True),
+        ("vllm", Layout(dp=4, ep=4), False),
+        ("vllm", Layout(tp=2, dp=2, ep=4), False),
     ],
 )
-def test_dry_runs_written_as_traces_conform(engine: str, layout: Layout, tmp_path: Path) -> None:
+def test_dry_runs_written_as_traces_conform(
+    engine: str, layout: Layout, tmp_path: Path, *, own: bool
+) -> None:
     """The model code under a fake process group is the other side here, not the closed form."""
     from weft.tracing.dry_run import dry_run
 
     spec = spec_of(replicas(), family="qwen3_moe")
     load = Workload(prompt_tokens=5, decode_tokens=3, batch=3 * layout.dp)
     schedule = dry_run(spec, layout, load, engine)
-    paths = write_schedule(schedule, tmp_path)
+    paths = write_schedule(schedule, tmp_path, own_exchange=own)
     result = import_traces(paths, model=spec, engine=engine, layout=layout)
     assert result.conformance.conforms, result.conformance.reason
     found = {m.row.key: m.row.count for m in result.rows}
     assert found == {row.key: row.count for row in schedule.collectives}
+    rooms = {m.row.bound for m in result.rows if m.row.op == "all_to_all"}
+    assert rooms == ({"upper"} if engine == "weft" else set())
     assert not result.conformance.differences
 
 
