@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import copy
-import functools
 import json
 from typing import Any
 
@@ -13,75 +10,44 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from damage import JUNK, places
-from mock_server import MockBehaviour, start_mock
-from weft.bench.serving.arrivals import synthetic
-from weft.bench.serving.figures import ServiceLimits
-from weft.bench.serving.http_client import parse_url
-from weft.bench.serving.payloads import Target
+from report_documents import bench, measured
 from weft.bench.serving.report import serve_report
-from weft.bench.serving.result import ServeResult
-from weft.bench.serving.runner import Load, RunOutcome, run_load
 from weft.cli.report import report as report_command
 from weft.errors import FileFormatError
-from weft.report import Chart, Report, Table, document, report_of
-
-PART = {
-    "mean_ms": 4.0,
-    "communication_ms": 1.0,
-    "share": 0.25,
-    "by": [{"phase": "decode", "op": "all_reduce", "mean_ms": 1.0, "share": 0.25}],
-}
-
-
-async def _measured() -> tuple[dict[str, Any], RunOutcome]:
-    server, url = await start_mock(MockBehaviour(ttft_ms=4, itl_ms=2, fail_every=9))
-    target = Target(endpoint=parse_url(url), model="mock")
-    load = Load(specs=synthetic(20, 8, 5), concurrency=4, timeout_s=20)
-    outcome = await run_load(target, load)
-    server.close()
-    await asyncio.sleep(0.05)
-    settings = {"kind": "closed", "rate_per_s": None, "concurrency": 4}
-    limits = ServiceLimits(ttft_ms=1e4)
-    result = ServeResult(
-        target=target, load=load, outcome=outcome, limits=limits, settings=settings
-    )
-    return result.to_dict(), outcome
-
-
-@functools.cache
-def measured() -> tuple[dict[str, Any], RunOutcome]:
-    result, outcome = asyncio.run(_measured())
-    return result | {"communication": {"ttft": PART, "tpot": PART}}, outcome
-
-
-def bench() -> dict[str, Any]:
-    return copy.deepcopy(measured()[0])
+from weft.report import Badge, Block, Chart, Folded, Report, Table, document, render, report_of
 
 
 def built(value: Any) -> Report:
     return report_of([document(value, "file.json")])
 
 
+def blocks(report: Report) -> list[Block]:
+    found = [block for section in report.sections for block in section.blocks]
+    return found + [b for block in found if isinstance(block, Folded) for b in block.blocks]
+
+
 def tables(report: Report) -> dict[str, Table]:
-    return {b.caption: b for s in report.sections for b in s.blocks if isinstance(b, Table)}
+    return {block.caption: block for block in blocks(report) if isinstance(block, Table)}
 
 
 def charts(report: Report) -> list[Chart]:
-    return [b for s in report.sections for b in s.blocks if isinstance(b, Chart)]
+    return [block for block in blocks(report) if isinstance(block, Chart)]
 
 
 def test_the_page_has_the_figures_of_the_file():
     value = bench()
     report = built(value)
-    assert report.verdict is not None
-    assert (report.verdict.text, report.verdict.tone) == ("2 failed", "bad")
+    assert report.answer.verdict == Badge(text="2 failed", tone="bad")
     found = tables(report)
-    rows = found["Milliseconds, completed requests"].rows
+    own = found["Milliseconds, completed requests"].rows
+    assert [row["metric"] for row in own] == ["ttft_ms", "tpot_ms", "itl_ms", "e2e_ms"]
+    rows = found["Milliseconds by definition"].rows
     assert len(rows) == 16
+    assert found["Milliseconds by definition"].folded
     for row in rows:
         summary = value["definitions"][row["definition"]][row["metric"]]
         assert row["p50"] == round(summary["p50"]["value"], 4)
-    assert {row["good"] for row in found["Goodput"].rows} == {18}
+    assert {row["good"] for row in found["Goodput by definition"].rows} == {18}
     assert [row["op"] for row in found["Inside collectives, mean of the requests"].rows] == [
         "all",
         "all_reduce",
@@ -89,8 +55,30 @@ def test_the_page_has_the_figures_of_the_file():
     (failure,) = found["Failures"].rows
     assert failure["requests"] == 2
     for chart in charts(report):
-        (ttft, *_) = chart.figure.data
-        assert list(ttft.x) == sorted(ttft.x)
+        values = [point.x for point in chart.figure.series[0].points]
+        assert values == sorted(values)
+
+
+def test_the_answer_says_whether_the_limits_were_met():
+    value = bench()
+    answer = built(value).answer
+    some = answer.headlines[0]
+    assert (some.value, some.note, some.tone) == ("90.0%", "not met: 18 of 20", "bad")
+    assert answer.warnings == ["2 of 20 requests failed"]
+    value["definitions"]["weft"]["goodput"] |= {"share": 1.0, "num_good": 20}
+    every = built(value).answer.headlines[0]
+    assert (every.value, every.note, every.tone) == ("100.0%", "met: 20 of 20", "good")
+    value["definitions"]["weft"]["goodput"] = None
+    assert built(value).answer.headlines[0].label == "TTFT, 99th percentile"
+
+
+def test_a_late_client_is_told_first():
+    value = bench()
+    value["requests"] |= {"failed": 0, "errors": {}}
+    value["client"]["send_lag_ms"]["p99"] = 20.0
+    answer = built(value).answer
+    assert answer.verdict == Badge(text="client was late", tone="bad")
+    assert "THE CLIENT WAS LATE" in answer.warnings[0]
 
 
 def test_a_run_with_its_records_draws_every_request():
@@ -98,7 +86,9 @@ def test_a_run_with_its_records_draws_every_request():
     plain, full = built(value), serve_report(value, outcome)
     assert full.title == plain.title
     assert len(charts(full)) == len(charts(plain)) + 1
-    assert len(charts(full)[-1].figure.data[0].x) == 18
+    assert [len(c.figure.series[0].points) for c in charts(full) if c.title == "Each request"] == [
+        18
+    ]
 
 
 def test_the_command_takes_it(tmp_path, capsys):
@@ -136,8 +126,7 @@ def test_any_damage_is_a_report_or_one_clear_line(data):
     if damage is not None:
         assert "\n" not in damage
         return
-    for chart in charts(report):
-        chart.figure.to_json(engine="json")
+    render(report)
 
 
 @pytest.mark.parametrize("field", ["target", "requests", "throughput", "definitions", "client"])

@@ -8,83 +8,16 @@ import io
 import xml.etree.ElementTree as ET
 from typing import Any
 
-import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from damage import JUNK, places
-from weft.closed_form.schedule import closed_form
+from report_documents import case, study
 from weft.errors import FileFormatError
-from weft.report import Chart, Report, Table, document, report_of
+from weft.report import Badge, Report, Table, document, render, report_of
 from weft.report.engines_document import read_study
 from weft.report.engines_findings import answers, findings
 from weft.report.paper_files import paper_files
-from weft.vocabulary.layout import Layout
-from weft.vocabulary.model_source import load_spec
-from weft.vocabulary.workload import Workload
-
-LOAD = Workload(prompt_tokens=128, decode_tokens=32, batch=8)
-SCHEMA = "weft.study.engines/1"
-
-
-def metric(p50: float) -> dict[str, Any]:
-    return {name: {"value": p50 * by, "low": None, "high": None} for name, by in
-            (("p50", 1.0), ("p90", 1.2), ("p95", 1.3), ("p99", 1.5))}  # fmt: skip
-
-
-def load(tpot: float, rate: float, **how: float) -> dict[str, Any]:
-    figures = {"ttft_ms": metric(tpot * 5), "tpot_ms": metric(tpot), "e2e_ms": metric(tpot * 36)}
-    through = {"requests_per_s": rate, "output_tokens_per_s": 32 * rate}
-    result = {"definitions": {"weft": figures}, "throughput": through}
-    return {"concurrency": None, "rate_per_s": None, **how, "result": result}
-
-
-def case(engine: str, layout: str, tpot: float, **more: Any) -> dict[str, Any]:
-    parsed = Layout.parse(layout)
-    schedule = "vllm" if engine.startswith("vllm") else "weft"
-    sent = closed_form(load_spec("llama-3.1-8b"), parsed, LOAD, schedule).to_dict()
-    phase = {
-        "steps": 16,
-        "compute_us": 4e3,
-        "communication_us": 3e3,
-        "waiting_us": 2e3,
-        "idle_us": 1e3,
-    }
-    trace = {"conforms": True, "verdict": "conforms", "explanation": "all rows",
-             "phases": [{"phase": name} | phase for name in ("prefill", "decode")]}  # fmt: skip
-    return {
-        "engine": engine,
-        "layout": layout,
-        "workload": "chat",
-        "ranks": parsed.world_size,
-        "status": "done",
-        "reason": None,
-        "expected": {key: sent[key] for key in ("workload", "collectives", "totals")},
-        "predicted": {"tpot_ms": {"value": tpot * 1.1, "low": tpot, "high": 2 * tpot}},
-        "loads": [load(tpot, 1, concurrency=1), load(2 * tpot, 50 / tpot, concurrency=8),
-                  load(5 * tpot, 80 / tpot, rate_per_s=9.0)],
-        "trace": trace if parsed.world_size > 1 else None,
-    } | more  # fmt: skip
-
-
-def study(**more: Any) -> dict[str, Any]:
-    cases = [
-        case("weft", "1", 12.0),
-        case("weft", "tp2", 7.0),
-        case("weft", "pp2", 13.0),
-        case("weft-library", "tp2", 8.0),
-        case("vllm", "tp2", 7.5),
-        case("vllm", "tp4", 5.0),
-        case("vllm", "pp4", 14.0),
-        case("vllm", "tp2xpp2", 8.0),
-        case("vllm", "pp2", 1, status="failed", reason="not ready", loads=[], trace=None),
-    ]
-    return {
-        "schema": SCHEMA,
-        "model": "llama-3.1-8b",
-        "limits_ms": {"tpot_ms": 30.0},
-        "cases": cases,
-    } | more
 
 
 def built(value: Any) -> Report:
@@ -102,9 +35,11 @@ def test_the_answer_comes_first():
         "99th percentile is 50% below the limit. Its decode steps are bound by compute (40% of the step)."
     )
     report = built(study())
-    assert report.summary == answer
-    assert report.verdict is not None
-    assert report.verdict.text == "1 cases failed, 0 do not conform"
+    assert report.answer.summary == answer
+    assert report.answer.verdict == Badge(text="1 cases failed, 0 do not conform", tone="bad")
+    assert report.answer.warnings == ["vllm pp2, chat: not ready"]
+    fastest = {one.label: (one.value, one.note) for one in report.answer.headlines}
+    assert fastest["lowest TPOT, chat"] == ("5 ms", "vllm tp4")
     (none,) = answers(read(study(limits_ms={"tpot_ms": 1.0})))
     assert "none meets TPOT 1 ms; nearest is vllm tp4" in none
     (free,) = answers(read(study(limits_ms={})))
@@ -137,7 +72,6 @@ def test_the_page_has_every_case_and_both_all_reduces():
 
 
 def test_figures_are_files_for_a_paper():
-    pytest.importorskip("matplotlib")
     some = study(cases=study()["cases"][:3])
     files = dict(paper_files(document(some, "study.json")))
     names = {name.removeprefix("chat-").rpartition(".")[0] for name in files}
@@ -172,6 +106,4 @@ def test_any_damage_is_a_report_or_one_clear_line(data):
     if damage is not None:
         assert "\n" not in damage
         return
-    for block in (block for section in report.sections for block in section.blocks):
-        if isinstance(block, Chart):
-            block.figure.to_json(engine="json")
+    render(report)

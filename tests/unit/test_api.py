@@ -50,7 +50,7 @@ def test_importing_weft_loads_no_library():
     loaded = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
-    for heavy in ("torch", "transformers", "plotly", "numpy", "typer"):
+    for heavy in ("torch", "transformers", "jinja2", "numpy", "typer"):
         assert heavy not in loaded.stdout.split(), heavy
 
 

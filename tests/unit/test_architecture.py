@@ -112,8 +112,8 @@ def test_torch_is_not_imported(module):
     assert not imports(module, "torch")
 
 
-def test_the_command_line_starts_without_plotly():
-    assert not imports("weft.cli.main", "plotly")
+def test_the_command_line_starts_without_jinja2():
+    assert not imports("weft.cli.main", "jinja2")
 
 
 def imports(module: str, name: str) -> bool:

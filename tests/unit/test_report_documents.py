@@ -12,163 +12,55 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from damage import JUNK, places
+from report_documents import (
+    DOCUMENTS,
+    bench_document,
+    import_document,
+    plan_document,
+    prediction_document,
+    schedule,
+    scoreboard_document,
+    study_document,
+)
 from weft.cli.report import report as report_command
-from weft.closed_form.schedule import closed_form
 from weft.errors import FileFormatError, UserError
 from weft.report import (
     Badge,
+    Block,
     Chart,
+    Folded,
     Report,
     Table,
     compared_rows,
     document,
     read_document,
+    render,
     report_of,
     schedule_sections,
 )
-from weft.vocabulary.comparison import compare
-from weft.vocabulary.layout import Layout
-from weft.vocabulary.model_source import load_spec
-from weft.vocabulary.schedule import Schedule
-from weft.vocabulary.workload import Workload
-
-TIMELINE = [
-    {"rank": 0, "name": "layer 0", "kind": "compute", "start_us": 0.0, "end_us": 5.0},
-    {"rank": 0, "name": "sum", "kind": "all_reduce", "start_us": 5.0, "end_us": 9.5},
-]
-
-
-def schedule(layout: str, engine: str = "vllm-v0", decode: int = 128) -> Schedule:
-    workload = Workload(decode_tokens=decode)
-    return closed_form(load_spec("llama-3.1-8b"), Layout.parse(layout), workload, engine)
-
-
-def import_document() -> dict[str, Any]:
-    expected, actual = schedule("tp2", "vllm"), schedule("tp2", "vllm", decode=32)
-    times = {"min": 1.0, "median": 2.0, "max": 3.0, "total": 4.0}
-    imported = actual.to_dict()
-    for row in imported["collectives"]:
-        row |= {"duration_us": times, "wait_us": None, "transfer_us": None, "bound": "upper"}
-    return imported | {
-        "source": "import",
-        "conformance": {
-            "engine": "vllm",
-            "explanation": "fewer decode steps than asked for",
-            "rows": [row.to_dict() for row in compare(expected, actual)],
-        },
-        "time_share": [{"step": "decode 1", "kinds_us": {"compute": 90.0, "all_reduce": 10.0}}],
-        "waiting": [{"rank": 0, "wait_us": 3.0, "transfer_us": 4.0}],
-        "timeline": TIMELINE,
-        "unexplained": [{"name": "ncclDevKernel", "count": 2}],
-    }
-
-
-def study_document() -> dict[str, Any]:
-    layouts = []
-    for name in ("1", "tp2", "tp2xpp2"):
-        sources = {source: schedule(name) for source in ("run", "dry_run", "closed_form")}
-        layouts.append(
-            {
-                "layout": sources["run"].to_dict()["layout"],
-                "ttft_ms": 100.0,
-                "tpot_ms": 10.0,
-                "e2e_ms": 1370.0,
-                "schedules": {source: one.to_dict() for source, one in sources.items()},
-                "rows": compared_rows(sources),
-                "timeline": TIMELINE,
-            }
-        )
-    published = {"published": schedule("tp4"), "closed_form": schedule("tp4")}
-    return {
-        "schema": "weft.study/1",
-        "machine": {"cpu": "some CPU", "cores": 2},
-        "workload": {"prompt_tokens": 128, "decode_tokens": 128, "batch": 1},
-        "layouts": layouts,
-        "published": [{"model": "llama-3.1-8b", "layout": "tp4", "rows": compared_rows(published)}],
-        "checks": {"passed": 30, "total": 30},
-    }
-
-
-def bench_document() -> dict[str, Any]:
-    times = {"min_us": 1.0, "median_us": 2.0, "max_us": 3.0, "algbw_gb_s": 4.0, "busbw_gb_s": 6.0}
-    rows = [
-        {"algorithm": name, "bytes": size, "dtype": dtype, **times, "wrong": 0}
-        for name in ("ring", "one-shot")
-        for size in (8192, 65536)
-        for dtype in ("bfloat16", "float32")
-    ]
-    return {"schema": "weft.bench.allreduce/1", "machine": {"gpus": 4}, "rows": rows}
-
-
-def plan_document() -> dict[str, Any]:
-    interval = {"value": 5.0, "low": 4.0, "high": 6.0}
-    plans = [
-        {"layout": "tp4", "batch": 8, "ttft_ms": 80.0, "tpot_ms": interval, "on_front": True}
-        | {"throughput_per_gpu": 300.0, "memory_gib": 20.5, "breakdown_us": {"compute": 4000.0}},
-        {"layout": {"tp": 2, "pp": 2}, "ttft_ms": 80.0, "tpot_ms": 7.0, "throughput_per_gpu": 9.0},
-    ]
-    return {
-        "schema": "weft.plan/1",
-        "model": "llama-3.1-70b",
-        "objective": "latency",
-        "workload": {"batch": 8},
-        "plans": plans,
-        "rejected": [{"layout": "tp3", "reason": "does not divide the 64 attention heads"}],
-    }
-
-
-def scoreboard_document() -> dict[str, Any]:
-    row = {"quantity": "TPOT (ms)", "predicted": 5.0, "low": 4.0, "high": 6.0}
-    rows = [row | {"name": "tp2", "measured": 5.5}, row | {"name": "tp4", "measured": 7.0}]
-    return {"schema": "weft.scoreboard/1", "rows": rows}
-
-
-def prediction_document() -> dict[str, Any]:
-    interval = {"value": 5.0, "low": 4.0, "high": 6.0}
-    parts = ("matmul", "attention", "elementwise", "fixed", "communication", "waiting")
-    phase = {f"{part}_ms": 1.0 for part in parts} | {
-        "collectives": [{"op": "all_reduce", "message_bytes": 8192, "count": 65, "time_us": 5.0}]
-    }
-    return {
-        "schema": "weft.prediction/1",
-        "model": "llama-3.1-8b",
-        "layout": "tp2",
-        "engine": "vllm",
-        "workload": {"batch": 1},
-        "accelerator": "h200-sxm",
-        "fabric": "h200-nvlink",
-        **dict.fromkeys(("ttft_ms", "tpot_ms", "e2e_ms", "tokens_per_s"), interval),
-        "communication_share": 0.25,
-        "memory": {"weights_gb": 8.0, "fits": True},
-        "prefill": phase,
-        "decode": phase,
-        "provenance": {"h200-sxm.matmul": {"value": 780.0, "origin": "measured"}},
-    }
-
-
-DOCUMENTS = {
-    "schedule": lambda: schedule("tp2xpp2").to_dict(),
-    "import": import_document,
-    "study": study_document,
-    "bench": bench_document,
-    "plan": plan_document,
-    "scoreboard": scoreboard_document,
-    "prediction": prediction_document,
-}
+from weft.report.drawing import Figure
 
 
 def built(value: Any, name: str = "file.json") -> Report:
     return report_of([document(value, name)])
 
 
-def charts(report: Report) -> dict[str, Any]:
-    blocks = [block for section in report.sections for block in section.blocks]
-    return {block.title: block.figure for block in blocks if isinstance(block, Chart)}
+def blocks(report: Report) -> list[Block]:
+    found = [block for section in report.sections for block in section.blocks]
+    return found + [b for block in found if isinstance(block, Folded) for b in block.blocks]
+
+
+def charts(report: Report) -> dict[str, Figure]:
+    return {block.title: block.figure for block in blocks(report) if isinstance(block, Chart)}
 
 
 def tables(report: Report) -> dict[str, Table]:
-    blocks = [block for section in report.sections for block in section.blocks]
-    return {block.caption: block for block in blocks if isinstance(block, Table)}
+    return {block.caption: block for block in blocks(report) if isinstance(block, Table)}
+
+
+def sizes(figure: Figure) -> dict[str, list[float]]:
+    """Lengths of the bars of each name."""
+    return {one.name: [bar.high - bar.low for bar in one.bars] for one in figure.series}
 
 
 @pytest.mark.parametrize("layout", ["tp2", "tp4", "pp4", "tp2xpp2", "sp2", "dp2xtp2"])
@@ -176,7 +68,7 @@ def tables(report: Report) -> dict[str, Table]:
 def test_chart_adds_up_to_the_totals(layout: str, engine: str) -> None:
     subject = schedule(layout, engine)
     figure = charts(built(subject.to_dict()))["Volume by phase and operation"]
-    shown = {trace.name: sum(trace.x) for trace in figure.data}
+    shown = {name: sum(bars) for name, bars in sizes(figure).items()}
     assert shown == pytest.approx(subject.totals.by_op)
     rows = tables(built(subject.to_dict()))["Collectives of one rank of each stage"].rows
     assert [row["count"] for row in rows] == [row.count for row in subject.collectives]
@@ -184,10 +76,10 @@ def test_chart_adds_up_to_the_totals(layout: str, engine: str) -> None:
 
 def test_growth_is_the_closed_form_at_other_lengths() -> None:
     studied = charts(built(study_document()))["Volume against decode length"]
-    line = next(trace for trace in studied.data if trace.name == "tp2xpp2")
-    for tokens, size in zip(line.x, line.y, strict=True):
-        expected = schedule("tp2xpp2", decode=tokens).totals.volume_bytes
-        assert size == pytest.approx(expected)
+    line = next(one for one in studied.series if one.name == "tp2xpp2")
+    for point in line.points:
+        expected = schedule("tp2xpp2", decode=int(point.x)).totals.volume_bytes
+        assert point.y == pytest.approx(expected)
 
 
 def test_one_rank_sends_nothing() -> None:
@@ -197,12 +89,15 @@ def test_one_rank_sends_nothing() -> None:
 
 def test_study_verdicts() -> None:
     study = study_document()
-    assert built(study).verdict == Badge(text="passed", tone="good")
+    assert built(study).answer.verdict == Badge(text="passed", tone="good")
     study["layouts"][1]["rows"][0] |= {"verdict": "different"}
     study["checks"]["passed"] = 29
     report = built(study)
-    assert report.verdict == Badge(text="failed", tone="bad")
-    assert report.summary == "29 of 30 checks passed"
+    assert report.answer.verdict == Badge(text="failed", tone="bad")
+    assert report.answer.summary == "29 of 30 checks passed"
+    assert report.answer.warnings == ["tp2: rows differ between the sources"]
+    titles = [section.title for section in report.sections]
+    assert len(set(titles)) == len(titles) == 6
     verdicts = [row["verdict"] for row in tables(report)["Layouts"].rows]
     assert verdicts == [
         Badge(text="equal", tone="good"),
@@ -236,24 +131,24 @@ def test_import_shows_conformance_and_times() -> None:
 def test_bench_has_a_chart_for_each_dtype() -> None:
     bench = bench_document()
     assert len(charts(built(bench))) == 2
-    assert "every result right" in built(bench).summary
+    assert "every result right" in built(bench).answer.summary
     bench["rows"][0]["wrong"] = 7
-    assert "7 wrong elements" in built(bench).summary
+    assert "7 wrong elements" in built(bench).answer.summary
 
 
 def test_plan_and_scoreboard() -> None:
     plan = built(plan_document())
-    assert plan.summary.startswith("best: tp4, batch 8 at 5 ms (4 to 6) TPOT")
+    assert plan.answer.summary.startswith("best: tp4, batch 8 at 5 ms (4 to 6) TPOT")
     assert len(charts(plan)) == 2
-    assert built(plan_document() | {"plans": []}).summary.startswith("no layout fits")
-    assert built(scoreboard_document()).summary.startswith("1 of 2 measured points")
+    assert built(plan_document() | {"plans": []}).answer.summary.startswith("no layout fits")
+    assert built(scoreboard_document()).answer.summary.startswith("1 of 2 measured points")
 
 
 def test_prediction_shows_intervals_and_inputs() -> None:
     prediction = built(prediction_document())
-    assert prediction.summary.startswith("TTFT 5 ms (4 to 6), TPOT 5 ms (4 to 6), 25% of")
+    assert prediction.answer.summary.startswith("TTFT 5 ms (4 to 6), TPOT 5 ms (4 to 6), 25% of")
     decode = charts(prediction)["One decode step: where the time goes"]
-    assert sum(trace.x[0] for trace in decode.data) == 6.0
+    assert sum(bar for bars in sizes(decode).values() for bar in bars) == 6.0
     assert len(tables(prediction)["Collectives of one step"].rows) == 2
     assert tables(prediction)["Every input of the time model"].rows[0]["origin"] == "measured"
 
@@ -263,7 +158,39 @@ def test_several_schedules_are_compared() -> None:
     report = report_of([*documents, document(bench_document(), "bench")])
     assert report.sections[0].title == "Volume compared"
     figure = charts(report)["Volume by layout and operation"]
-    assert len(figure.data[0].y) == 3
+    assert len(figure.lanes) == 3
+
+
+@pytest.mark.parametrize("name", sorted(DOCUMENTS))
+def test_a_page_begins_with_an_answer_and_is_small(name: str) -> None:
+    report = built(DOCUMENTS[name]())
+    assert report.answer.summary
+    assert len(report.answer.headlines) <= 4
+    assert report.answer.headlines
+    assert len(render(report).encode()) < 200_000
+
+
+def test_a_timeline_of_many_events_stays_small() -> None:
+    events = [
+        {"rank": rank, "name": "n", "kind": kind, "start_us": 9.0 * n, "end_us": 9.0 * n + 4}
+        for rank in range(16)
+        for n in range(3000)
+        for kind in ("compute", "wait")
+    ]
+    value = import_document() | {"timeline": events}
+    assert len(render(built(value)).encode()) < 1_500_000
+
+
+def test_what_does_not_conform_is_told_first() -> None:
+    value = import_document()
+    value["conformance"] |= {"conforms": False, "verdict": "does not conform"}
+    value["notes"] = ["partial: rank 3 of 4 not given", "clocks are fine"]
+    answer = built(value).answer
+    assert answer.verdict == Badge(text="does not conform", tone="bad")
+    assert answer.warnings == [
+        "fewer decode steps than asked for",
+        "partial: rank 3 of 4 not given",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -343,5 +270,4 @@ def test_any_damage_is_a_report_or_one_clear_line(data: st.DataObject, name: str
         assert "\n" not in error
         assert len(error) < 400
         return
-    for figure in charts(report).values():
-        figure.to_json(engine="json")
+    render(report)

@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from weft.report import figures
+from weft.report import Answer, Chart, Report, Section, figures, render
 from weft.report.colours import KIND_COLOURS, OPERATION_COLOURS
-from weft.report.figures import LatencyPoint, LayoutPoint, PredictedPoint, TimelineEvent
+from weft.report.drawing import SIZE, Axis, Figure, Point, linear, logarithmic, merged
+from weft.report.figures import TimelineEvent
 from weft.vocabulary.schedule import OPERATIONS
 
 POSITIVE = st.floats(0.001, 1e12)
@@ -32,13 +33,12 @@ def test_every_operation_has_its_own_colour() -> None:
 def test_stacked_bars_add_up(volumes: dict[str, dict[str, float]]) -> None:
     figure = figures.volume_by_layout(volumes)
     shown: dict[str, float] = defaultdict(float)
-    for trace in figure.data:
-        assert trace.marker.color == OPERATION_COLOURS[trace.name]
-        for name, size in zip(trace.y, trace.x, strict=True):
-            shown[name] += size
+    for one in figure.series:
+        assert one.colour == OPERATION_COLOURS[one.name]
+        for bar in one.bars:
+            shown[figure.lanes[int(bar.place)]] += bar.high - bar.low
     for name, parts in volumes.items():
-        if any(volumes.values()):
-            assert shown[name] == pytest.approx(sum(parts.values()))
+        assert shown[name] == pytest.approx(sum(parts.values()))
 
 
 @settings(deadline=None, max_examples=30)
@@ -51,25 +51,37 @@ def test_stacked_bars_add_up(volumes: dict[str, dict[str, float]]) -> None:
 )
 def test_message_sizes_count_every_call(counts: dict[str, dict[int, int]]) -> None:
     figure = figures.message_sizes(counts)
-    for trace in figure.data:
-        sizes = {size: count for size, count in counts[trace.name].items() if size}
-        assert sum(trace.y or ()) == sum(sizes.values())
-        for exponent, count in zip(trace.x or (), trace.y or (), strict=True):
+    for one in figure.series:
+        sizes = {size: count for size, count in counts[one.name].items() if size}
+        assert sum(bar.high for bar in one.bars) == sum(sizes.values())
+        for bar in one.bars:
+            exponent = round(bar.place)
             inside = [c for size, c in sizes.items() if 2**exponent <= size < 2 ** (exponent + 1)]
-            assert count == sum(inside)
+            assert bar.high == sum(inside)
 
 
 def test_bars_of_one_bin_do_not_overlap() -> None:
     figure = figures.message_sizes({"all_reduce": {8192: 3}, "send": {8192: 4, 64: 1}})
-    first, second = figure.data
-    assert first.offset[0] + first.width[0] <= second.offset[-1] + 1e-9
-    assert second.width[0] == pytest.approx(2 * second.width[-1])
+    first, second = (one.bars for one in figure.series)
+    left, _, width, _ = figure.rectangle(first[0])
+    assert left + width <= figure.rectangle(second[-1])[0] + 0.1
+    assert second[0].width == pytest.approx(2 * second[-1].width)
 
 
-def test_volume_by_decode_length_keeps_points() -> None:
-    figure = figures.volume_by_decode_length({"tp2": [(128, 1e6), (256, 1.5e6)]})
-    assert figure.data[0].x == (128, 256)
-    assert figure.data[0].y == (1e6, 1.5e6)
+def test_equal_lines_are_one_under_both_names() -> None:
+    lines = {"tp2": [(128, 1e6), (256, 1.5e6)], "tp4": [(128, 2e6)]}
+    figure = figures.volume_by_decode_length(lines | {"dp2xtp2": lines["tp2"]})
+    assert [one.name for one in figure.series] == ["tp2, dp2xtp2", "tp4"]
+    assert [(point.x, point.y) for point in figure.series[0].points] == lines["tp2"]
+
+
+@given(st.dictionaries(st.text(max_size=5), st.lists(st.tuples(st.integers(0, 2), st.just(1)))))
+def test_merging_loses_no_line(lines: dict[str, list[tuple[int, int]]]) -> None:
+    points = {name: [Point(*pair) for pair in line] for name, line in lines.items()}
+    found = merged(points)
+    kept = [[(p.x, p.y) for p in line] for line in found.values()]
+    assert all(line in kept for line in lines.values() if line)
+    assert len(kept) == len({tuple(line) for line in lines.values() if line})
 
 
 def test_timeline_starts_at_zero_and_orders_ranks() -> None:
@@ -79,9 +91,11 @@ def test_timeline_starts_at_zero_and_orders_ranks() -> None:
         TimelineEvent(rank=2, name="?", kind="other", start_us=104.0, end_us=105.0),
     ]
     figure = figures.step_timeline(events)
-    assert list(figure.layout.yaxis.categoryarray) == ["rank 2", "rank 10"]
-    spans = {trace.name: (trace.base[0], trace.base[0] + trace.x[0]) for trace in figure.data}
-    assert spans == {"compute": (5.0, 10.0), "all_reduce": (0.0, 4.0), "other": (4.0, 5.0)}
+    assert figure.lanes == ["rank 2", "rank 10"]
+    spans = {
+        one.name: [(bar.place, bar.low, bar.high) for bar in one.bars] for one in figure.series
+    }
+    assert spans == {"compute": [(1, 5, 10)], "all_reduce": [(0, 0, 4)], "other": [(0, 4, 5)]}
 
 
 def test_a_step_lies_behind_its_calls() -> None:
@@ -89,61 +103,83 @@ def test_a_step_lies_behind_its_calls() -> None:
     events = [
         TimelineEvent(rank=0, name="n", kind=kind, start_us=0.0, end_us=9.0) for kind in kinds
     ]
-    drawn = [trace.name for trace in figures.step_timeline(events).data]
+    drawn = [one.name for one in figures.step_timeline(events).series]
     assert drawn == ["step", "compute", "all_reduce"]
+
+
+def test_events_that_no_screen_can_part_are_one_bar() -> None:
+    events = [
+        TimelineEvent(rank=rank, name="n", kind="compute", start_us=float(n), end_us=n + 0.9)
+        for rank in range(2)
+        for n in range(50_000)
+    ]
+    (series,) = figures.step_timeline(events).series
+    assert len(series.bars) == 2
+    covered = sum(bar.high - bar.low for bar in series.bars)
+    assert covered == pytest.approx(100_000, rel=1e-3)
 
 
 def test_time_share_stacks_in_step_order() -> None:
     steps = [("prefill", {"compute": 9.0, "all_reduce": 1.0}), ("decode 1", {"compute": 2.0})]
     figure = figures.time_share(steps)
-    assert {trace.name: tuple(trace.y) for trace in figure.data} == {
-        "compute": (9.0, 2.0),
-        "all_reduce": (1.0, 0.0),
-    }
+    stacked = {one.name: [(bar.low, bar.high) for bar in one.bars] for one in figure.series}
+    assert stacked == {"compute": [(0, 9), (0, 2)], "all_reduce": [(9, 10)]}
 
 
 def test_waiting_by_rank_sorts_ranks() -> None:
     figure = figures.waiting_by_rank({10: {"wait": 1.0, "transfer": 2.0}, 9: {"wait": 3.0}})
-    assert figure.data[0].y == ("rank 9", "rank 10")
-    assert figure.data[0].marker.color == KIND_COLOURS["wait"]
+    assert figure.lanes == ["rank 9", "rank 10"]
+    assert figure.series[0].colour == KIND_COLOURS["wait"]
 
 
 def test_latency_lines_and_bands() -> None:
-    points = [
-        LatencyPoint(algorithm=name, size_bytes=size, min_us=1.0, median_us=2.0, max_us=4.0)
-        for name in ("ring", "one-shot")
-        for size in (16384, 8192)
-    ]
-    figure = figures.latency_by_size(points)
-    bands = [trace for trace in figure.data if trace.fill == "toself"]
-    lines = [trace for trace in figure.data if trace.fill is None]
-    assert [line.name for line in lines] == ["ring", "one-shot"]
-    assert lines[0].x == (8192, 16384)
-    assert bands[0].y == (4.0, 4.0, 1.0, 1.0)
-    assert figure.layout.xaxis.type == figure.layout.yaxis.type == "log"
+    lines = {
+        name: [Point(size, us, low=1.0, high=4.0) for size in (16384, 8192)]
+        for name, us in (("ring", 2.0), ("one-shot", 3.0))
+    }
+    figure = figures.latency_by_size(lines)
+    assert [one.name for one in figure.series] == ["ring", "one-shot"]
+    assert [point.x for point in figure.series[0].points] == [8192, 16384]
+    assert figure.band(figure.series[0]).count("L") == 3
+    assert figure.x.is_log
+    assert figure.y.is_log
 
 
-def test_pareto_front_is_joined_in_order() -> None:
-    points = [
-        LayoutPoint(name="tp2", tpot_ms=9.0, throughput_per_gpu=50.0, on_front=True),
-        LayoutPoint(name="tp8", tpot_ms=4.0, throughput_per_gpu=20.0, on_front=True),
-        LayoutPoint(name="pp8", tpot_ms=9.0, throughput_per_gpu=10.0, detail="bubbles"),
-    ]
-    others, front = figures.pareto_front(points).data
-    assert front.text == ("tp8", "tp2")
-    assert others.customdata == ("<br>bubbles",)
-    assert len(figures.pareto_front([]).data) == 0
+def test_pareto_front_is_numbered_in_order() -> None:
+    front = {"tp2": Point(9.0, 50.0), "tp8": Point(4.0, 20.0)}
+    others, joined = figures.pareto_front(front, {"pp8": Point(9.0, 10.0)}).series
+    assert joined.name == "front: 1 tp8; 2 tp2"
+    assert [(point.x, point.name) for point in joined.points] == [(4.0, "1"), (9.0, "2")]
+    assert not others.is_joined
+    assert not figures.pareto_front({}, {}).series
 
 
 def test_predicted_and_measured_intervals() -> None:
-    points = [
-        PredictedPoint(name="a", predicted=5.0, low=4.0, high=7.0, measured=6.0),
-        PredictedPoint(name="b", predicted=5.0, low=4.0, high=7.0),
+    prediction = Point(5.0, 0.0, low=4.0, high=7.0)
+    cases = [("a", prediction, 6.0), ("b", prediction, None)]
+    figure = figures.predicted_and_measured(cases, x_title="TPOT (ms)")
+    predicted, measured = figure.series
+    assert [(point.low, point.high, point.y) for point in predicted.points] == [
+        (4, 7, 0),
+        (4, 7, 1),
     ]
-    predicted, measured = figures.predicted_and_measured(points, x_title="TPOT (ms)").data
-    assert predicted.error_x.array == (2.0, 2.0)
-    assert predicted.error_x.arrayminus == (1.0, 1.0)
-    assert measured.x == (6.0,)
+    assert [point.x for point in measured.points] == [6.0]
+
+
+NUMBERS = st.lists(st.floats(-1e18, 1e18, allow_nan=False), max_size=6)
+
+
+@given(values=NUMBERS, make=st.sampled_from([linear, logarithmic]))
+def test_axes_hold_their_values_and_few_ticks(values: list[float], make: object) -> None:
+    axis: Axis = make("title", values)  # type: ignore[operator]
+    assert axis.low < axis.high
+    assert len(axis.ticks) <= 12
+    assert all(axis.low <= value <= axis.high * (1 + 1e-9) for value, _ in axis.ticks)
+    assert all(0 <= axis.place(value) <= SIZE for value in values)
+    inside = [value for value in values if value > 0]
+    assert sorted(inside, key=axis.place) == sorted(inside) or len(
+        set(map(axis.place, inside))
+    ) < len(inside)
 
 
 @pytest.mark.parametrize(
@@ -155,10 +191,15 @@ def test_predicted_and_measured_intervals() -> None:
         figures.step_timeline([]),
         figures.time_share([]),
         figures.waiting_by_rank({}),
-        figures.latency_by_size([]),
-        figures.pareto_front([]),
+        figures.latency_by_size({}),
+        figures.pareto_front({}, {}),
         figures.predicted_and_measured([], x_title="x"),
     ],
 )
-def test_nothing_to_show_is_an_empty_figure(figure: object) -> None:
-    assert figure.to_json(engine="json")  # type: ignore[attr-defined]
+def test_nothing_to_show_is_an_empty_figure(figure: Figure) -> None:
+    report = Report(
+        title="t",
+        answer=Answer(summary="s"),
+        sections=[Section(title="t", blocks=[Chart(title="empty", figure=figure)])],
+    )
+    assert "empty" in render(report)

@@ -10,6 +10,7 @@ from typing import Any, Final
 from weft.importer.clocks import ClockOffset
 from weft.importer.pairing import step_offsets
 from weft.importer.rank_trace import RankTrace, TracedCall, TracedStep
+from weft.vocabulary.layout import Layout
 
 _MOST_STEPS: Final = 400
 _MOST_INTERVALS: Final = 1500
@@ -45,6 +46,7 @@ def waiting(traces: Mapping[int, RankTrace]) -> list[dict[str, Any]]:
 def timeline(
     traces: Mapping[int, RankTrace],
     clocks: Mapping[int, ClockOffset],
+    layout: Layout,
     place: tuple[int, int] | None = None,
 ) -> list[dict[str, Any]]:
     """Every rank's events in one step, on the clock of the lowest rank.
@@ -55,23 +57,49 @@ def timeline(
     chosen = typical_step(traces[rank]) if place is None else place[1]
     if chosen is None:
         return []
-    offsets = step_offsets(traces)
-    reference = chosen + offsets[rank]
     events = []
-    for rank, trace in traces.items():
-        number = reference - offsets[rank]
-        if 0 <= number < len(trace.busy_steps):
-            step = trace.busy_steps[number]
-            shift = clocks[rank].at(step.start_us) if rank in clocks else 0.0
-            events += [
-                event | {"rank": rank, "start_us": start - shift, "end_us": end - shift}
-                for event, start, end in _events(trace, number)
-            ]
+    for other, number in _same_step(traces, clocks, layout, rank, chosen).items():
+        trace = traces[other]
+        start_us = trace.busy_steps[number].start_us
+        shift = clocks[other].at(start_us) if other in clocks else 0.0
+        events += [
+            event | {"rank": other, "start_us": start - shift, "end_us": end - shift}
+            for event, start, end in _events(trace, number)
+        ]
     origin = min((event["start_us"] for event in events), default=0.0)
     for event in events:
         event["start_us"] = round(event["start_us"] - origin, 3)
         event["end_us"] = round(event["end_us"] - origin, 3)
     return events
+
+
+def _same_step(
+    traces: Mapping[int, RankTrace],
+    clocks: Mapping[int, ClockOffset],
+    layout: Layout,
+    rank: int,
+    chosen: int,
+) -> dict[int, int]:
+    """The number that a step of ``rank`` has on each rank, of other replicas the nearest in time."""
+    offsets = step_offsets(traces, layout)
+    found = {}
+    for other, trace in traces.items():
+        number: int | None = chosen + offsets[rank] - offsets[other]
+        if layout.replica_of(other) != layout.replica_of(rank):
+            time = _start(traces[rank], clocks.get(rank), chosen)
+            steps = range(len(trace.busy_steps))
+            number = min(
+                steps, key=lambda n: abs(_start(trace, clocks.get(other), n) - time), default=None
+            )
+        if number is not None and 0 <= number < len(trace.busy_steps):
+            found[other] = number
+    return found
+
+
+def _start(trace: RankTrace, clock: ClockOffset | None, number: int) -> float:
+    """When a step began on the clock of the lowest rank."""
+    start_us = trace.busy_steps[number].start_us
+    return start_us - (clock.at(start_us) if clock else 0.0)
 
 
 def typical_step(trace: RankTrace) -> int | None:

@@ -78,7 +78,8 @@ class ImportedTrace:
         document["gains"] = [gain.to_dict() for gain in self.gains]
         document["replicas"] = [asdict(replica) for replica in self.replicas]
         document["waiting"] = waiting(timed)
-        document["timeline"] = timeline(timed, clocks, self._place()) if timed else []
+        layout = self.schedule.layout
+        document["timeline"] = timeline(timed, clocks, layout, self._place()) if timed else []
         return document
 
     def _place(self) -> tuple[int, int] | None:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from weft.importer.layout_inference import RunLayout, group_ranks
 from weft.importer.rank_trace import RankTrace, TracedCall
+from weft.vocabulary.layout import Layout
 
 SYMMETRIC: Final = frozenset(
     {"all_reduce", "all_gather", "reduce_scatter", "all_to_all", "barrier"}
@@ -53,7 +54,7 @@ def meetings(traces: Mapping[int, RankTrace], run: RunLayout) -> list[Meeting]:
     table: dict[tuple[Any, ...], dict[int, list[TracedCall]]] = defaultdict(
         lambda: defaultdict(list)
     )
-    offsets = step_offsets(traces)
+    offsets = step_offsets(traces, run.layout)
     told_by_times = SYMMETRIC if all(trace.is_timed for trace in traces.values()) else ()
     for rank, trace in traces.items():
         for call in trace.calls:
@@ -146,14 +147,20 @@ def _participants(call: TracedCall, rank: int, run: RunLayout) -> tuple[int, ...
     return ranks if len(ranks) == size else None
 
 
-def step_offsets(traces: Mapping[int, RankTrace]) -> dict[int, int]:
-    """What to add to each rank's step numbers so that equal numbers are the same step.
+def step_offsets(traces: Mapping[int, RankTrace], layout: Layout) -> dict[int, int]:
+    """What to add to the step numbers of a replica's ranks so that equal numbers are the same step.
 
     Profilers start and stop one after another, so a rank may miss steps of the others: the
-    longest list of labels is the reference, and each rank's list is looked up in it.
+    replica's longest list of labels is the reference, and each rank's list is looked up in it.
     """
-    reference = max(traces.values(), key=lambda trace: len(trace.busy_steps))
-    return {rank: _position(own, reference) or 0 for rank, own in traces.items()}
+    longest: dict[int, RankTrace] = {}
+    for rank, trace in traces.items():
+        known = longest.setdefault(layout.replica_of(rank), trace)
+        if len(trace.busy_steps) > len(known.busy_steps):
+            longest[layout.replica_of(rank)] = trace
+    return {
+        rank: _position(own, longest[layout.replica_of(rank)]) or 0 for rank, own in traces.items()
+    }
 
 
 def same_steps(first: RankTrace, second: RankTrace) -> bool:

@@ -1,20 +1,19 @@
 """Reports: results as one HTML file that works offline, on a desktop and on a phone.
 
-Build a page from blocks::
+A page begins with its answer; then come sections of blocks::
 
-    from weft.report import Chart, Prose, Report, Section, Table, figures, write_report
+    from weft.report import Answer, Chart, Headline, Report, Section, Table, figures, write_report
 
     report = Report(
         title="All-reduce benchmark",
-        summary="4 GPUs, 3 algorithms, every result right",
-        sections=[
-            Section(title="Latency", blocks=[
-                Prose(text="Plain text; every character is escaped."),
-                Table(caption="Rows", rows=[{"algorithm": "ring", "median_us": 14.8}]),
-                Chart(title="By size", figure=figures.latency_by_size(points), note="How to read it"),
-            ]),
-        ],
-        verdict=Badge(text="passed", tone="good"),
+        answer=Answer(
+            summary="4 GPUs, 3 algorithms, every result right",
+            headlines=[Headline(label="fastest at 8 KiB", value="one-shot", note="6.2 µs")],
+        ),
+        sections=[Section(title="Latency", blocks=[
+            Table(caption="Rows", rows=[{"algorithm": "ring", "median_us": 14.8}]),
+            Chart(title="By size", figure=figures.latency_by_size(lines), note="How to read it"),
+        ])],
     )
     write_report(report, Path("report.html"))
 
@@ -22,15 +21,9 @@ or from the documents that commands write, as ``weft report FILE.json…`` does:
 
     write_report(report_of([document(study_json, "study")]), Path("report.html"))
 
-A figure that ``figures`` lacks starts from ``figures.new_figure`` and takes its colours
-from ``weft.report.colours`` (``kind_colour`` for operations and kinds of time,
-``series_colour`` for other lines); the page adds the theme, the fonts and the margins.
-
-Documents and their schemas (docs/formats.md has every field): ``weft.schedule/1``
-(with the optional lists ``conformance``, ``time_share``, ``waiting``, ``timeline``
-and ``unexplained``), ``weft.study/1``, ``weft.bench.allreduce/1``,
-``weft.prediction/1``, ``weft.plan/1``, ``weft.scoreboard/1``,
-``weft.bench.serve/1`` and ``weft.study.engines/1``. ``compared_rows`` writes those of a study.
+Every text is plain text. A kind of document (docs/formats.md has their fields) is one module
+``*_section`` with ``title``, ``answer`` and ``sections``, and a row of ``documents``. A figure that
+``figures`` lacks is made of ``drawing``'s parts, in the colours of ``colours``.
 
 Nothing here imports torch or starts a process group.
 """
@@ -41,11 +34,14 @@ from typing import Any
 
 from weft.report import figures
 from weft.report.blocks import (
+    Answer,
     Badge,
     Block,
     Cell,
     Chart,
     Facts,
+    Folded,
+    Headline,
     Prose,
     Report,
     Section,
@@ -59,11 +55,14 @@ from weft.report.rows import compared_rows
 from weft.report.schedule_section import schedule_sections
 
 __all__ = [
+    "Answer",
     "Badge",
     "Block",
     "Cell",
     "Chart",
     "Facts",
+    "Folded",
+    "Headline",
     "Prose",
     "Report",
     "Section",

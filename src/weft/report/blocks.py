@@ -1,4 +1,4 @@
-"""What a report is made of: sections that hold prose, facts, tables and charts.
+"""What a report is made of: an answer, then sections that hold prose, facts, tables and charts.
 
 Every text is plain text; the page escapes it.
 """
@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
-import plotly.graph_objects as go
+from weft.report.drawing import Figure
 
 Tone = Literal["good", "bad", "neutral"]
 
@@ -25,6 +25,7 @@ class Badge:
 
 
 Cell = str | int | float | bool | Badge | None
+Row = Mapping[str, Cell]
 
 
 def verdict_badge(verdict: str) -> Badge:
@@ -45,7 +46,7 @@ class Prose:
 class Facts:
     """Names with values, e.g. the machine."""
 
-    items: Mapping[str, Cell]
+    items: Row
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,21 +58,29 @@ class Table:
     """
 
     caption: str
-    rows: Sequence[Mapping[str, Cell]]
+    rows: Sequence[Row]
     note: str | None = None
     folded: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class Chart:
-    """A Plotly figure under its title; ``note`` says how to read it."""
+    """A figure under its title; ``note`` says how to read it."""
 
     title: str
-    figure: go.Figure
+    figure: Figure
     note: str | None = None
 
 
-Block = Prose | Facts | Table | Chart
+@dataclass(frozen=True, kw_only=True)
+class Folded:
+    """Blocks that are there for who looks for them."""
+
+    title: str
+    blocks: Sequence[Block]
+
+
+Block = Prose | Facts | Table | Chart | Folded
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,10 +92,29 @@ class Section:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Headline:
+    """One large figure of the answer: what it is, its value with unit, and what to hold it against."""
+
+    label: str
+    value: str
+    note: str = ""
+    tone: Tone = "neutral"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What a reader came for: a verdict, one sentence, at most four figures, and what to beware of."""
+
+    summary: str
+    verdict: Badge | None = None
+    headlines: Sequence[Headline] = ()
+    warnings: Sequence[str] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Report:
-    """A whole page. ``summary`` is the one line that a reader must not miss."""
+    """A whole page."""
 
     title: str
-    summary: str
+    answer: Answer
     sections: Sequence[Section] = field(default=())
-    verdict: Badge | None = None

@@ -1,7 +1,6 @@
 """One colour for one meaning, in every figure of every report.
 
-The tones are of middle lightness, so that they read on a light and on a dark page;
-text, grid lines and background take the page's own colours when it is opened.
+The tones are of middle lightness, so that they read on a light and on a dark page.
 """
 
 from __future__ import annotations

@@ -10,9 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-import plotly.graph_objects as go
-
 from weft.report import figures
+from weft.report.drawing import Figure
 from weft.report.engines_document import CaseRecord, Study
 
 METRICS: Final = {"e2e_ms": "E2E", "ttft_ms": "TTFT", "tpot_ms": "TPOT"}
@@ -26,7 +25,7 @@ class PaperFigure:
 
     name: str
     title: str
-    figure: go.Figure
+    figure: Figure
     rows: Sequence[Row]
     note: str | None = None
 

@@ -70,14 +70,14 @@ def _fastest(cases: list[CaseRecord]) -> str:
     if not known:
         return "no times."
     e2e, case = min(known, key=lambda pair: pair[0])
-    most = max(cases, key=_tokens)
+    most = max(cases, key=tokens)
     return (
         f"{case.place} answers a request alone soonest ({number(round(e2e, 1))} ms), "
-        f"{most.place} gives the most tokens ({number(round(_tokens(most), 1))} a second). {_bound(case)}"
+        f"{most.place} gives the most tokens ({number(round(tokens(most), 1))} a second). {_bound(case)}"
     )
 
 
-def _tokens(case: CaseRecord) -> float:
+def tokens(case: CaseRecord) -> float:
     load = case.busiest
     return (load.result.throughput.output_tokens_per_s or 0.0) if load else 0.0
 

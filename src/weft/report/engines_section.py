@@ -2,46 +2,89 @@
 
 from __future__ import annotations
 
-from weft.report.blocks import Badge, Block, Cell, Chart, Prose, Section, Table
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import replace
+
+from weft.report.blocks import (
+    Answer,
+    Badge,
+    Block,
+    Cell,
+    Chart,
+    Headline,
+    Prose,
+    Section,
+    Table,
+)
 from weft.report.engines_document import CaseRecord, Study, read_study
-from weft.report.engines_figures import paper_figures
-from weft.report.engines_findings import answers, findings
+from weft.report.engines_figures import METRICS, paper_figures
+from weft.report.engines_findings import answers, findings, tokens
 from weft.report.node import Node
 from weft.report.prediction_section import estimate_value
+from weft.report.text import number
 
 
-def engines_summary(node: Node) -> str:
-    return " ".join(answers(read_study(node)))
+def title(study: Node) -> str:
+    return f"Engines compared: {study['model'].text()}"
 
 
-def engines_verdict(node: Node) -> Badge:
+def answer(node: Node) -> Answer:
+    """Which engine and layout to take, workload by workload; what failed comes first."""
     study = read_study(node)
-    failed = sum(case.status != "done" for case in study.cases)
-    odd = sum(bool(case.trace and case.trace.conforms is False) for case in study.cases)
-    if failed or odd:
-        return Badge(text=f"{failed} cases failed, {odd} do not conform", tone="bad")
-    return Badge(text=f"{len(study.cases)} cases", tone="good")
+    odd = [c.place for c in study.cases if c.trace and c.trace.conforms is False]
+    failed = [
+        f"{c.place}, {c.workload}: {c.reason or c.status}"
+        for c in study.cases
+        if c.status != "done"
+    ]
+    bad = Badge(text=f"{len(failed)} cases failed, {len(odd)} do not conform", tone="bad")
+    good = Badge(text=f"{len(study.cases)} cases", tone="good")
+    return Answer(
+        summary=" ".join(answers(study)),
+        verdict=bad if failed or odd else good,
+        headlines=list(_best(study))[:4],
+        warnings=[*failed, *(f"{place} does not conform to its schedule" for place in odd)],
+    )
 
 
-def sections_of_engines(node: Node) -> list[Section]:
+def _best(study: Study) -> Iterator[Headline]:
+    for workload in study.workloads:
+        cases = [case for case in study.done if case.workload == workload]
+        for metric, name in METRICS.items():
+            times = [(t, c) for c in cases if c.alone and (t := c.alone.median(metric)) is not None]
+            if times and metric != "e2e_ms":
+                best, case = min(times, key=lambda pair: pair[0])
+                value = f"{number(round(best, 2))} ms"
+                yield Headline(label=f"lowest {name}, {workload}", value=value, note=case.place)
+        if busy := max(cases, key=tokens, default=None):
+            value = f"{number(round(tokens(busy), 1))} tokens/s"
+            yield Headline(label=f"most tokens, {workload}", value=value, note=busy.place)
+
+
+def sections(node: Node) -> list[Section]:
     """Cases, what the papers found, their figures, the all-reduces, one after the other."""
     study = read_study(node)
-    sections = [_cases(study)]
+    found = [_cases(study)]
     if rows := findings(study):
         note = "Xu et al. and Singhania et al.; each line says what was seen here."
         table = Table(
             caption="What the papers found", rows=[_finding(row) for row in rows], note=note
         )
-        sections.append(Section(title="The papers' findings", blocks=[table]))
+        found.append(Section(title="The papers' findings", blocks=[table]))
     if reduced := _all_reduces(study):
         table = Table(caption="TPOT of a request alone", rows=reduced)
-        sections.append(Section(title="weft's all-reduce beside the library's", blocks=[table]))
-    drawn: dict[str, list[Block]] = {}
+        found.append(Section(title="weft's all-reduce beside the library's", blocks=[table]))
+    drawn: dict[str, list[Chart]] = defaultdict(list)
     for one in paper_figures(study):
         workload = next(name for name in study.workloads if one.name.startswith(f"{name}-"))
-        chart = Chart(title=one.title, figure=one.figure, note=one.note)
-        drawn.setdefault(workload, []).append(chart)
-    return sections + [Section(title=name, blocks=blocks) for name, blocks in drawn.items()]
+        charts = drawn[workload]
+        same = next((n for n, chart in enumerate(charts) if chart.figure == one.figure), None)
+        if same is None:
+            charts.append(Chart(title=one.title, figure=one.figure, note=one.note))
+        else:
+            charts[same] = replace(charts[same], title=f"{charts[same].title}; {one.title}")
+    return found + [Section(title=name, blocks=charts) for name, charts in drawn.items()]
 
 
 def _cases(study: Study) -> Section:
@@ -50,11 +93,10 @@ def _cases(study: Study) -> Section:
         "Medians of the load with the fewest open requests; tokens/s of the busiest. A trace "
         "conforms where every call is in the engine's schedule for its model and layout."
     )
-    blocks: list[Block] = [Prose(text=text) for text in answers(study)]
-    blocks.append(Table(caption="Every case", rows=rows, note=note))
+    blocks: list[Block] = [Table(caption="Every case", rows=rows, note=note)]
     notes = {case.engine: case.note for case in study.cases if case.note}
     blocks += [Prose(text=f"{engine}: {text}.") for engine, text in notes.items()]
-    return Section(title="The answer", blocks=blocks)
+    return Section(title="Cases", blocks=blocks)
 
 
 def _row(case: CaseRecord) -> dict[str, Cell]:

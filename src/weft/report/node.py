@@ -33,6 +33,13 @@ class Node:
             self.value.get(key), f"{self.place}{self._separator}{_shown(key)}", is_root=False
         )
 
+    def __getitem__(self, path: str) -> Node:
+        """``node["requests.failed"]``: the value below names that have no dot in them."""
+        found = self
+        for key in path.split("."):
+            found = found.child(key)
+        return found
+
     def items(self) -> Iterator[tuple[str, Node]]:
         """The pairs of an object; null has none."""
         if self.value is None:

@@ -1,158 +1,130 @@
-"""Sections from ``weft plan`` (``weft.plan/1``) and its scoreboard (``weft.scoreboard/1``)."""
+"""``weft plan`` (``weft.plan/1``)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
 
 from weft.report import figures
-from weft.report.blocks import Block, Cell, Chart, Facts, Prose, Section, Table
+from weft.report.blocks import (
+    Answer,
+    Block,
+    Cell,
+    Chart,
+    Facts,
+    Headline,
+    Row,
+    Section,
+    Table,
+    verdict_badge,
+)
+from weft.report.drawing import Point
 from weft.report.node import Node
-from weft.report.prediction_section import estimate_text, estimate_value
+from weft.report.prediction_section import estimate_text, estimate_value, headline
 from weft.report.rows import layout_name
+from weft.report.text import number
 
 
-def plan_summary(plan: Node) -> str:
-    plans, rejected = plan.child("plans").elements(), plan.child("rejected").elements()
+def title(plan: Node) -> str:
+    return f"Plan for {plan['model'].text()}"
+
+
+def answer(plan: Node) -> Answer:
+    """The best layout with what it gives, or that none will do."""
+    plans, rejected = plan["plans"].elements(), plan["rejected"].elements()
     counts = f"{len(plans):,} layouts ranked, {len(rejected):,} rejected"
     if not plans:
-        return f"no layout fits; {counts}"
-    return f"best: {_name(plans[0])} at {estimate_text(plans[0].child('tpot_ms'), 'ms')} TPOT; {counts}"
+        return Answer(
+            summary=f"no layout fits; {counts}",
+            verdict=verdict_badge("failed"),
+            warnings=["No layout fits; the reasons are below."],
+        )
+    best = plans[0]
+    note = f"{number(round(estimate_value(best['throughput_per_gpu']), 1))} tokens/s per GPU"
+    return Answer(
+        summary=f"best: {_name(best)} at {estimate_text(best['tpot_ms'], 'ms')} TPOT; {counts}",
+        headlines=[
+            Headline(label="best layout", value=_layout(best), note=note),
+            headline("TTFT", best["ttft_ms"], "ms"),
+            headline("TPOT", best["tpot_ms"], "ms"),
+            *_memory(best),
+        ],
+    )
 
 
-def sections_of_plan(plan: Node) -> list[Section]:
+def _memory(best: Node) -> Iterator[Headline]:
+    gib = best["memory_gib"].optional_number()
+    if gib is not None:
+        yield Headline(label="memory of one GPU", value=f"{number(round(gib, 1))} GiB")
+
+
+def sections(plan: Node) -> list[Section]:
     """The ranked layouts (best first), where their time goes, and why the others cannot run."""
-    plans, rejected = plan.child("plans").elements(), plan.child("rejected").elements()
-    blocks: list[Block] = [Facts(items=_facts(plan))]
+    plans, rejected = plan["plans"].elements(), plan["rejected"].elements()
+    blocks: list[Block] = []
     if plans:
         blocks.append(Table(caption="Layouts, best first", rows=[_cells(node) for node in plans]))
-        blocks += _charts(plans, plan.child("pareto").elements())
-    else:
-        blocks.append(Prose(text="No layout fits; the reasons are below."))
-    sections = [Section(title="Plan", blocks=blocks)]
+        blocks += _charts(plans, plan["pareto"].elements())
+    commands = [{"engine": key, "command": node.text()} for key, node in plan["commands"].items()]
+    blocks += [Table(caption="Commands of the best", rows=commands)] if commands else []
+    found = [Section(title="Plan", blocks=[*blocks, Facts(items=_facts(plan))])]
     if rejected:
         rows: list[dict[str, Cell]] = [
-            {"layout": layout_name(node.child("layout")), "reason": node.child("reason").text()}
-            for node in rejected
+            {"layout": _layout(node), "reason": node["reason"].text()} for node in rejected
         ]
-        table = Table(caption="Layouts that cannot run", rows=rows, folded=len(rows) > 20)
-        sections.append(Section(title="Rejected", blocks=[table]))
-    return sections
+        table = Table(caption="Layouts that cannot run", rows=rows, folded=bool(plans))
+        found.append(Section(title="Rejected", blocks=[table]))
+    return found
 
 
-def _facts(plan: Node) -> dict[str, Cell]:
-    facts: dict[str, Cell] = {"model": plan.child("model").text()}
-    if "objective" in plan:
-        facts["objective"] = plan.child("objective").text()
+def _facts(plan: Node) -> Row:
+    facts: dict[str, Cell] = {
+        key: plan[key].text() for key in ("model", "objective") if key in plan
+    }
     for part in ("machine", "workload"):
-        facts |= {key: node.cell() for key, node in plan.child(part).items()}
+        facts |= {key: node.cell() for key, node in plan[part].items()}
     return facts
 
 
 def _layout(node: Node) -> str:
-    return layout_name(node.child("layout"))
+    return layout_name(node["layout"])
 
 
 def _name(node: Node) -> str:
     name = _layout(node)
-    return f"{name}, batch {node.child('batch').integer():,}" if "batch" in node else name
+    return f"{name}, batch {node['batch'].integer():,}" if "batch" in node else name
 
 
 def _cells(node: Node) -> dict[str, Cell]:
     return {
         "layout": _layout(node),
-        "batch": node.child("batch").optional_integer(),
-        "TTFT": estimate_text(node.child("ttft_ms"), "ms"),
-        "TPOT": estimate_text(node.child("tpot_ms"), "ms"),
-        "tokens/s per GPU": estimate_value(node.child("throughput_per_gpu")),
-        "memory_gib": node.child("memory_gib").optional_number(),
-        "note": node.child("note").cell(),
+        "batch": node["batch"].optional_integer(),
+        "TTFT": estimate_text(node["ttft_ms"], "ms"),
+        "TPOT": estimate_text(node["tpot_ms"], "ms"),
+        "tokens/s per GPU": estimate_value(node["throughput_per_gpu"]),
+        "memory_gib": node["memory_gib"].optional_number(),
+        "note": node["note"].cell(),
     }
 
 
-def _points(
-    plans: list[Node], front: list[Node], name: Callable[[Node], str]
-) -> list[figures.LayoutPoint]:
-    """The ranked layouts, and the front: its own list, or the plans that say they are on it."""
-    return [
-        figures.LayoutPoint(
-            name=name(node),
-            tpot_ms=estimate_value(node.child("tpot_ms")),
-            throughput_per_gpu=estimate_value(node.child("throughput_per_gpu")),
-            on_front=is_front,
-        )
-        for node, is_front in (
-            [(node, not front and node.child("on_front").value is True) for node in plans]
-            + [(node, True) for node in front]
-        )
-    ]
-
-
-def _charts(plans: list[Node], front: list[Node]) -> list[Block]:
-    batches = {node.child("batch").cell() for node in [*plans, *front]}
+def _charts(plans: list[Node], front: list[Node]) -> Iterator[Block]:
+    """The front is a list of its own, or the plans that say they are on it."""
+    batches = {node["batch"].cell() for node in [*plans, *front]}
     name = _name if len(batches) > 1 else _layout
-    charts: list[Block] = [
-        Chart(
-            title="Throughput against latency",
-            figure=figures.pareto_front(_points(plans, front, name)),
-            note="No layout and batch beats a point of the front in both.",
-        )
-    ]
+    front = front or [node for node in plans if node["on_front"].value is True]
+    on_front = {name(node): _point(node) for node in front}
+    others = {name(node): _point(node) for node in plans if name(node) not in on_front}
+    yield Chart(
+        title="Throughput against latency",
+        figure=figures.pareto_front(on_front, others),
+        note="No layout and batch beats a point of the front in both.",
+    )
     parts = {
-        name(node): node.child("breakdown_us").numbers()
-        for node in plans[:12]
-        if "breakdown_us" in node
+        name(node): node["breakdown_us"].numbers() for node in plans[:12] if "breakdown_us" in node
     }
     if parts:
         figure = figures.stacked_bars(parts, x_title="time of one decode step (µs)")
-        charts.append(Chart(title="Where a decode step's time goes", figure=figure))
-    return charts
+        yield Chart(title="Where a decode step's time goes", figure=figure)
 
 
-def scoreboard_summary(scoreboard: Node) -> str:
-    rows = scoreboard.child("rows").elements()
-    inside = sum(
-        row.child("low").number() <= row.child("measured").number() <= row.child("high").number()
-        for row in rows
-    )
-    return f"{inside} of {len(rows)} measured points inside their predicted interval"
-
-
-def sections_of_scoreboard(scoreboard: Node) -> list[Section]:
-    """Predicted beside measured, one chart a quantity and source of measurements."""
-    rows = scoreboard.child("rows").elements()
-    blocks: list[Block] = []
-    groups: dict[tuple[str, str], list[figures.PredictedPoint]] = {}
-    for row in rows:
-        source = str(row.child("source").cell() or "predicted and measured")
-        groups.setdefault((row.child("quantity").text(), source), []).append(_prediction(row))
-    for (quantity, source), points in groups.items():
-        figure = figures.predicted_and_measured(points, x_title=quantity)
-        blocks.append(Chart(title=f"{quantity}: {source}", figure=figure))
-    blocks.append(Table(caption="Every point", rows=[_score_cells(row) for row in rows]))
-    return [Section(title="Scoreboard", blocks=blocks)]
-
-
-def _prediction(row: Node) -> figures.PredictedPoint:
-    return figures.PredictedPoint(
-        name=row.child("name").text(),
-        predicted=row.child("predicted").number(),
-        low=row.child("low").number(),
-        high=row.child("high").number(),
-        measured=row.child("measured").number(),
-    )
-
-
-def _score_cells(row: Node) -> dict[str, Cell]:
-    point = _prediction(row)
-    measured = point.measured
-    error = 100 * (point.predicted / measured - 1) if measured else None
-    return {
-        **({"source": row.child("source").cell()} if "source" in row else {}),
-        "case": point.name,
-        "quantity": row.child("quantity").text(),
-        "predicted": round(point.predicted, 3),
-        "low": round(point.low, 3),
-        "high": round(point.high, 3),
-        "measured": measured,
-        "error (%)": None if error is None else round(error, 1),
-    }
+def _point(node: Node) -> Point:
+    return Point(estimate_value(node["tpot_ms"]), estimate_value(node["throughput_per_gpu"]))

@@ -7,7 +7,7 @@ schedule format, and how often each source has it (null where it does not).
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from weft.errors import LayoutError
@@ -36,17 +36,20 @@ def compared_rows(schedules: Mapping[str, Schedule]) -> list[dict[str, Any]]:
     return result
 
 
+def num_equal(rows: Sequence[Node]) -> int:
+    """Of compared rows."""
+    return sum(row["verdict"].text() == "equal" for row in rows)
+
+
 def comparison_cells(rows: Node) -> list[dict[str, Cell]]:
     """Table rows of a list of compared rows."""
     elements = rows.elements()
-    kinds = _known_columns([_kind_cells(node.child("row")) for node in elements])
-    sources = list(
-        dict.fromkeys(key for node in elements for key, _ in node.child("counts").items())
-    )
+    kinds = _known_columns([_kind_cells(node["row"]) for node in elements])
+    sources = list(dict.fromkeys(key for node in elements for key, _ in node["counts"].items()))
     return [
         kind
-        | {source: node.child("counts").child(source).optional_integer() for source in sources}
-        | {"verdict": verdict_badge(node.child("verdict").text())}
+        | {source: node["counts"].child(source).optional_integer() for source in sources}
+        | {"verdict": verdict_badge(node["verdict"].text())}
         for kind, node in zip(kinds, elements, strict=True)
     ]
 
@@ -66,13 +69,13 @@ def object_cells(objects: Node) -> list[dict[str, Cell]]:
 
 def schedule_cells(schedule: Node) -> list[dict[str, Cell]]:
     """Table rows of a schedule document; times are shown where a row has them."""
-    rows = schedule.child("collectives").elements()
+    rows = schedule["collectives"].elements()
     timed = any("duration_us" in row for row in rows)
     cells = [
         _kind_cells(row)
         | {
-            "count": row.child("count").integer(),
-            "volume_bytes": row.child("volume_bytes").optional_number(),
+            "count": row["count"].integer(),
+            "volume_bytes": row["volume_bytes"].optional_number(),
         }
         | (_time_cells(row) if timed else {})
         for row in rows
@@ -82,25 +85,28 @@ def schedule_cells(schedule: Node) -> list[dict[str, Cell]]:
 
 def _kind_cells(row: Node) -> dict[str, Cell]:
     return {
-        "stage": row.child("stage").optional_integer(),
-        "phase": row.child("phase").text(),
-        "op": row.child("op").text(),
+        "stage": row["stage"].optional_integer(),
+        "phase": row["phase"].text(),
+        "op": row["op"].text(),
         "group": f"{row.child('group').cell()}{row.child('group_size').cell()}",
-        "input": _shape(row.child("input_shape")),
-        "dtype": _text_or_none(row.child("dtype")),
-        "message_bytes": row.child("message_bytes").optional_number(),
+        "input": _shape(row["input_shape"]),
+        "dtype": _text_or_none(row["dtype"]),
+        "message_bytes": row["message_bytes"].optional_number(),
     }
 
 
 def _time_cells(row: Node) -> dict[str, Cell]:
-    cells: dict[str, Cell] = {}
-    for part in ("min", "median", "max", "total"):
-        cells[f"{part}_us"] = _statistic(row.child("duration_us"), part)
-    cells["wait_total_us"] = _statistic(row.child("wait_us"), "total")
-    cells["transfer_total_us"] = _statistic(row.child("transfer_us"), "total")
-    cells["bound"] = row.child("bound").cell()
-    cells["busbw_gb_s"] = row.child("busbw_gb_s").optional_number()
-    return cells
+    duration = row["duration_us"]
+    low, high = (_statistic(duration, part) for part in ("min", "max"))
+    return {
+        "median_us": _statistic(duration, "median"),
+        "range (µs)": None if low is None or high is None else f"{low:,.5g} to {high:,.5g}",
+        "total_us": _statistic(duration, "total"),
+        "wait_us": _statistic(row["wait_us"], "total"),
+        "transfer_us": _statistic(row["transfer_us"], "total"),
+        "bound": row["bound"].cell(),
+        "busbw_gb_s": row["busbw_gb_s"].optional_number(),
+    }
 
 
 def _statistic(node: Node, part: str) -> float | None:
@@ -134,17 +140,17 @@ def layout_name(layout: Node) -> str:
 
 def operation_volumes(schedule: Node) -> dict[str, float]:
     """Bytes by operation, by the published convention (``totals.by_op``)."""
-    return schedule.child("totals").child("by_op").numbers()
+    return schedule["totals.by_op"].numbers()
 
 
 def message_counts(schedule: Node) -> dict[str, dict[int, int]]:
     """Calls by operation and message bytes, over all stages."""
     counts: dict[str, Counter[int]] = {}
-    for row in schedule.child("collectives").elements():
-        size = row.child("message_bytes").optional_integer()
+    for row in schedule["collectives"].elements():
+        size = row["message_bytes"].optional_integer()
         if size is not None:
-            sizes = counts.setdefault(row.child("op").text(), Counter())
-            sizes[size] += row.child("count").integer()
+            sizes = counts.setdefault(row["op"].text(), Counter())
+            sizes[size] += row["count"].integer()
     return {op: dict(sizes) for op, sizes in counts.items()}
 
 
@@ -154,11 +160,11 @@ def decode_growth(schedule: Node) -> list[tuple[int, float]]:
     A prefill costs its volume once and each decode step the same volume again. Empty
     where the document does not say how many tokens were decoded.
     """
-    workload = schedule.child("workload")
+    workload = schedule["workload"]
     if "decode_tokens" not in workload:
         return []
-    steps = workload.child("decode_tokens").integer() - 1
-    phases = schedule.child("totals").child("by_phase").numbers()
+    steps = workload["decode_tokens"].integer() - 1
+    phases = schedule["totals.by_phase"].numbers()
     per_step = phases.get("decode", 0.0) / steps if steps > 0 else 0.0
     start = sum(phases.values()) - phases.get("decode", 0.0)
     return [(tokens, start + per_step * (tokens - 1)) for tokens in (1, 64, 128, 256, 512, 1024)]

@@ -1,21 +1,25 @@
-"""Sections from a schedule document (``weft.schedule/1``), measured or not."""
+"""A schedule document (``weft.schedule/1``), measured or not."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Final
 
 from weft.report import figures
 from weft.report.blocks import (
+    Answer,
     Badge,
     Block,
     Cell,
     Chart,
     Facts,
+    Folded,
+    Headline,
     Prose,
+    Row,
     Section,
     Table,
-    verdict_badge,
 )
 from weft.report.node import Node
 from weft.report.rows import (
@@ -23,11 +27,12 @@ from weft.report.rows import (
     decode_growth,
     layout_name,
     message_counts,
+    num_equal,
     object_cells,
     operation_volumes,
     schedule_cells,
 )
-from weft.report.text import decimal_bytes
+from weft.report.text import decimal_bytes, number
 from weft.vocabulary.schedule import Schedule
 
 _SOURCES: Final = {
@@ -36,21 +41,46 @@ _SOURCES: Final = {
     "run": "from a real run",
     "import": "from imported traces",
 }
+_MOST_OPEN: Final = 16
+_TONES: Final = {"conforms": "good", "does not conform": "bad"}
 
 
 def schedule_sections(schedule: Schedule) -> list[Section]:
     """Sections of a schedule in memory."""
-    return sections_of_schedule(Node(schedule.to_dict(), "schedule"))
+    return sections(Node(schedule.to_dict(), "schedule"))
 
 
-def schedule_title(schedule: Node) -> str:
-    model = schedule.child("model").child("name").text()
-    return f"{model} · {layout_name(schedule.child('layout'))} · {schedule.child('engine').text()}"
+def title(schedule: Node) -> str:
+    model, engine = schedule["model.name"].text(), schedule["engine"].text()
+    return f"{model} · {layout_name(schedule['layout'])} · {engine}"
 
 
-def schedule_summary(schedule: Node) -> str:
-    """One line: what was sent, for how many tokens, and where the rows come from."""
-    workload, source = schedule.child("workload"), schedule.child("source").text()
+def answer(schedule: Node) -> Answer:
+    """What was sent for how many tokens; of traces, whether they conform and what they waited."""
+    conformance = schedule["conformance"]
+    verdict = _verdict(conformance) if conformance.value is not None else None
+    reason = conformance["explanation"].text() if verdict and "explanation" in conformance else ""
+    failed = verdict is not None and verdict.tone == "bad"
+    partial = [node.text() for node in schedule["notes"].elements()]
+    return Answer(
+        summary=(f"{reason}; " if reason and not failed else "") + _request(schedule),
+        verdict=verdict,
+        headlines=[*_traced(schedule), *_sent(schedule)][:4],
+        warnings=[reason] * failed + [text for text in partial if text.startswith("partial:")],
+    )
+
+
+def _verdict(conformance: Node) -> Badge | None:
+    """Whether an imported schedule conforms to its engine's, or why that cannot be said."""
+    if (conforms := conformance["conforms"].value) is None:
+        told = conformance["verdict"].text() if "verdict" in conformance else ""
+    else:
+        told = "conforms" if conforms is True else "does not conform"
+    return Badge(text=told, tone=_TONES.get(told, "neutral")) if told else None  # type: ignore[arg-type]
+
+
+def _request(schedule: Node) -> str:
+    workload, source = schedule["workload"], schedule["source"].text()
     parts = [f"{_volume(schedule)} {_SOURCES.get(source, source)}"]
     for key, name in (
         ("prompt_tokens", "prompt tokens"),
@@ -58,47 +88,82 @@ def schedule_summary(schedule: Node) -> str:
         ("batch", "in the batch"),
     ):
         if key in workload:
-            parts.append(f"{workload.child(key).integer():,} {name}")
+            parts.append(f"{workload[key].integer():,} {name}")
     return ", ".join(parts)
 
 
-def schedule_verdict(schedule: Node) -> Badge | None:
-    """Whether an imported schedule conforms to its engine's, or why that cannot be said."""
-    if "conformance" not in schedule:
-        return None
-    conformance = schedule.child("conformance")
-    conforms = conformance.child("conforms").value
-    if conforms is None:
-        known = "verdict" in conformance
-        return Badge(text=conformance.child("verdict").text()) if known else None
-    if conforms is True:
-        return Badge(text="conforms", tone="good")
-    return Badge(text="does not conform", tone="bad")
+def _traced(schedule: Node) -> Iterator[Headline]:
+    """What only traces tell: rows as expected, and a step's communication and waiting."""
+    if rows := schedule["conformance.rows"].elements() if "conformance" in schedule else []:
+        equal = num_equal(rows)
+        yield Headline(
+            label="rows as expected",
+            value=f"{equal} of {len(rows)}",
+            tone="good" if equal == len(rows) else "bad",
+        )
+    gains = {gain["phase"].text(): gain for gain in schedule["gains"].elements()}
+    gain = gains.get("decode") or next(iter(gains.values()), None)
+    if gain is None:
+        return
+    step, phase = gain["step_us"].number(), gain["phase"].text()
+    for key, name in (("communication_us", "communication"), ("waiting_us", "waiting for others")):
+        part = gain[key].optional_number()
+        if part is not None and step:
+            label, of = (
+                f"{name}, {phase}",
+                f"{part / step:.0%} of {number(round(step / 1e3, 3))} ms a step",
+            )
+            yield Headline(label=label, value=f"{number(round(part / 1e3, 3))} ms", note=of)
 
 
-def sections_of_schedule(schedule: Node) -> list[Section]:
-    """The verdict and what differs where there is one, then volume, times and every row."""
-    sections = []
+def _sent(schedule: Node) -> Iterator[Headline]:
+    volumes, phases = operation_volumes(schedule), schedule["totals.by_phase"].numbers()
+    yield Headline(label="volume of the request", value=_volume(schedule))
+    workload = schedule["workload"]
+    steps = workload["decode_tokens"].integer() - 1 if "decode_tokens" in workload else 0
+    if steps > 0 and phases.get("decode"):
+        calls = sum(
+            row["count"].integer()
+            for row in schedule["collectives"].elements()
+            if row["phase"].value == "decode" and row["stage"].value in (0, None)
+        )
+        a_step = decimal_bytes(phases["decode"] / steps)
+        yield Headline(label="a decode step sends", value=a_step)
+        yield Headline(
+            label="calls a decode step",
+            value=number(calls / steps),
+            note="of one rank of the first stage",
+        )
+    if total := sum(volumes.values()):
+        most = max(volumes, key=lambda op: volumes[op])
+        yield Headline(
+            label="most of it", value=most, note=f"{volumes[most] / total:.0%} of the bytes"
+        )
+
+
+def sections(schedule: Node) -> list[Section]:
+    """What differs where there is a verdict, then times, volume and every row."""
+    found = []
     if "conformance" in schedule:
-        sections.append(_conformance(schedule.child("conformance")))
+        found.append(_conformance(schedule["conformance"]))
     if "against" in schedule:
-        sections.append(_against(schedule.child("against")))
-    blocks: list[Block] = [Facts(items=_facts(schedule)), *_volume_charts(schedule)]
-    sections.append(Section(title="Volume", blocks=blocks))
-    times = [*_time_charts(schedule)]
-    if times:
-        sections.append(Section(title="Times", blocks=times))
-    rows = Table(caption="Collectives of one rank of each stage", rows=schedule_cells(schedule))
-    sections.append(Section(title="Every collective", blocks=[rows]))
-    details = _import_details(schedule)
-    if details:
-        sections.append(Section(title="Beside the schedule", blocks=details))
-    return sections
+        found.append(_against(schedule["against"]))
+    if times := list(_time_charts(schedule)):
+        found.append(Section(title="Times", blocks=times))
+    blocks = [*_volume_charts(schedule), Facts(items=_facts(schedule))]
+    found.append(Section(title="Volume", blocks=blocks))
+    cells = schedule_cells(schedule)
+    caption = "Collectives of one rank of each stage"
+    rows = Table(caption=caption, rows=cells, folded=len(cells) > _MOST_OPEN)
+    found.append(Section(title="Every collective", blocks=[rows]))
+    if details := list(_import_details(schedule)):
+        found.append(Section(title="Beside the schedule", blocks=details))
+    return found
 
 
-def compared_schedules(schedules: Sequence[Node]) -> Section:
+def compared(schedules: Sequence[Node]) -> Section:
     """Volumes of several schedules beside each other."""
-    return volume_section({schedule_title(schedule): schedule for schedule in schedules})
+    return volume_section({title(schedule): schedule for schedule in schedules})
 
 
 def volume_section(schedules: Mapping[str, Node]) -> Section:
@@ -122,54 +187,47 @@ def volume_section(schedules: Mapping[str, Node]) -> Section:
     )
 
 
-def _facts(schedule: Node) -> dict[str, Any]:
+def _facts(schedule: Node) -> Row:
     workload = {
-        key: node.cell()
-        for key, node in schedule.child("workload").items()
-        if node.value is not None
+        k: node.cell() for k, node in schedule["workload"].items() if node.value is not None
     }
     return {
-        "model": schedule.child("model").child("name").text(),
-        "layout": layout_name(schedule.child("layout")),
-        "engine": schedule.child("engine").text(),
-        "source": schedule.child("source").text(),
+        "model": schedule["model.name"].text(),
+        "layout": layout_name(schedule["layout"]),
+        "engine": schedule["engine"].text(),
+        "source": schedule["source"].text(),
         **workload,
-        "volume": _volume(schedule),
     }
 
 
 def _volume(schedule: Node) -> str:
-    total = schedule.child("totals").child("volume_bytes").optional_number()
+    total = schedule["totals.volume_bytes"].optional_number()
     return "unknown volume" if total is None else decimal_bytes(total)
 
 
-def _volume_charts(schedule: Node) -> list[Block]:
-    volumes = operation_volumes(schedule)
-    if not volumes:
-        return [Prose(text="This layout sends nothing between ranks.")]
-    phases = phase_volumes(schedule)
-    return [
-        Chart(
-            title="Volume by phase and operation",
-            figure=figures.volume_by_layout(phases),
-            note="Sum over the rows of the table; a receive is the other end of a send and is not counted.",
-        ),
-        message_chart(schedule),
-    ]
+def _volume_charts(schedule: Node) -> Iterator[Block]:
+    if not operation_volumes(schedule):
+        yield Prose(text="This layout sends nothing between ranks.")
+        return
+    yield Chart(
+        title="Volume by phase and operation",
+        figure=figures.volume_by_layout(phase_volumes(schedule)),
+        note="Sum over the rows of the table; a receive is the other end of a send and is not counted.",
+    )
+    yield message_chart(message_counts(schedule), "Message sizes")
 
 
 def phase_volumes(schedule: Node) -> dict[str, dict[str, float]]:
     """Bytes by phase and operation, of the rows that the totals count."""
-    volumes: dict[str, dict[str, float]] = {}
-    rows = schedule.child("collectives").elements()
-    stages: dict[str, list[int]] = {}
+    volumes: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
+    rows = schedule["collectives"].elements()
+    stages: dict[str, list[int]] = defaultdict(list)
     for row in rows:
-        stages.setdefault(row.child("op").text(), []).append(row.child("stage").integer())
+        stages[row["op"].text()].append(row["stage"].integer())
     for row in rows:
-        op, size = row.child("op").text(), row.child("volume_bytes").optional_number()
-        if size is not None and _counts(op, row.child("stage").integer(), stages[op]):
-            phase = volumes.setdefault(row.child("phase").text(), {})
-            phase[op] = phase.get(op, 0.0) + size
+        op, size = row["op"].text(), row["volume_bytes"].optional_number()
+        if size is not None and _counts(op, row["stage"].integer(), stages[op]):
+            volumes[row["phase"].text()][op] += size
     return volumes
 
 
@@ -181,39 +239,36 @@ def _counts(op: str, stage: int, stages: Sequence[int]) -> bool:
     return op != "recv"
 
 
-def message_chart(schedule: Node) -> Chart:
+def message_chart(counts: Mapping[str, Mapping[int, int]], name: str) -> Chart:
     return Chart(
-        title="Message sizes",
-        figure=figures.message_sizes(message_counts(schedule)),
-        note="Calls of one rank of each stage, in bins of powers of two; both axes are logarithmic.",
+        title=name,
+        figure=figures.message_sizes(counts),
+        note="Calls of one rank of each stage, in bins of powers of two; calls are logarithmic.",
     )
 
 
 def _conformance(conformance: Node) -> Section:
-    rows = comparison_cells(conformance.child("rows"))
-    equal = sum(row["verdict"] == verdict_badge("equal") for row in rows)
-    engine = conformance.child("engine").text()
-    blocks: list[Block] = [
-        Prose(text=f"{equal} of {len(rows)} rows are equal to the schedule of {engine}.")
-    ]
-    if "explanation" in conformance:
-        blocks.append(Prose(text=conformance.child("explanation").text()))
-    blocks += [Prose(text=node.text()) for node in conformance.child("differences").elements()]
-    if "deviations" in conformance and conformance.child("deviations").elements():
-        blocks.append(_deviations(conformance.child("deviations").elements()))
-    blocks.append(Table(caption="Expected and actual calls", rows=rows))
+    rows = conformance["rows"].elements()
+    equal, engine = num_equal(rows), conformance["engine"].text()
+    blocks: list[Block] = []
+    if differing := conformance["deviations"].elements():
+        blocks.append(_deviations(differing))
+    blocks.append(Prose(text=f"{equal} of {len(rows)} rows are equal to the schedule of {engine}."))
+    blocks += [Prose(text=node.text()) for node in conformance["differences"].elements()]
+    cells, is_equal = comparison_cells(conformance["rows"]), equal == len(rows)
+    blocks.append(Table(caption="Expected and actual calls", rows=cells, folded=is_equal))
     return Section(title="Conformance", blocks=blocks)
 
 
 def _against(against: Node) -> Section:
     rows: list[dict[str, Cell]] = [
         {
-            "": "changed" if node.child("changed").value else "as before",
-            "call": node.child("text").text(),
+            "": "changed" if node["changed"].value else "as before",
+            "call": node["text"].text(),
         }
-        for node in against.child("rows").elements()
+        for node in against["rows"].elements()
     ]
-    caption = f"{against.child('changed').integer()} of {len(rows)} kinds of call changed"
+    caption = f"{against['changed'].integer()} of {len(rows)} kinds of call changed"
     return Section(title="Against the other run", blocks=[Table(caption=caption, rows=rows)])
 
 
@@ -223,7 +278,7 @@ _DEVIATION_FIELDS: Final = ("kind", "rank", "step", "phase", "layer", "part", "o
 
 def _deviations(elements: Sequence[Node]) -> Table:
     rows = [
-        {name: node.child(name).cell() for name in _DEVIATION_FIELDS}
+        {name: node[name].cell() for name in _DEVIATION_FIELDS}
         for node in elements[:_MOST_DEVIATIONS]
     ]
     return Table(
@@ -233,30 +288,19 @@ def _deviations(elements: Sequence[Node]) -> Table:
     )
 
 
-def _time_charts(schedule: Node) -> list[Block]:
-    builders = {
-        "time_share": time_share_chart,
-        "waiting": _waiting_chart,
-        "timeline": timeline_chart,
-    }
-    return [
-        build(elements)
-        for key, build in builders.items()
-        if (elements := schedule.child(key).elements())
-    ]
-
-
-def time_share_chart(steps: Sequence[Node]) -> Chart:
-    parts = [(step.child("step").text(), step.child("kinds_us").numbers()) for step in steps]
-    return Chart(title="Where the time of each step went", figure=figures.time_share(parts))
+def _time_charts(schedule: Node) -> Iterator[Block]:
+    if events := schedule["timeline"].elements():
+        yield timeline_chart(events)
+    if ranks := schedule["waiting"].elements():
+        yield _waiting_chart(ranks)
+    if steps := schedule["time_share"].elements():
+        parts = [(step["step"].text(), step["kinds_us"].numbers()) for step in steps]
+        yield Chart(title="Where the time of each step went", figure=figures.time_share(parts))
 
 
 def _waiting_chart(ranks: Sequence[Node]) -> Chart:
     times = {
-        node.child("rank").integer(): {
-            "wait": node.child("wait_us").number(),
-            "transfer": node.child("transfer_us").number(),
-        }
+        node["rank"].integer(): {key: node[f"{key}_us"].number() for key in ("wait", "transfer")}
         for node in ranks
     }
     return Chart(
@@ -266,18 +310,18 @@ def _waiting_chart(ranks: Sequence[Node]) -> Chart:
     )
 
 
-def timeline_chart(events: Sequence[Node]) -> Chart:
+def timeline_chart(events: Sequence[Node], name: str = "Timeline of one step") -> Chart:
     chosen = [
         figures.TimelineEvent(
-            rank=node.child("rank").integer(),
-            name=node.child("name").text(),
-            kind=node.child("kind").text(),
-            start_us=node.child("start_us").number(),
-            end_us=node.child("end_us").number(),
+            rank=node["rank"].integer(),
+            name=node["name"].text(),
+            kind=node["kind"].text(),
+            start_us=node["start_us"].number(),
+            end_us=node["end_us"].number(),
         )
         for node in events
     ]
-    return Chart(title="Timeline of one step", figure=figures.step_timeline(chosen))
+    return Chart(title=name, figure=figures.step_timeline(chosen))
 
 
 _IMPORT_LISTS: Final = {
@@ -290,13 +334,16 @@ _IMPORT_LISTS: Final = {
 }
 
 
-def _import_details(schedule: Node) -> list[Block]:
+def _import_details(schedule: Node) -> Iterator[Block]:
     """What only an import has: notes, calls beside the schedule, steps, ranks and clocks."""
-    notes: list[Block] = [
-        Prose(text=f"Note: {note.text()}") for note in schedule.child("notes").elements()
-    ]
+    for note in schedule["notes"].elements():
+        yield Prose(text=f"Note: {note.text()}")
     tables = [
-        Table(caption=caption, rows=object_cells(schedule.child(key)))
+        Table(caption=caption, rows=object_cells(schedule[key]))
         for key, caption in _IMPORT_LISTS.items()
+        if schedule[key].elements()
     ]
-    return [*notes, *(table for table in tables if table.rows)]
+    first = [table for table in tables if table.caption.startswith(("Unexplained", "Replicas"))]
+    yield from first
+    if rest := [table for table in tables if table not in first]:
+        yield Folded(title="Control calls, steps, ranks and clocks", blocks=rest)

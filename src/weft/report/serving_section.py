@@ -1,63 +1,109 @@
-"""Sections from ``weft bench serve`` (``weft.bench.serve/1``)."""
+"""``weft bench serve`` (``weft.bench.serve/1``): weft's definitions, the others folded away."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
-import plotly.graph_objects as go
-
-from weft.report.blocks import Badge, Block, Cell, Chart, Facts, Prose, Section, Table
-from weft.report.colours import series_colour
-from weft.report.figures.frame import new_figure
+from weft.report import figures
+from weft.report.blocks import (
+    Answer,
+    Badge,
+    Block,
+    Cell,
+    Chart,
+    Facts,
+    Folded,
+    Headline,
+    Section,
+    Table,
+)
 from weft.report.node import Node
+from weft.report.text import number
 
 METRICS: Final = ("ttft", "tpot", "itl", "e2e")
 MOST_LAG_MS: Final = 5.0
+OWN: Final = "weft"
 _PERCENTS: Final = (50, 90, 95, 99)
+Curves = Mapping[str, Mapping[str, Sequence[tuple[float, float]]]]
+"""By metric and definition: (milliseconds, share of samples at or below)."""
 
 
-def serving_title(bench: Node) -> str:
-    return f"Serving benchmark: {bench.child('target').child('model').text()}"
+def title(bench: Node) -> str:
+    return f"Serving benchmark: {bench['target.model'].text()}"
 
 
-def serving_summary(bench: Node) -> str:
-    requests = bench.child("requests")
-    rate = bench.child("throughput").child("requests_per_s").optional_number() or 0.0
-    return (
-        f"{requests.child('completed').integer():,} of {requests.child('offered').integer():,} "
-        f"requests completed, {rate:,.1f} requests/s"
+def answer(bench: Node) -> Answer:
+    """Whether the limits were met, latency and throughput; failures and a late client first."""
+    requests, client = bench["requests"], bench["client"]
+    failed, offered = requests["failed"].integer(), requests["offered"].integer()
+    rate = bench["throughput.requests_per_s"].optional_number() or 0.0
+    late = is_late(client)
+    warnings = [f"{failed:,} of {offered:,} requests failed"] * bool(failed)
+    limits = next((row for row in goodput_rows(bench) if row["definition"] == OWN), None)
+    verdict = Badge(text="all requests completed", tone="good")
+    if failed or late:
+        verdict = Badge(text=f"{failed:,} failed" if failed else "client was late", tone="bad")
+    return Answer(
+        summary=f"{requests['completed'].integer():,} of {offered:,} requests completed, "
+        f"{rate:,.1f} requests/s",
+        verdict=verdict,
+        headlines=[*_limits(limits, offered), *_latencies(bench), _throughput(bench)][:4],
+        warnings=warnings + [lag_verdict(client)] * late,
     )
 
 
-def serving_verdict(bench: Node) -> Badge:
-    failed = bench.child("requests").child("failed").integer()
-    if failed:
-        return Badge(text=f"{failed:,} failed", tone="bad")
-    return Badge(text="all requests completed", tone="good")
+def _limits(row: Mapping[str, Cell] | None, offered: int) -> Iterator[Headline]:
+    share = row["share"] if row else None
+    if row and isinstance(share, int | float):
+        met = share >= 0.99
+        yield Headline(
+            label="requests within the limits",
+            value=f"{share:.1%}",
+            note=f"{'met' if met else 'not met'}: {row['good']:,} of {offered:,}",
+            tone="good" if met else "bad",
+        )
 
 
-def sections_of_serving(
-    bench: Node, distributions: Sequence[Block] = (), timeline: Sequence[Block] = ()
+def _latencies(bench: Node) -> Iterator[Headline]:
+    for metric in ("ttft", "tpot"):
+        summary = bench[f"definitions.{OWN}"][f"{metric}_ms"]
+        if summary.value is not None:
+            p50, p99 = (summary[f"{name}.value"].number() for name in ("p50", "p99"))
+            note = f"{number(round(p50, 2))} ms in the median"
+            label = f"{metric.upper()}, 99th percentile"
+            yield Headline(label=label, value=f"{number(round(p99, 2))} ms", note=note)
+
+
+def _throughput(bench: Node) -> Headline:
+    tokens = bench["throughput.output_tokens_per_s"].optional_number() or 0.0
+    rate = bench["throughput.requests_per_s"].optional_number() or 0.0
+    return Headline(label="output tokens/s", value=f"{tokens:,.1f}", note=f"{rate:,.2f} requests/s")
+
+
+def sections(
+    bench: Node, curves: Curves | None = None, more: Sequence[Block] = ()
 ) -> list[Section]:
-    """Figures by definition, their distributions, the load and the client.
+    """The figures under weft's definitions, the load and the client, and the other definitions.
 
-    ``distributions`` and ``timeline`` are drawn from the run's own records where these are
-    at hand; else the distributions are drawn through the percentiles of the document.
+    ``curves`` and ``more`` are drawn from the run's own records where these are at hand; else
+    the distributions are drawn through the percentiles of the document.
     """
+    curves = curves or _percentile_curves(bench)
     return [
-        Section(title="Figures by definition", blocks=_figure_blocks(bench)),
-        Section(title="Distributions", blocks=distributions or _percentile_charts(bench)),
-        Section(title="Load and client", blocks=[*_client_blocks(bench), *timeline]),
+        Section(title="Figures", blocks=list(_own_blocks(bench))),
+        Section(title="Distributions", blocks=[*_charts(curves, OWN), *more]),
+        Section(title="Load and client", blocks=list(_client_blocks(bench))),
+        Section(title="Other definitions", blocks=list(_other_blocks(bench, curves))),
     ]
 
 
 def figure_rows(bench: Node) -> list[dict[str, Cell]]:
     """One row a metric and definition, milliseconds; shared with the command's table."""
     return [
-        _figure_row(metric, name, under.child(f"{metric}_ms"))
+        _figure_row(metric, name, under[f"{metric}_ms"])
         for metric in METRICS
-        for name, under in bench.child("definitions").items()
+        for name, under in bench["definitions"].items()
     ]
 
 
@@ -65,15 +111,14 @@ def _figure_row(metric: str, name: str, summary: Node) -> dict[str, Cell]:
     row: dict[str, Cell] = {"metric": f"{metric}_ms", "definition": name}
     is_there = summary.value is not None
     for column in ("mean", *(f"p{percent}" for percent in _PERCENTS)):
-        value = summary.child(column).child("value").number() if is_there else None
-        row[column] = None if value is None else round(value, 4)
-    row["p99_interval"] = _interval(summary.child("p99")) if is_there else None
-    row["max"] = round(summary.child("max").number(), 4) if is_there else None
+        row[column] = round(summary[f"{column}.value"].number(), 4) if is_there else None
+    row["p99_interval"] = _interval(summary["p99"]) if is_there else None
+    row["max"] = round(summary["max"].number(), 4) if is_there else None
     return row
 
 
 def _interval(estimate: Node) -> str:
-    ends = [estimate.child(end).optional_number() for end in ("low", "high")]
+    ends = [estimate[end].optional_number() for end in ("low", "high")]
     return " to ".join("?" if end is None else f"{end:,.4g}" for end in ends)
 
 
@@ -82,136 +127,122 @@ def goodput_rows(bench: Node) -> list[dict[str, Cell]]:
     return [
         {
             "definition": name,
-            "good": under.child("goodput").child("num_good").integer(),
-            "judged": under.child("goodput").child("num_judged").integer(),
-            "share": under.child("goodput").child("share").optional_number(),
-            "requests_per_s": under.child("goodput").child("requests_per_s").optional_number(),
+            "good": under["goodput.num_good"].integer(),
+            "judged": under["goodput.num_judged"].integer(),
+            "share": under["goodput.share"].optional_number(),
+            "requests_per_s": under["goodput.requests_per_s"].optional_number(),
         }
-        for name, under in bench.child("definitions").items()
+        for name, under in bench["definitions"].items()
         if "goodput" in under
     ]
 
 
 def communication_rows(bench: Node) -> list[dict[str, Cell]]:
     """TTFT and TPOT with their parts inside collectives; empty without a profile."""
-    if "communication" not in bench:
-        return []
     rows: list[dict[str, Cell]] = []
-    for metric in ("ttft", "tpot"):
-        part = bench.child("communication").child(metric)
-        of: dict[str, Cell] = {"of": metric, "of_ms": part.child("mean_ms").number()}
+    for metric in ("ttft", "tpot") if "communication" in bench else ():
+        part = bench[f"communication.{metric}"]
+        of: dict[str, Cell] = {"of": metric, "of_ms": part["mean_ms"].number()}
         total: dict[str, Cell] = {
             "phase": "all",
             "op": "all",
-            "mean_ms": part.child("communication_ms").number(),
-            "share": part.child("share").optional_number(),
+            "mean_ms": part["communication_ms"].number(),
+            "share": part["share"].optional_number(),
         }
         rows.append(of | total)
-        rows += [of | _part_cells(row) for row in part.child("by").elements()]
+        for row in part["by"].elements():
+            names: dict[str, Cell] = {key: row[key].text() for key in ("phase", "op")}
+            share = {"mean_ms": row["mean_ms"].number(), "share": row["share"].optional_number()}
+            rows.append(of | names | share)
     return rows
 
 
-def _part_cells(row: Node) -> dict[str, Cell]:
-    return {
-        "phase": row.child("phase").text(),
-        "op": row.child("op").text(),
-        "mean_ms": row.child("mean_ms").number(),
-        "share": row.child("share").optional_number(),
-    }
+def is_late(client: Node) -> bool:
+    """Whether the client sent requests too late for its figures to be believed."""
+    lag = client["send_lag_ms"]
+    return lag.value is not None and lag["p99"].number() > MOST_LAG_MS
 
 
 def lag_verdict(client: Node) -> str:
     """One sentence on whether the client itself was fast enough to be believed."""
-    lag = client.child("send_lag_ms")
-    p99 = lag.child("p99").number() if lag.value is not None else 0.0
-    share = (client.child("cpu_share_of_a_core").optional_number() or 0.0) * 100
-    verdict = (
-        "the client kept up"
-        if p99 <= MOST_LAG_MS
-        else "THE CLIENT WAS LATE: lower the load or give it a core of its own"
-    )
+    lag = client["send_lag_ms"]
+    p99 = lag["p99"].number() if lag.value is not None else 0.0
+    share = (client["cpu_share_of_a_core"].optional_number() or 0.0) * 100
+    late = "THE CLIENT WAS LATE: lower the load or give it a core of its own"
+    verdict = late if is_late(client) else "the client kept up"
     return f"client send lag p99 {p99:.2f} ms, {share:.0f} % of a core: {verdict}"
 
 
-def _figure_blocks(bench: Node) -> list[Block]:
-    stated: list[dict[str, Cell]] = [
-        {"definition": name, "of": key, "means": text.text()}
-        for name, under in bench.child("definitions").items()
-        for key, text in under.child("stated").items()
-    ]
-    blocks: list[Block] = [
-        Table(
-            caption="Milliseconds, completed requests",
-            rows=figure_rows(bench),
-            note="Interval: 95 %; a question mark where the samples are too few to bound it.",
-        )
-    ]
-    if goodput := goodput_rows(bench):
-        blocks.append(Table(caption="Goodput", rows=goodput))
+def _own_blocks(bench: Node) -> Iterator[Block]:
+    rows = [row for row in figure_rows(bench) if row["definition"] == OWN]
+    plain = [{key: value for key, value in row.items() if key != "definition"} for row in rows]
+    note = "Interval: 95 %; a question mark where the samples are too few to bound it."
+    yield Table(caption="Milliseconds, completed requests", rows=plain, note=note)
     if communication := communication_rows(bench):
         note = "A request takes from each engine step its share of that step's communication."
         caption = "Inside collectives, mean of the requests"
-        blocks.append(Table(caption=caption, rows=communication, note=note))
-    blocks.append(Table(caption="What each definition states", rows=stated, folded=True))
-    return blocks
-
-
-def _percentile_charts(bench: Node) -> list[Block]:
-    return [
-        Chart(
-            title=f"{metric.upper()} by definition",
-            figure=_percentile_figure(bench, metric),
-            note="Share of samples at or below the value, through the percentiles of the file.",
-        )
-        for metric in METRICS
-    ]
-
-
-def _percentile_figure(bench: Node, metric: str) -> go.Figure:
-    figure = new_figure(x_title=f"{metric.upper()} (ms)", y_title="share of samples")
-    for index, (name, under) in enumerate(bench.child("definitions").items()):
-        summary = under.child(f"{metric}_ms")
-        if summary.value is None:
-            continue
-        points = [(summary.child("min").number(), 0.0)]
-        for percent in _PERCENTS:
-            value = summary.child(f"p{percent}").child("value").number()
-            points.append((value, percent / 100))
-        points.append((summary.child("max").number(), 1.0))
-        figure.add_scatter(
-            name=name,
-            x=[x for x, _ in points],
-            y=[y for _, y in points],
-            mode="lines+markers",
-            line={"color": series_colour(index), "width": 2},
-        )
-    return figure
-
-
-def _client_blocks(bench: Node) -> list[Block]:
-    blocks: list[Block] = [
-        Facts(items=_facts(bench)),
-        Prose(text=lag_verdict(bench.child("client"))),
-    ]
-    errors = list(bench.child("requests").child("errors").items())
-    if errors:
-        rows: list[dict[str, Cell]] = [
+        yield Table(caption=caption, rows=communication, note=note)
+    if errors := list(bench["requests.errors"].items()):
+        failures: list[dict[str, Cell]] = [
             {"error": text, "requests": count.integer()} for text, count in errors
         ]
-        blocks.append(Table(caption="Failures", rows=rows))
-    return blocks
+        yield Table(caption="Failures", rows=failures)
 
 
-def _facts(bench: Node) -> dict[str, Cell]:
-    client = bench.child("client")
-    settings = bench.child("load").items()
-    load = [f"{key} {node.cell()}" for key, node in settings if node.value is not None]
-    rates = {key: node.optional_number() for key, node in bench.child("throughput").items()}
+def _charts(curves: Curves, only: str | None = None) -> Iterator[Chart]:
+    for metric, by_definition in curves.items():
+        chosen = {k: curve for k, curve in by_definition.items() if only in (None, k)}
+        if any(chosen.values()):
+            name = "" if only else " by definition"
+            figure = figures.distribution(chosen, f"{metric.upper()} (ms)")
+            note = "Share of samples at or below the value."
+            yield Chart(title=f"{metric.upper()}{name}", figure=figure, note=note)
+
+
+def _percentile_curves(bench: Node) -> Curves:
+    """Through the percentiles of the file."""
     return {
-        "server": bench.child("target").child("url").text(),
-        "load": ", ".join(load),
-        "duration (s)": round(bench.child("duration_s").number(), 3),
-        **{name: round(value, 3) for name, value in rates.items() if value is not None},
-        "client CPU a request (µs)": round(client.child("cpu_us_per_request").number(), 1),
-        "event loop": client.child("event_loop").text(),
+        metric: {
+            name: _curve(under[f"{metric}_ms"])
+            for name, under in bench["definitions"].items()
+            if under[f"{metric}_ms"].value is not None
+        }
+        for metric in METRICS
     }
+
+
+def _curve(summary: Node) -> list[tuple[float, float]]:
+    middle = [(summary[f"p{percent}.value"].number(), percent / 100) for percent in _PERCENTS]
+    return [(summary["min"].number(), 0.0), *middle, (summary["max"].number(), 1.0)]
+
+
+def _client_blocks(bench: Node) -> Iterator[Block]:
+    client = bench["client"]
+    load = [f"{k} {node.cell()}" for k, node in bench["load"].items() if node.value is not None]
+    rates = {key: node.optional_number() for key, node in bench["throughput"].items()}
+    yield Facts(
+        items={
+            "server": bench["target.url"].text(),
+            "load": ", ".join(load),
+            "duration (s)": round(bench["duration_s"].number(), 3),
+            **{name: round(value, 3) for name, value in rates.items() if value is not None},
+            "client CPU a request (µs)": round(client["cpu_us_per_request"].number(), 1),
+            "event loop": client["event_loop"].text(),
+            "client": lag_verdict(client),
+        }
+    )
+
+
+def _other_blocks(bench: Node, curves: Curves) -> Iterator[Block]:
+    """Other benchmarks count other moments under the same names."""
+    stated: list[dict[str, Cell]] = [
+        {"definition": name, "of": key, "means": text.text()}
+        for name, under in bench["definitions"].items()
+        for key, text in under["stated"].items()
+    ]
+    rows = figure_rows(bench)
+    yield Table(caption="Milliseconds by definition", rows=rows, folded=True)
+    if goodput := goodput_rows(bench):
+        yield Table(caption="Goodput by definition", rows=goodput, folded=True)
+    yield Folded(title="Distributions by definition", blocks=list(_charts(curves)))
+    yield Table(caption="What each definition states", rows=stated, folded=True)

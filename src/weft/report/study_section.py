@@ -1,90 +1,135 @@
-"""Sections from ``weft study`` (``weft.study/1``)."""
+"""``weft study`` (``weft.study/1``)."""
 
 from __future__ import annotations
 
-from weft.report.blocks import Badge, Block, Cell, Facts, Prose, Section, Table, verdict_badge
+from collections import defaultdict
+from collections.abc import Iterator
+
+from weft.report.blocks import (
+    Answer,
+    Block,
+    Cell,
+    Chart,
+    Facts,
+    Headline,
+    Prose,
+    Section,
+    Table,
+    verdict_badge,
+)
 from weft.report.node import Node
-from weft.report.rows import comparison_cells, layout_name, operation_volumes
+from weft.report.rows import (
+    comparison_cells,
+    layout_name,
+    message_counts,
+    num_equal,
+    operation_volumes,
+)
 from weft.report.schedule_section import message_chart, timeline_chart, volume_section
 from weft.report.text import decimal_bytes, number
 
 _SOURCES = ("run", "dry_run", "closed_form")
 
 
-def study_summary(study: Node) -> str:
-    checks = study.child("checks")
-    passed, total = checks.child("passed").integer(), checks.child("total").integer()
-    return f"{passed:,} of {total:,} checks passed"
+def title(_: Node) -> str:
+    return "Study of layouts"
 
 
-def study_verdict(study: Node) -> Badge:
-    checks = study.child("checks")
-    passed = checks.child("passed").integer() == checks.child("total").integer()
-    return Badge(text="passed" if passed else "failed", tone="good" if passed else "bad")
+def answer(study: Node) -> Answer:
+    """Whether measurement and forms agree, and which layout is fastest and sends least."""
+    passed, total = (study["checks"][key].integer() for key in ("passed", "total"))
+    layouts = study["layouts"].elements()
+    odd = [
+        _name(node)
+        for node in layouts
+        if num_equal(node["rows"].elements()) < len(node["rows"].elements())
+    ]
+    return Answer(
+        summary=f"{passed:,} of {total:,} checks passed",
+        verdict=verdict_badge("passed" if passed == total else "failed"),
+        headlines=[
+            Headline(
+                label="checks passed",
+                value=f"{passed:,} of {total:,}",
+                tone="good" if passed == total else "bad",
+                note="measured, dry run and closed form against each other",
+            ),
+            *_best(layouts),
+        ],
+        warnings=[f"{name}: rows differ between the sources" for name in odd],
+    )
 
 
-def sections_of_study(study: Node) -> list[Section]:
-    """Overview, volumes, one section a layout, the published tables and the machine."""
-    layouts = study.child("layouts").elements()
-    sections = [_overview(study, layouts)]
-    communicating = [node for node in layouts if _volumes(node)]
-    if communicating:
-        sections.append(_volume_section(communicating))
-    sections += [_layout_section(node) for node in layouts]
-    published = study.child("published").elements()
-    if published:
-        sections.append(_published_section(published))
-    machine = {key: node.cell() for key, node in study.child("machine").items()}
-    if machine:
-        sections.append(Section(title="Machine", blocks=[Facts(items=machine)]))
-    return sections
+def _best(layouts: list[Node]) -> Iterator[Headline]:
+    for key, label in (("ttft_ms", "soonest first token"), ("tpot_ms", "fastest decode")):
+        times = {_name(node): node[key].optional_number() for node in layouts}
+        if known := {name: time for name, time in times.items() if time is not None}:
+            best = min(known, key=lambda name: known[name])
+            yield Headline(label=label, value=best, note=f"{number(round(known[best], 2))} ms")
+    if sending := {
+        _name(node): sum(volumes.values()) for node in layouts if (volumes := _volumes(node))
+    }:
+        least = min(sending, key=lambda name: sending[name])
+        yield Headline(label="sends least", value=least, note=decimal_bytes(sending[least]))
+
+
+def sections(study: Node) -> list[Section]:
+    """Layouts side by side, volumes, timelines, every row folded, and the machine."""
+    layouts = study["layouts"].elements()
+    found = [_overview(study, layouts)]
+    schedules = {_name(node): _schedule(node) for node in layouts if _volumes(node)}
+    sending = {name: schedule for name, schedule in schedules.items() if schedule is not None}
+    if sending:
+        volumes = volume_section(sending)
+        found.append(Section(title=volumes.title, blocks=[*volumes.blocks, *_messages(sending)]))
+    if times := list(_timelines(layouts)):
+        found.append(Section(title="One step", blocks=times))
+    rows: list[Block] = [Prose(text="Measured, dry run and closed form side by side.")]
+    rows += [_rows(_name(node), node) for node in layouts if node["rows"].elements()]
+    found.append(Section(title="Every collective", blocks=rows))
+    if published := study["published"].elements():
+        found.append(_published_section(published))
+    if machine := {key: node.cell() for key, node in study["machine"].items()}:
+        found.append(Section(title="Machine", blocks=[Facts(items=machine)]))
+    return found
 
 
 def _name(node: Node) -> str:
-    return layout_name(node.child("layout"))
+    return layout_name(node["layout"])
 
 
 def _overview(study: Node, layouts: list[Node]) -> Section:
-    workload = {key: node.cell() for key, node in study.child("workload").items()}
-    rows = [_overview_row(node) for node in layouts]
+    workload = {key: node.cell() for key, node in study["workload"].items()}
+    subject: dict[str, Cell] = {
+        key: study[key].text() for key in ("model", "engine") if key in study
+    }
     blocks: list[Block] = [
-        Facts(items=_subject(study) | workload),
         Table(
             caption="Layouts",
-            rows=rows,
+            rows=[_overview_row(node) for node in layouts],
             note="TTFT: time to first token; TPOT: time per output token; E2E: the whole request.",
         ),
+        Facts(items=subject | workload),
     ]
     return Section(title="Overview", blocks=blocks)
 
 
-def _subject(study: Node) -> dict[str, Cell]:
-    return {key: study.child(key).text() for key in ("model", "engine") if key in study}
-
-
 def _overview_row(node: Node) -> dict[str, Cell]:
-    rows = comparison_cells(node.child("rows"))
-    equal = sum(row["verdict"] == verdict_badge("equal") for row in rows)
-    verdict = "equal" if equal == len(rows) else "different"
+    rows = node["rows"].elements()
+    equal = num_equal(rows)
+    times = {key: node[f"{key.lower()}_ms"].optional_number() for key in ("TTFT", "TPOT", "E2E")}
     return {
         "layout": _name(node),
-        "TTFT_ms": _time(node, "ttft_ms"),
-        "TPOT_ms": _time(node, "tpot_ms"),
-        "E2E_ms": _time(node, "e2e_ms"),
+        **{f"{key}_ms": None if time is None else round(time, 2) for key, time in times.items()},
         "volume": decimal_bytes(sum(_volumes(node).values())),
         "rows equal": f"{equal} of {len(rows)}" if rows else None,
-        "verdict": verdict_badge(verdict),
+        "verdict": verdict_badge("equal" if equal == len(rows) else "different"),
     }
 
 
-def _time(node: Node, key: str) -> float | None:
-    value = node.child(key).optional_number()
-    return None if value is None else round(value, 2)
-
-
 def _schedule(node: Node) -> Node | None:
-    schedules = node.child("schedules")
-    return next((schedules.child(source) for source in _SOURCES if source in schedules), None)
+    schedules = node["schedules"]
+    return next((schedules[source] for source in _SOURCES if source in schedules), None)
 
 
 def _volumes(node: Node) -> dict[str, float]:
@@ -92,42 +137,32 @@ def _volumes(node: Node) -> dict[str, float]:
     return {} if schedule is None else operation_volumes(schedule)
 
 
-def _volume_section(layouts: list[Node]) -> Section:
-    schedules = {
-        _name(node): schedule for node in layouts if (schedule := _schedule(node)) is not None
-    }
-    return volume_section(schedules)
+def _messages(schedules: dict[str, Node]) -> Iterator[Chart]:
+    """A chart a set of messages; layouts with equal ones share it."""
+    names: dict[str, list[str]] = defaultdict(list)
+    charts = {}
+    for name, schedule in schedules.items():
+        counts = message_counts(schedule)
+        names[repr(counts)].append(name)
+        charts[repr(counts)] = counts
+    for key, counts in charts.items():
+        yield message_chart(counts, f"Message sizes, {', '.join(names[key])}")
 
 
-def _layout_section(node: Node) -> Section:
-    schedule = _schedule(node)
-    rows = comparison_cells(node.child("rows"))
-    blocks: list[Block] = [Facts(items=_times(node))]
-    if rows:
-        caption = "Collectives: measured, dry run and closed form side by side"
-        blocks.append(Table(caption=caption, rows=rows))
-    else:
-        blocks.append(Prose(text="One rank sends nothing."))
-    if schedule is not None and _volumes(node):
-        blocks.append(message_chart(schedule))
-    if "timeline" in node:
-        blocks.append(timeline_chart(node.child("timeline").elements()))
-    return Section(title=f"Layout {_name(node)}", blocks=blocks)
+def _timelines(layouts: list[Node]) -> Iterator[Chart]:
+    for node in layouts:
+        if events := node["timeline"].elements():
+            yield timeline_chart(events, f"Timeline of one step, {_name(node)}")
 
 
-def _times(node: Node) -> dict[str, Cell]:
-    names = {"TTFT": "ttft_ms", "TPOT": "tpot_ms", "E2E": "e2e_ms"}
-    times = {name: _time(node, key) for name, key in names.items()}
-    return {name: None if time is None else f"{number(time)} ms" for name, time in times.items()}
+def _rows(caption: str, node: Node) -> Table:
+    rows = node["rows"].elements()
+    return Table(
+        caption=caption, rows=comparison_cells(node["rows"]), folded=num_equal(rows) == len(rows)
+    )
 
 
 def _published_section(published: list[Node]) -> Section:
-    tables: list[Block] = [
-        Table(
-            caption=f"{node.child('model').text()} · {layout_name(node.child('layout'))}",
-            rows=comparison_cells(node.child("rows")),
-        )
-        for node in published
-    ]
+    tables = [_rows(f"{node['model'].text()} · {_name(node)}", node) for node in published]
     text = "The published tables of the true model sizes, beside the dry run and the closed form."
     return Section(title="Published tables", blocks=[Prose(text=text), *tables])

@@ -1,27 +1,24 @@
-"""Text on a page: escaping for HTML and for Plotly's labels, and numbers with units."""
+"""Text on a page: numbers with units, the heads of columns, and what cannot be shown."""
 
 from __future__ import annotations
 
-import html
 import re
 from typing import Final
 
 _UNPRINTABLE: Final = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]"
 )
+_UNITS: Final = {
+    "_us": "µs",
+    "_ms": "ms",
+    "_bytes": "bytes",
+    "_gb_s": "GB/s",
+    "_gib": "GiB",
+    "_gb": "GB",
+}
 
 
-def escape(value: object) -> str:
-    """``value`` as HTML text that is safe in an element and in a quoted attribute."""
-    return html.escape(_printable(str(value)), quote=True)
-
-
-def label(value: object) -> str:
-    """``value`` for a Plotly label; Plotly reads tags and entities there."""
-    return html.escape(" ".join(_printable(str(value)).split()), quote=False)
-
-
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     return _UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
@@ -34,17 +31,24 @@ def number(value: float) -> str:
 
 def decimal_bytes(size: float) -> str:
     """Bytes in the units of volumes (1 MB = 1,000,000 bytes)."""
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if abs(size) < 1000 or unit == "TB":
-            break
-        size /= 1000
-    return f"{size:,.4g} {unit}"
+    return _scaled(size, 1000, ("B", "kB", "MB", "GB", "TB"))
 
 
 def binary_bytes(size: float) -> str:
     """Bytes in the units of messages (1 KiB = 1,024 bytes)."""
-    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
-        if abs(size) < 1024 or unit == "TiB":
-            break
-        size /= 1024
-    return f"{size:,.4g} {unit}"
+    return _scaled(size, 1024, ("B", "KiB", "MiB", "GiB", "TiB"))
+
+
+def _scaled(size: float, base: int, units: tuple[str, ...]) -> str:
+    power = 0
+    while abs(size) >= base and power < len(units) - 1:
+        size, power = size / base, power + 1
+    return f"{size:,.4g} {units[power]}"
+
+
+def head(name: str) -> str:
+    """A name with its unit set apart: ``median_us`` is "median (µs)"."""
+    for ending, unit in _UNITS.items():
+        if name.endswith(ending) and name != ending[1:]:
+            return f"{name.removesuffix(ending)} ({unit})".replace("_", " ")
+    return name.replace("_", " ")

@@ -180,6 +180,12 @@ def test_a_recorded_vllm_conforms(mode: str, capsys: pytest.CaptureFixture[str])
     assert sum(c["count"] for c in agreed) >= 15
     assert all(row["input_shape"] and row["wait_us"] for row in document["collectives"])
     assert [replica["waits_for"] for replica in document["replicas"]] == [1, 0]
+    ends: dict[int, list[Window]] = {0: [], 1: []}
+    for event in document["timeline"]:
+        ends[event["rank"]].append((event["start_us"], event["end_us"]))
+    (first, second) = (sorted(spans) for spans in ends.values())
+    assert first[0][0] <= second[-1][1], "the two did this step together"
+    assert second[0][0] <= first[-1][1], "the two did this step together"
     assert all(replica["wait_us"] > 1e4 for replica in document["replicas"])
 
 

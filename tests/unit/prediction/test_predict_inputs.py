@@ -230,7 +230,7 @@ def imported(code: str) -> tuple[float, list[str]]:
     script = (
         "import json, sys, time\nstart = time.process_time()\n" + code + "\n"
         "spent = time.process_time() - start\n"
-        "heavy = {'torch', 'transformers', 'plotly', 'huggingface_hub'} & set(sys.modules)\n"
+        "heavy = {'torch', 'transformers', 'jinja2', 'huggingface_hub'} & set(sys.modules)\n"
         "print(json.dumps([spent, sorted(heavy)]))"
     )
     done = subprocess.run(
