@@ -75,6 +75,9 @@ def test_tokens_of_one_gpu(name, alone, tmp_path):
             assert ours["ids"] == theirs["ids"], run
             for a, b in zip(ours["logprobs"], theirs["logprobs"], strict=True):
                 assert a == pytest.approx(b, abs=1e-3), run
+        elif family == "mixtral":  # a router of random weights is near ties in every layer
+            first = ([one[0] for one in run["logprobs"]] for run in (ours, theirs))
+            assert next(first) == pytest.approx(next(first), abs=0.2), run
         else:  # 16-bit sums of another order: near ties may flip, and all that follows
             same = [a[:4] == b[:4] for a, b in zip(ours["ids"], theirs["ids"], strict=True)]
             assert sum(same) >= 3, run

@@ -275,6 +275,8 @@ def test_a_clients_own_message_goes_into_the_next_request(server, client):
         ({"stream_options": {"include_usage": True}}, "stream_options", "stream is true"),
         ({"max_tokens": 0}, "max_tokens", "echo"),
         ({"prompt": ["a"] * 100, "n": 2}, "n", "200 answers"),
+        ({"max_tokens": True}, "max_tokens", "must not be true or false"),
+        ({"temperature": False}, "temperature", "must not be true or false"),
     ],
 )
 def test_a_refusal_names_the_field_and_the_reason(server, fields, param, words):

@@ -16,6 +16,8 @@ from pydantic import (
     Discriminator,
     Field,
     Tag,
+    ValidationInfo,
+    field_validator,
     model_validator,
 )
 from pydantic_core import PydanticCustomError
@@ -152,6 +154,16 @@ class GenerationBody(BaseModel):
                 raise refused(name, "is not supported by this server; leave it out")
         unread = (cls.neutral.keys() | _IGNORED) - known
         return {name: one for name, one in given.items() if name not in unread}
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _true_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        assert info.field_name is not None
+        if isinstance(value, bool) and "bool" not in str(
+            cls.model_fields[info.field_name].annotation
+        ):
+            raise PydanticCustomError("number", "must not be true or false")
+        return value
 
     @model_validator(mode="after")
     def _options_need_a_stream(self) -> Self:
