@@ -18,14 +18,15 @@ LONG = weft.SamplingParams(max_tokens=4000, ignore_eos=True)
 SHORT = weft.SamplingParams(max_tokens=4)
 
 
+def own(of: int | None = None) -> list[psutil.Process]:
+    children = psutil.Process(of).children(recursive=True)
+    return [one for one in children if "weft.launch.own_ranks" in one.cmdline()]
+
+
 def processes(of: int | None = None, count: int = 3) -> list[psutil.Process]:
     """The launcher, then its ranks in order."""
     for _ in range(600):
-        found = [
-            one
-            for one in psutil.Process(of).children(recursive=True)
-            if "weft.launch.own_ranks" in one.cmdline()
-        ]
+        found = own(of)
         if len(found) == count:
             return sorted(found, key=lambda one: int(one.environ().get("RANK", -1)))
         time.sleep(0.1)
@@ -93,7 +94,7 @@ def test_what_cannot_be_is_refused_before_anything_starts():
             weft.LLM("embedded", **asked)  # type: ignore[arg-type]
     with pytest.raises(UserError, match=r"^`cache_token`: .* did you mean `cache_tokens`"):
         weft.LLM("embedded", tp=2, cache_token=9)  # type: ignore[call-arg]
-    assert not psutil.Process().children(recursive=True)
+    assert not own()
 
 
 SCRIPT = """
@@ -135,4 +136,4 @@ def test_a_rank_that_cannot_start_says_why(tmp_path):
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(weft.FileFormatError, match=r"model\.safetensors"):
         weft.LLM(str(weights.parent), tp=2)
-    assert not psutil.Process().children(recursive=True)
+    assert not own()

@@ -10,7 +10,7 @@ import typer
 
 from weft.cli.options import Format
 from weft.cli.output import OutputFormat, check_file, print_rows, progress
-from weft.cli.schedule_output import shape_text
+from weft.cli.schedule_output import row_cells
 from weft.errors import CheckFailed
 
 if TYPE_CHECKING:
@@ -133,16 +133,10 @@ def _print(
 
 def _row(measured: MeasuredRow) -> dict[str, Any]:
     row = measured.row
-    return {
-        "stage": row.stage,
-        "phase": row.phase,
-        "op": row.op,
-        "group": f"{row.group}{row.group_size or ''}",
-        "count": row.count,
-        "input": shape_text(row.input_shape),
-        "output": shape_text(row.output_shape),
-        "dtype": row.dtype,
-        "message_bytes": row.message_bytes,
+    cells = row_cells(row)
+    for name in ("volume_bytes", "provenance"):
+        del cells[name]
+    return cells | {
         "size_from": None if row.message_bytes is None else row.provenance,
         "min_us": _of(row.duration_us, "min"),
         "median_us": _of(row.duration_us, "median"),

@@ -10,7 +10,7 @@ from weft.vocabulary.schedule import Collective, Schedule
 
 def print_schedule(schedule: Schedule, output_format: OutputFormat) -> None:
     """Print every row; the JSON form is the contract's object, the table ends with totals."""
-    rows = [_row(row) for row in schedule.collectives]
+    rows = [row_cells(row) for row in schedule.collectives]
     title = f"{schedule.model.name} · {schedule.layout.name} · engine {schedule.engine} · {schedule.source}"
     print_rows(rows, output_format, title=title, document=schedule.to_dict())
     if output_format is OutputFormat.TABLE:
@@ -19,15 +19,16 @@ def print_schedule(schedule: Schedule, output_format: OutputFormat) -> None:
         print(f"total {totals.volume_bytes / 1e6:,.3f} MB" + (f" ({parts})" if parts else ""))
 
 
-def _row(row: Collective) -> dict[str, Any]:
+def row_cells(row: Collective) -> dict[str, Any]:
+    """A row of a table."""
     return {
         "stage": row.stage,
         "phase": row.phase,
         "op": row.op,
-        "group": f"{row.group}{row.group_size}",
+        "group": f"{row.group}{row.group_size or ''}",
         "count": row.count,
-        "input": shape_text(row.input_shape),
-        "output": shape_text(row.output_shape),
+        "input": _shape(row.input_shape),
+        "output": _shape(row.output_shape),
         "dtype": row.dtype,
         "message_bytes": row.message_bytes,
         "volume_bytes": row.volume_bytes,
@@ -35,5 +36,5 @@ def _row(row: Collective) -> dict[str, Any]:
     }
 
 
-def shape_text(shape: tuple[int, ...] | None) -> str | None:
+def _shape(shape: tuple[int, ...] | None) -> str | None:
     return None if shape is None else f"[{','.join(map(str, shape))}]"

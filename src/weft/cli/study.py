@@ -88,15 +88,6 @@ def _print(document: dict[str, Any], output_format: OutputFormat) -> None:
         return
     times = [_times(part) for part in document["layouts"]]
     print_rows(times, output_format, title="Layouts (times of this machine)")
-    if output_format is OutputFormat.CSV:
-        return
-    for part in document["layouts"]:
-        name = Layout(**part["layout"]).name
-        if part["rows"]:
-            print_rows([_row(row) for row in part["rows"]], output_format, title=f"layout {name}")
-    for part in document["published"]:
-        title = f"published: {part['model']} {part['layout']}"
-        print_rows([_row(row) for row in part["rows"]], output_format, title=title)
 
 
 def _learnt(document: dict[str, Any]) -> Iterator[str]:
@@ -129,18 +120,3 @@ def _times(part: dict[str, Any]) -> dict[str, Any]:
         "rows": len(rows),
         "equal": sum(row["verdict"] == "equal" for row in rows),
     }
-
-
-def _row(compared: dict[str, Any]) -> dict[str, Any]:
-    row = compared["row"]
-    cells: dict[str, Any] = {} if row["stage"] is None else {"stage": row["stage"]}
-    cells |= {
-        "phase": row["phase"],
-        "op": row["op"],
-        "group": f"{row['group']}{row['group_size']}",
-        "shape": str(row["input_shape"]),
-        "dtype": row["dtype"],
-        "message_bytes": row["message_bytes"],
-    }
-    cells |= compared["counts"]
-    return cells | {"verdict": compared["verdict"]}

@@ -1,11 +1,12 @@
-"""Calls that may never come back, given up on after a while."""
+"""Calls and processes that may never come back, given up on after a while."""
 
 from __future__ import annotations
 
+import subprocess
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -25,3 +26,15 @@ def within(limit_s: float, call: Callable[[], T]) -> T:
 
     threading.Thread(target=run, name="weft-within", daemon=True).start()
     return done.result(limit_s)
+
+
+def end(process: subprocess.Popen[Any], wait_s: float) -> None:
+    """Wait for ``process``, then terminate it, then kill it; each has ``wait_s`` (s) to act."""
+    for act in (None, process.terminate, process.kill):
+        if act is not None:
+            act()
+        try:
+            process.wait(wait_s)
+        except subprocess.TimeoutExpired:
+            continue
+        return

@@ -25,6 +25,7 @@ from multiprocessing.connection import Client, Connection, Listener, wait
 from typing import Any, Final, Self, cast
 
 from weft.errors import CommunicationError, EnvironmentUnavailable, LostRankError, WeftError
+from weft.launch.bounded import end
 from weft.launch.environment import is_launched, silence_libraries, slurm_task
 from weft.launch.worker import worker
 
@@ -206,12 +207,7 @@ def _end(process: subprocess.Popen[bytes], links: Mapping[int, Connection], owne
     for rank, link in links.items():
         if rank != _LAUNCHER:
             link.close()
-    for end in (None, process.terminate, process.kill):
-        if end is not None:
-            end()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(_LEAVE_S)
-            break
+    end(process, _LEAVE_S)
     if _LAUNCHER in links:
         links[_LAUNCHER].close()
 

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from weft.engine.request import SamplingParams
 from weft.errors import EnvironmentUnavailable, UserError, WeftError
+from weft.launch.bounded import end
 from weft.serve.engine_client import (
     EngineLimits,
     EngineLostError,
@@ -174,7 +175,7 @@ class RemoteEngine:
         for replica in self._replicas.values():
             replica.tell(Stop())
         if self._process is not None:
-            await asyncio.to_thread(_end, self._process)
+            await asyncio.to_thread(end, self._process, _LEAVE_S)
         self._listener.close()
         for replica in self._replicas.values():
             replica.writer.close()
@@ -272,15 +273,4 @@ def _tell(loop: asyncio.AbstractEventLoop, callback: Callable[..., None], *value
     try:
         loop.call_soon_threadsafe(callback, *values)
     except RuntimeError:  # the loop has ended
-        return
-
-
-def _end(process: subprocess.Popen[str]) -> None:
-    for end in (None, process.terminate, process.kill):
-        if end is not None:
-            end()
-        try:
-            process.wait(_LEAVE_S)
-        except subprocess.TimeoutExpired:
-            continue
         return
