@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from weft.report import Answer, Chart, Report, Section, figures, render
 from weft.report.colours import KIND_COLOURS, OPERATION_COLOURS
 from weft.report.drawing import SIZE, Axis, Figure, Point, linear, logarithmic, merged
-from weft.report.figures import TimelineEvent
+from weft.report.figures import Span
 from weft.vocabulary.schedule import OPERATIONS
 
 POSITIVE = st.floats(0.001, 1e12)
@@ -86,32 +86,29 @@ def test_merging_loses_no_line(lines: dict[str, list[tuple[int, int]]]) -> None:
 
 def test_timeline_starts_at_zero_and_orders_ranks() -> None:
     events = [
-        TimelineEvent(rank=10, name="layer", kind="compute", start_us=105.0, end_us=110.0),
-        TimelineEvent(rank=2, name="sum", kind="all_reduce", start_us=100.0, end_us=104.0),
-        TimelineEvent(rank=2, name="?", kind="other", start_us=104.0, end_us=105.0),
+        Span(10, "compute", "layer", 105.0, 110.0),
+        Span(2, "all_reduce", "sum", 100.0, 104.0),
+        Span(2, "other", "?", 104.0, 105.0),
     ]
     figure = figures.step_timeline(events)
     assert figure.lanes == ["rank 2", "rank 10"]
     spans = {
         one.name: [(bar.place, bar.low, bar.high) for bar in one.bars] for one in figure.series
     }
+    assert figure.series[0].colour == KIND_COLOURS["compute"]
     assert spans == {"compute": [(1, 5, 10)], "all_reduce": [(0, 0, 4)], "other": [(0, 4, 5)]}
 
 
 def test_a_step_lies_behind_its_calls() -> None:
     kinds = ("all_reduce", "compute", "step")
-    events = [
-        TimelineEvent(rank=0, name="n", kind=kind, start_us=0.0, end_us=9.0) for kind in kinds
-    ]
+    events = [Span(0, kind, "n", 0.0, 9.0) for kind in kinds]
     drawn = [one.name for one in figures.step_timeline(events).series]
     assert drawn == ["step", "compute", "all_reduce"]
 
 
 def test_events_that_no_screen_can_part_are_one_bar() -> None:
     events = [
-        TimelineEvent(rank=rank, name="n", kind="compute", start_us=float(n), end_us=n + 0.9)
-        for rank in range(2)
-        for n in range(50_000)
+        Span(rank, "compute", "n", float(n), n + 0.9) for rank in range(2) for n in range(50_000)
     ]
     (series,) = figures.step_timeline(events).series
     assert len(series.bars) == 2
@@ -124,12 +121,6 @@ def test_time_share_stacks_in_step_order() -> None:
     figure = figures.time_share(steps)
     stacked = {one.name: [(bar.low, bar.high) for bar in one.bars] for one in figure.series}
     assert stacked == {"compute": [(0, 9), (0, 2)], "all_reduce": [(9, 10)]}
-
-
-def test_waiting_by_rank_sorts_ranks() -> None:
-    figure = figures.waiting_by_rank({10: {"wait": 1.0, "transfer": 2.0}, 9: {"wait": 3.0}})
-    assert figure.lanes == ["rank 9", "rank 10"]
-    assert figure.series[0].colour == KIND_COLOURS["wait"]
 
 
 def test_latency_lines_and_bands() -> None:
@@ -190,7 +181,6 @@ def test_axes_hold_their_values_and_few_ticks(values: list[float], make: object)
         figures.message_sizes({}),
         figures.step_timeline([]),
         figures.time_share([]),
-        figures.waiting_by_rank({}),
         figures.latency_by_size({}),
         figures.pareto_front({}, {}),
         figures.predicted_and_measured([], x_title="x"),

@@ -73,7 +73,7 @@ def sections(bench: Node) -> list[Section]:
     """Latency lines of each dtype, then every row."""
     rows = bench["rows"].elements()
     note = "algbw = bytes / median time; busbw = algbw times the correction factor 2(n-1)/n."
-    machine = {key: node.cell() for key, node in bench["machine"].items()}
+    machine = bench["machine"].cells()
     blocks: list[Block] = [_latency_chart(dtype, rows) for dtype in _dtypes(rows)]
     blocks += [Facts(items=machine)] if machine else []
     cells = [_cells(row) for row in rows]
@@ -103,11 +103,7 @@ def _latency_chart(dtype: str, rows: list[Node]) -> Chart:
 def _cells(row: Node) -> dict[str, Cell]:
     wrong = row["wrong"].optional_integer()
     return {
-        "algorithm": row["algorithm"].text(),
-        "dtype": row["dtype"].text(),
-        "bytes": row["bytes"].integer(),
-        **{f"{key}_us": row[f"{key}_us"].number() for key in ("min", "median", "max")},
-        "algbw_gb_s": row["algbw_gb_s"].optional_number(),
-        "busbw_gb_s": row["busbw_gb_s"].optional_number(),
+        **row.cells("algorithm", "dtype", "bytes", "min_us", "median_us", "max_us"),
+        **row.cells("algbw_gb_s", "busbw_gb_s"),
         "verdict": None if wrong is None else verdict_badge("wrong" if wrong else "ok"),
     }

@@ -158,6 +158,12 @@ def logarithmic(title: str, values: Iterable[float], text: Callable[[float], str
     return Axis(title=title, low=low, high=high, ticks=ticks, is_log=True)
 
 
+def spread(title: str, values: Sequence[float], ratio: float) -> Axis:
+    """Logarithmic where the largest is more than ``ratio`` times the smallest, else from zero."""
+    is_wide = bool(values) and min(values) > 0 and max(values) > ratio * min(values)
+    return (logarithmic if is_wide else linear)(title, values)
+
+
 def powers_of_two(title: str, sizes: Iterable[float]) -> Axis:
     """A logarithmic axis of bytes that names powers of two."""
     exponents = [math.log2(size) for size in sizes if size > 0] or [10.0]

@@ -106,44 +106,23 @@ class Trace(msgspec.Struct, frozen=True):
         return next((phase for phase in self.phases if phase.phase == "decode"), None)
 
 
-class VolumeTotals(msgspec.Struct, frozen=True):
-    by_op: dict[str, Number]
-    by_phase: dict[str, Number]
-    volume_bytes: Number | None = None
-
-
-class Row(msgspec.Struct, frozen=True):
-    op: str
-    count: Count
-    message_bytes: Number | None = None
-
-
-class RequestSizes(msgspec.Struct, frozen=True):
-    prompt_tokens: Count
-    decode_tokens: Count
-    batch: Count
-
-
-class Expected(msgspec.Struct, frozen=True):
-    """What the batch of the workload should send."""
-
-    workload: RequestSizes
-    collectives: tuple[Row, ...]
-    totals: VolumeTotals
-
-
 class CaseRecord(msgspec.Struct, frozen=True):
     engine: str
     layout: str
     workload: str
     ranks: Annotated[int, msgspec.Meta(ge=1, le=1 << 20)]
     status: Literal["done", "failed", "left out"]
-    expected: Expected
+    expected: dict[str, Any]
     reason: str | None = None
     note: str = ""
     loads: tuple[LoadRecord, ...] = ()
     trace: Trace | None = None
     predicted: dict[str, Any] | None = None
+
+    @property
+    def schedule(self) -> Node:
+        """What the batch of the workload should send."""
+        return Node(self.expected, f"expected of {self.place}")
 
     @property
     def place(self) -> str:

@@ -13,9 +13,9 @@ from typing import Final
 from weft.report import figures
 from weft.report.drawing import Figure
 from weft.report.engines_document import CaseRecord, Study
+from weft.report.rows import decode_growth, message_counts, operation_volumes
 
 METRICS: Final = {"e2e_ms": "E2E", "ttft_ms": "TTFT", "tpot_ms": "TPOT"}
-LENGTHS: Final = (1, 64, 128, 256, 512, 1024)
 Row = Mapping[str, str | float | None]
 
 
@@ -136,10 +136,9 @@ def _scaling(workload: str, cases: Sequence[CaseRecord]) -> Iterator[PaperFigure
 
 
 def _volumes(workload: str, cases: Sequence[CaseRecord]) -> Iterator[PaperFigure]:
-    sending = {case.place: case for case in cases if case.expected.totals.by_op}
-    if not sending:
+    by_op = {case.place: volumes for case in cases if (volumes := operation_volumes(case.schedule))}
+    if not by_op:
         return
-    by_op = {place: case.expected.totals.by_op for place, case in sending.items()}
     yield PaperFigure(
         name=f"{workload}-volume",
         title=f"Volume by layout and operation, {workload}",
@@ -147,7 +146,8 @@ def _volumes(workload: str, cases: Sequence[CaseRecord]) -> Iterator[PaperFigure
         rows=[{"place": place, **volumes} for place, volumes in by_op.items()],
         note="By each engine's schedule, which the traces were held against.",
     )
-    growth = {place: list(_growth(case)) for place, case in sending.items()}
+    sending = {case.place: case.schedule for case in cases if case.place in by_op}
+    growth = {place: decode_growth(schedule) for place, schedule in sending.items()}
     yield PaperFigure(
         name=f"{workload}-volume-by-length",
         title=f"Volume against decode length, {workload}",
@@ -158,12 +158,8 @@ def _volumes(workload: str, cases: Sequence[CaseRecord]) -> Iterator[PaperFigure
             for tokens, size in points
         ],
     )
-    for place, case in sending.items():
-        sizes: dict[str, dict[int, int]] = {}
-        for row in case.expected.collectives:
-            if row.message_bytes is not None:
-                of_op = sizes.setdefault(row.op, {})
-                of_op[int(row.message_bytes)] = of_op.get(int(row.message_bytes), 0) + row.count
+    for place, schedule in sending.items():
+        sizes = message_counts(schedule)
         yield PaperFigure(
             name=f"{workload}-messages-{place.replace(' ', '-')}",
             title=f"Message sizes, {place}, {workload}",
@@ -173,17 +169,6 @@ def _volumes(workload: str, cases: Sequence[CaseRecord]) -> Iterator[PaperFigure
                 for op, of_op in sizes.items()
                 for size, count in of_op.items()
             ],
-        )
-
-
-def _growth(case: CaseRecord) -> Iterator[tuple[int, float]]:
-    """Prefill is paid once, each decode step sends the same again."""
-    phases, steps = case.expected.totals.by_phase, case.expected.workload.decode_tokens - 1
-    decode = phases.get("decode", 0.0)
-    for tokens in LENGTHS:
-        yield (
-            tokens,
-            sum(phases.values()) - decode + (decode / steps if steps else 0.0) * (tokens - 1),
         )
 
 

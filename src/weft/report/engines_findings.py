@@ -117,7 +117,9 @@ def _compared(cases: list[CaseRecord], where: str) -> Iterator[dict[str, str]]:
         for case in cases
         if case.alone and (time := case.alone.median("e2e_ms")) is not None
     }
-    volumes = {case.layout: case.expected.totals.volume_bytes or 0.0 for case in cases}
+    volumes = {
+        case.layout: case.schedule["totals.volume_bytes"].optional_number() or 0.0 for case in cases
+    }
     kinds = {case.layout: _kind(case) for case in cases}
     for name, values, wanted, text in (
         (f"TP has the lowest latency of {where}", times, "tp", lambda ms: f"{ms:,.4g} ms"),

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import accumulate
-from typing import Final
+from operator import itemgetter
+from typing import Final, NamedTuple
 
 from weft.report.colours import ACCENT, KIND_COLOURS, NEUTRAL, kind_colour, series_colour
 from weft.report.drawing import (
@@ -22,6 +22,7 @@ from weft.report.drawing import (
     logarithmic,
     merged,
     powers_of_two,
+    spread,
 )
 from weft.report.text import binary_bytes, decimal_bytes, number
 
@@ -96,12 +97,6 @@ def grouped_bars(series: Mapping[str, Parts], x_title: str) -> Figure:
             for index, (name, values) in enumerate(series.items())
         ],
     )
-
-
-def waiting_by_rank(times_us: Mapping[int, Parts]) -> Figure:
-    """Microseconds of ``wait`` and ``transfer`` in collectives, one bar a rank."""
-    named = {f"rank {rank}": times_us[rank] for rank in sorted(times_us)}
-    return stacked_bars(named, x_title="time in collectives (µs)")
 
 
 def time_share(steps: Sequence[tuple[str, Parts]]) -> Figure:
@@ -179,8 +174,10 @@ def line_chart(
     x_title: str,
     y_title: str,
     text_of: Callable[[float], str] = number,
+    *,
+    is_joined: bool = True,
 ) -> Figure:
-    """Points joined in their order, one line a name, both axes from zero."""
+    """Points (joined in their order), one line a name, both axes from zero."""
     points = {
         name: [Point(x, y, f"{name} · {number(x)}: {text_of(y)}") for x, y in line]
         for name, line in lines.items()
@@ -188,13 +185,13 @@ def line_chart(
     return Figure(
         x=linear(x_title, [x for line in lines.values() for x, _ in line]),
         y=linear(y_title, [y for line in lines.values() for _, y in line], text_of),
-        series=_lines(points),
+        series=_lines(points, is_joined=is_joined),
     )
 
 
-def _lines(points: Mapping[str, Sequence[Point]]) -> list[Series]:
+def _lines(points: Mapping[str, Sequence[Point]], *, is_joined: bool = True) -> list[Series]:
     return [
-        Series(name=name, colour=series_colour(index), points=line, is_joined=True)
+        Series(name=name, colour=series_colour(index), points=line, is_joined=is_joined)
         for index, (name, line) in enumerate(merged(points).items())
     ]
 
@@ -217,37 +214,14 @@ def latency_by_size(lines: Mapping[str, Sequence[Point]]) -> Figure:
 
 def distribution(curves: Mapping[str, Sequence[tuple[float, float]]], x_title: str) -> Figure:
     """Share of samples at or below a value, one curve a name: (value, share)."""
-    values = [x for curve in curves.values() for x, _ in curve]
     points = {name: [Point(x, y) for x, y in curve] for name, curve in curves.items()}
-    is_wide = bool(values) and min(values) > 0 and max(values) > 20 * min(values)
-    return Figure(
-        x=(logarithmic if is_wide else linear)(x_title, values),
-        y=linear("share of samples", [1.0]),
-        series=_lines(points),
-        height=240,
-    )
-
-
-def scatter(
-    series: Mapping[str, Sequence[tuple[float, float]]], x_title: str, y_title: str
-) -> Figure:
-    """Points that are not joined."""
-    points = [point for some in series.values() for point in some]
-    return Figure(
-        x=linear(x_title, [x for x, _ in points]),
-        y=linear(y_title, [y for _, y in points]),
-        series=[
-            Series(name=name, colour=series_colour(index), points=[Point(*pair) for pair in some])
-            for index, (name, some) in enumerate(series.items())
-        ],
-    )
+    x = spread(x_title, [x for curve in curves.values() for x, _ in curve], 20)
+    return Figure(x=x, y=linear("share of samples", [1.0]), series=_lines(points), height=240)
 
 
 def pareto_front(front: Mapping[str, Point], others: Mapping[str, Point]) -> Figure:
     """Tokens/s per GPU against TPOT (ms); the points of the front are numbered and joined."""
     points = [*front.values(), *others.values()]
-    tpots = [point.x for point in points]
-    is_wide = bool(tpots) and min(tpots) > 0 and max(tpots) > 5 * min(tpots)
     ordered = sorted(front.items(), key=lambda pair: pair[1].x)
     numbered = [
         Point(point.x, point.y, _speed(f"{place}: {name}", point), name=str(place))
@@ -261,7 +235,7 @@ def pareto_front(front: Mapping[str, Point], others: Mapping[str, Point]) -> Fig
         Series(name=f"front: {key}", colour=ACCENT, points=[*numbered, *rest], is_joined=True),
     ]
     return Figure(
-        x=(logarithmic if is_wide else linear)("TPOT (ms), lower is better", tpots),
+        x=spread("TPOT (ms), lower is better", [point.x for point in points], 5),
         y=linear("tokens/s per GPU, higher is better", [point.y for point in points]),
         series=[one for one in series if one.points],
         height=380,
@@ -277,8 +251,6 @@ def predicted_and_measured(
 ) -> Figure:
     """One lane a case: its name, the prediction (x with its interval), and what was measured."""
     ends = [end for _, p, measured in cases for end in (p.x, p.low, p.high, measured)]
-    values = [end for end in ends if end is not None]
-    is_wide = bool(values) and min(values) > 0 and max(values) > 20 * min(values)
     predicted = [
         Point(p.x, lane, f"{name}: predicted {p.x:,.5g}", p.low, p.high)
         for lane, (name, p, _) in enumerate(cases)
@@ -289,7 +261,7 @@ def predicted_and_measured(
         if value is not None
     ]
     return Figure(
-        x=(logarithmic if is_wide else linear)(x_title, values),
+        x=spread(x_title, [end for end in ends if end is not None], 20),
         lanes=[name for name, *_ in cases],
         series=[
             Series(name="predicted, with interval", colour=ACCENT, points=predicted),
@@ -298,36 +270,29 @@ def predicted_and_measured(
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class TimelineEvent:
-    """``rank`` was busy with ``name`` from ``start_us`` to ``end_us``.
-
-    ``kind`` gives the colour: an operation (``all_reduce``, …), ``compute``, ``wait``,
-    ``transfer``, ``host`` or ``idle``. A ``step`` lies behind what happens in it.
-    """
+class Span(NamedTuple):
+    """``rank`` was busy with ``name``; ``kind`` gives the colour (an operation, ``compute``)."""
 
     rank: int
-    name: str
     kind: str
+    name: str
     start_us: float
     end_us: float
 
 
-def step_timeline(events: Sequence[TimelineEvent]) -> Figure:
-    """All events on one time axis that starts at the first of them, a lane a rank."""
-    ranks = sorted({event.rank for event in events})
-    start = min((event.start_us for event in events), default=0.0)
-    whole = max((event.end_us - start for event in events), default=0.0)
-    bars: dict[str, list[Bar]] = {kind: [] for kind in _layers(events)}
+def step_timeline(spans: Sequence[Span]) -> Figure:
+    """All on one time axis that starts at the first of them, a lane a rank."""
+    ranks = sorted({span.rank for span in spans})
+    start = min((span.start_us for span in spans), default=0.0)
+    whole = max((span.end_us - start for span in spans), default=0.0)
+    bars: dict[str, list[Bar]] = {kind: [] for kind in _layers(spans)}
     finest = whole * max(_FINEST, len(bars) * len(ranks) / _MOST_BARS)
-    for event in sorted(events, key=lambda event: (event.kind, event.rank, event.start_us)):
-        low, high = event.start_us - start, event.end_us - start
-        some, lane = bars[event.kind], ranks.index(event.rank)
+    for rank, kind, name, begun, end in sorted(spans, key=itemgetter(1, 0, 3)):
+        low, high, some, lane = begun - start, end - start, bars[kind], ranks.index(rank)
         if some and some[-1].place == lane and low - some[-1].high < finest:
-            some[-1] = Bar(lane, some[-1].low, max(high, some[-1].high), event.kind)
+            some[-1] = Bar(lane, some[-1].low, max(high, some[-1].high), kind)
         else:
-            text = f"{event.name}: {high - low:,.1f} µs from {low:,.1f} µs"
-            some.append(Bar(lane, low, high, text))
+            some.append(Bar(lane, low, high, f"{name}: {high - low:,.1f} µs from {low:,.1f} µs"))
     return Figure(
         x=linear("time in the step (µs)", [whole]),
         lanes=[f"rank {rank}" for rank in ranks],
@@ -337,9 +302,8 @@ def step_timeline(events: Sequence[TimelineEvent]) -> Figure:
     )
 
 
-def _layers(events: Sequence[TimelineEvent]) -> list[str]:
-    """What lies behind comes first."""
-    present = {event.kind: None for event in events}
+def _layers(spans: Sequence[Span]) -> list[str]:
+    """What lies behind comes first: the step, then what the rank did by itself."""
+    present = {span.kind: None for span in spans}
     background = [kind for kind in ("step", "idle", "host", "compute") if kind in present]
-    known = [kind for kind in KIND_COLOURS if kind in present and kind not in background]
-    return [*background, *known, *(kind for kind in present if kind not in KIND_COLOURS)]
+    return list(dict.fromkeys([*background, *_kinds([dict.fromkeys(present, 1.0)])]))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from weft.errors import FileFormatError
+from weft.report.blocks import Cell
 
 _LARGEST: Final = 1e18
 
@@ -88,7 +89,12 @@ class Node:
         """An object whose values are numbers."""
         return {key: node.number() for key, node in self.items()}
 
-    def cell(self) -> str | int | float | bool | None:
+    def cells(self, *names: str) -> dict[str, Cell]:
+        """The values of an object as they stand in a table: of these names, or all."""
+        chosen = names or (key for key, _ in self.items())
+        return {name: self.child(name).cell() for name in chosen}
+
+    def cell(self) -> Cell:
         """Any value as it stands in a table: lists and objects as compact JSON."""
         if isinstance(self.value, list | Mapping):
             return json.dumps(self.value) if self.value else None

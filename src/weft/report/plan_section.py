@@ -64,25 +64,19 @@ def sections(plan: Node) -> list[Section]:
     if plans:
         blocks.append(Table(caption="Layouts, best first", rows=[_cells(node) for node in plans]))
         blocks += _charts(plans, plan["pareto"].elements())
-    commands = [{"engine": key, "command": node.text()} for key, node in plan["commands"].items()]
-    blocks += [Table(caption="Commands of the best", rows=commands)] if commands else []
+    commands = plan["commands"].cells()
+    blocks += [Facts(items=commands)] if commands else []
     found = [Section(title="Plan", blocks=[*blocks, Facts(items=_facts(plan))])]
     if rejected:
-        rows: list[dict[str, Cell]] = [
-            {"layout": _layout(node), "reason": node["reason"].text()} for node in rejected
-        ]
+        rows = [{"layout": _layout(node), **node.cells("reason")} for node in rejected]
         table = Table(caption="Layouts that cannot run", rows=rows, folded=bool(plans))
         found.append(Section(title="Rejected", blocks=[table]))
     return found
 
 
 def _facts(plan: Node) -> Row:
-    facts: dict[str, Cell] = {
-        key: plan[key].text() for key in ("model", "objective") if key in plan
-    }
-    for part in ("machine", "workload"):
-        facts |= {key: node.cell() for key, node in plan[part].items()}
-    return facts
+    question = plan.cells("model", "objective") if "objective" in plan else plan.cells("model")
+    return question | plan["machine"].cells() | plan["workload"].cells()
 
 
 def _layout(node: Node) -> str:
@@ -97,12 +91,11 @@ def _name(node: Node) -> str:
 def _cells(node: Node) -> dict[str, Cell]:
     return {
         "layout": _layout(node),
-        "batch": node["batch"].optional_integer(),
+        **node.cells("batch"),
         "TTFT": estimate_text(node["ttft_ms"], "ms"),
         "TPOT": estimate_text(node["tpot_ms"], "ms"),
         "tokens/s per GPU": estimate_value(node["throughput_per_gpu"]),
-        "memory_gib": node["memory_gib"].optional_number(),
-        "note": node["note"].cell(),
+        **node.cells("memory_gib", "note"),
     }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from weft.report import figures
-from weft.report.blocks import Answer, Block, Cell, Chart, Facts, Headline, Section, Table
+from weft.report.blocks import Answer, Block, Chart, Facts, Headline, Section, Table
 from weft.report.node import Node
 from weft.report.rows import layout_name
 from weft.report.text import number
@@ -61,23 +61,21 @@ def estimate_text(quantity: Node, unit: str) -> str:
 
 def sections(prediction: Node) -> list[Section]:
     """Where the time goes, memory, and every input with its source."""
-    memory = {key: node.cell() for key, node in prediction["memory"].items()}
-    inputs: list[dict[str, Cell]] = [
-        {"input": name, **{key: cell.cell() for key, cell in row.items()}}
-        for name, row in prediction["provenance"].items()
-    ]
+    inputs = [{"input": name, **row.cells()} for name, row in prediction["provenance"].items()]
     table = Table(caption="Every input of the time model", rows=inputs, folded=True)
+    times = {name: estimate_text(prediction[key], unit) for name, key, unit in _TIMES}
+    machine = prediction.cells("accelerator", "fabric")
     return [
-        Section(title="Latency", blocks=[*_times(prediction), Facts(items=_facts(prediction))]),
-        Section(title="Memory of one GPU", blocks=[Facts(items=memory)]),
+        Section(
+            title="Latency",
+            blocks=[
+                *_times(prediction),
+                Facts(items={**times, **prediction["workload"].cells(), **machine}),
+            ],
+        ),
+        Section(title="Memory of one GPU", blocks=[Facts(items=prediction["memory"].cells())]),
         Section(title="Inputs", blocks=[table]),
     ]
-
-
-def _facts(prediction: Node) -> dict[str, Cell]:
-    times = {name: estimate_text(prediction[key], unit) for name, key, unit in _TIMES}
-    workload = {key: node.cell() for key, node in prediction["workload"].items()}
-    return {**times, **workload, **{k: prediction[k].cell() for k in ("accelerator", "fabric")}}
 
 
 def _times(prediction: Node) -> Iterator[Block]:
@@ -85,8 +83,8 @@ def _times(prediction: Node) -> Iterator[Block]:
         parts = {part: prediction[f"{phase}.{part}_ms"].number() for part in _PARTS}
         figure = figures.stacked_bars({phase: parts}, x_title="time (ms)")
         yield Chart(title=f"{name}: where the time goes", figure=figure)
-    rows: list[dict[str, Cell]] = [
-        {"phase": phase, **{key: cell.cell() for key, cell in row.items()}}
+    rows = [
+        {"phase": phase, **row.cells()}
         for phase in ("prefill", "decode")
         for row in prediction[f"{phase}.collectives"].elements()
     ]

@@ -64,7 +64,7 @@ def object_cells(objects: Node) -> list[dict[str, Cell]]:
     """Table rows of a list of objects as they stand, with every key that occurs."""
     elements = objects.elements()
     names = list(dict.fromkeys(key for node in elements for key, _ in node.items()))
-    return [{name: node.child(name).cell() for name in names} for node in elements]
+    return [node.cells(*names) for node in elements]
 
 
 def schedule_cells(schedule: Node) -> list[dict[str, Cell]]:

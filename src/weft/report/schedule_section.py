@@ -11,7 +11,6 @@ from weft.report.blocks import (
     Answer,
     Badge,
     Block,
-    Cell,
     Chart,
     Facts,
     Folded,
@@ -188,15 +187,12 @@ def volume_section(schedules: Mapping[str, Node]) -> Section:
 
 
 def _facts(schedule: Node) -> Row:
-    workload = {
-        k: node.cell() for k, node in schedule["workload"].items() if node.value is not None
-    }
+    workload = schedule["workload"].cells()
     return {
         "model": schedule["model.name"].text(),
         "layout": layout_name(schedule["layout"]),
-        "engine": schedule["engine"].text(),
-        "source": schedule["source"].text(),
-        **workload,
+        **schedule.cells("engine", "source"),
+        **{name: value for name, value in workload.items() if value is not None},
     }
 
 
@@ -261,11 +257,8 @@ def _conformance(conformance: Node) -> Section:
 
 
 def _against(against: Node) -> Section:
-    rows: list[dict[str, Cell]] = [
-        {
-            "": "changed" if node["changed"].value else "as before",
-            "call": node["text"].text(),
-        }
+    rows = [
+        {"": "changed" if node["changed"].value else "as before", "call": node["text"].text()}
         for node in against["rows"].elements()
     ]
     caption = f"{against['changed'].integer()} of {len(rows)} kinds of call changed"
@@ -277,10 +270,7 @@ _DEVIATION_FIELDS: Final = ("kind", "rank", "step", "phase", "layer", "part", "o
 
 
 def _deviations(elements: Sequence[Node]) -> Table:
-    rows = [
-        {name: node[name].cell() for name in _DEVIATION_FIELDS}
-        for node in elements[:_MOST_DEVIATIONS]
-    ]
+    rows = [node.cells(*_DEVIATION_FIELDS) for node in elements[:_MOST_DEVIATIONS]]
     return Table(
         caption=f"Where it differs: the first {len(rows)} of {len(elements)} calls",
         rows=rows,
@@ -291,37 +281,35 @@ def _deviations(elements: Sequence[Node]) -> Table:
 def _time_charts(schedule: Node) -> Iterator[Block]:
     if events := schedule["timeline"].elements():
         yield timeline_chart(events)
-    if ranks := schedule["waiting"].elements():
-        yield _waiting_chart(ranks)
+    times = {
+        f"rank {node['rank'].integer()}": {
+            key: node[f"{key}_us"].number() for key in ("wait", "transfer")
+        }
+        for node in schedule["waiting"].elements()
+    }
+    if times:
+        yield Chart(
+            title="Waiting by rank",
+            figure=figures.stacked_bars(times, x_title="time in collectives (µs)"),
+            note="Waiting lasts until the last rank of the group has arrived; transfer is the rest.",
+        )
     if steps := schedule["time_share"].elements():
         parts = [(step["step"].text(), step["kinds_us"].numbers()) for step in steps]
         yield Chart(title="Where the time of each step went", figure=figures.time_share(parts))
 
 
-def _waiting_chart(ranks: Sequence[Node]) -> Chart:
-    times = {
-        node["rank"].integer(): {key: node[f"{key}_us"].number() for key in ("wait", "transfer")}
-        for node in ranks
-    }
-    return Chart(
-        title="Waiting by rank",
-        figure=figures.waiting_by_rank(times),
-        note="Waiting lasts until the last rank of the group has arrived; transfer is the rest.",
-    )
-
-
 def timeline_chart(events: Sequence[Node], name: str = "Timeline of one step") -> Chart:
-    chosen = [
-        figures.TimelineEvent(
-            rank=node["rank"].integer(),
-            name=node["name"].text(),
-            kind=node["kind"].text(),
-            start_us=node["start_us"].number(),
-            end_us=node["end_us"].number(),
+    spans = [
+        figures.Span(
+            node["rank"].integer(),
+            node["kind"].text(),
+            node["name"].text(),
+            node["start_us"].number(),
+            node["end_us"].number(),
         )
         for node in events
     ]
-    return Chart(title=name, figure=figures.step_timeline(chosen))
+    return Chart(title=name, figure=figures.step_timeline(spans))
 
 
 _IMPORT_LISTS: Final = {

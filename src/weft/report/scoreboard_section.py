@@ -58,9 +58,9 @@ def _cells(row: Node) -> dict[str, Cell]:
     predicted, low, high, measured = _values(row)
     error = 100 * (predicted / measured - 1) if measured else None
     return {
-        **({"source": row["source"].cell()} if "source" in row else {}),
+        **(row.cells("source") if "source" in row else {}),
         "case": row["name"].text(),
-        "quantity": row["quantity"].text(),
+        **row.cells("quantity"),
         "predicted": round(predicted, 3),
         "low": round(low, 3),
         "high": round(high, 3),

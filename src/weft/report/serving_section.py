@@ -15,6 +15,7 @@ from weft.report.blocks import (
     Facts,
     Folded,
     Headline,
+    Row,
     Section,
     Table,
 )
@@ -23,6 +24,8 @@ from weft.report.text import number
 
 METRICS: Final = ("ttft", "tpot", "itl", "e2e")
 MOST_LAG_MS: Final = 5.0
+_ENOUGH: Final = 0.99
+"""The share of requests within the limits that meets them."""
 OWN: Final = "weft"
 _PERCENTS: Final = (50, 90, 95, 99)
 Curves = Mapping[str, Mapping[str, Sequence[tuple[float, float]]]]
@@ -48,24 +51,21 @@ def answer(bench: Node) -> Answer:
         summary=f"{requests['completed'].integer():,} of {offered:,} requests completed, "
         f"{rate:,.1f} requests/s",
         verdict=verdict,
-        headlines=[*_limits(limits, offered), *_latencies(bench), _throughput(bench)][:4],
+        headlines=list(_headlines(bench, limits, offered)),
         warnings=warnings + [lag_verdict(client)] * late,
     )
 
 
-def _limits(row: Mapping[str, Cell] | None, offered: int) -> Iterator[Headline]:
-    share = row["share"] if row else None
-    if row and isinstance(share, int | float):
-        met = share >= 0.99
+def _headlines(bench: Node, limits: Row | None, offered: int) -> Iterator[Headline]:
+    share = limits["share"] if limits else None
+    if limits and isinstance(share, int | float):
+        met = share >= _ENOUGH
         yield Headline(
             label="requests within the limits",
             value=f"{share:.1%}",
-            note=f"{'met' if met else 'not met'}: {row['good']:,} of {offered:,}",
+            note=f"{'met' if met else 'not met'}: {limits['good']:,} of {offered:,}",
             tone="good" if met else "bad",
         )
-
-
-def _latencies(bench: Node) -> Iterator[Headline]:
     for metric in ("ttft", "tpot"):
         summary = bench[f"definitions.{OWN}"][f"{metric}_ms"]
         if summary.value is not None:
@@ -73,12 +73,11 @@ def _latencies(bench: Node) -> Iterator[Headline]:
             note = f"{number(round(p50, 2))} ms in the median"
             label = f"{metric.upper()}, 99th percentile"
             yield Headline(label=label, value=f"{number(round(p99, 2))} ms", note=note)
-
-
-def _throughput(bench: Node) -> Headline:
-    tokens = bench["throughput.output_tokens_per_s"].optional_number() or 0.0
-    rate = bench["throughput.requests_per_s"].optional_number() or 0.0
-    return Headline(label="output tokens/s", value=f"{tokens:,.1f}", note=f"{rate:,.2f} requests/s")
+    tokens, rate = (
+        bench["throughput"][key].optional_number() or 0.0
+        for key in ("output_tokens_per_s", "requests_per_s")
+    )
+    yield Headline(label="output tokens/s", value=f"{tokens:,.1f}", note=f"{rate:,.2f} requests/s")
 
 
 def sections(

@@ -89,7 +89,7 @@ def sections(study: Node) -> list[Section]:
     found.append(Section(title="Every collective", blocks=rows))
     if published := study["published"].elements():
         found.append(_published_section(published))
-    if machine := {key: node.cell() for key, node in study["machine"].items()}:
+    if machine := study["machine"].cells():
         found.append(Section(title="Machine", blocks=[Facts(items=machine)]))
     return found
 
@@ -99,17 +99,14 @@ def _name(node: Node) -> str:
 
 
 def _overview(study: Node, layouts: list[Node]) -> Section:
-    workload = {key: node.cell() for key, node in study["workload"].items()}
-    subject: dict[str, Cell] = {
-        key: study[key].text() for key in ("model", "engine") if key in study
-    }
+    subject = {key: study[key].cell() for key in ("model", "engine") if key in study}
     blocks: list[Block] = [
         Table(
             caption="Layouts",
             rows=[_overview_row(node) for node in layouts],
             note="TTFT: time to first token; TPOT: time per output token; E2E: the whole request.",
         ),
-        Facts(items=subject | workload),
+        Facts(items=subject | study["workload"].cells()),
     ]
     return Section(title="Overview", blocks=blocks)
 

@@ -59,5 +59,7 @@ def _timeline(outcome: RunOutcome) -> Chart:
         ]
         for metric in ("ttft", "e2e")
     }
-    figure = figures.scatter(points, "scheduled (s after the start)", "milliseconds")
+    figure = figures.line_chart(
+        points, "scheduled (s after the start)", "milliseconds", is_joined=False
+    )
     return Chart(title="Each request", figure=figure, note="weft's definitions.")
