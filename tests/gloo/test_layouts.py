@@ -82,8 +82,12 @@ def families_of(name: str) -> tuple[str, ...]:
 
 
 def engines_of(layout: Layout) -> list[str]:
-    """Those whose exchange of rows with experts on other replicas is known."""
-    known = {name for name, engine in ENGINES.items() if engine.spreads_experts}
+    """Those whose exchange of rows with experts on other replicas is run, not only described."""
+    known = {
+        name
+        for name, engine in ENGINES.items()
+        if engine.expert_exchange == "all_to_all" or (engine.gathers_replicas and not engine.deepep)
+    }
     return sorted(known if layout.joins_replicas else ENGINES)
 
 
