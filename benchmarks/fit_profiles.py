@@ -4,7 +4,8 @@
     python benchmarks/fit_profiles.py --silicon silicon_sample.csv --engine vllm    (+ public rows)
 
 What is fitted to what is ``FITS`` of weft.calibration.fitting (docs/predict.md has the table).
-``--write`` puts the values into src/weft/prediction/data; their sources are in the files.
+``--write`` puts the values into src/weft/prediction/data; their sources are in the files. After
+that ``--silicon FILE --ranges`` writes how far the rows of fit sweeps lie off, by kind of server.
 """
 
 from __future__ import annotations
@@ -12,9 +13,12 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from weft.calibration.fitting import (
     FITS,
@@ -27,9 +31,11 @@ from weft.calibration.fitting import (
     fitted_runs,
     leave_one_out,
 )
-from weft.calibration.public_rows import read_rows
+from weft.calibration.public_rows import PublicRow, ask, read_rows, split_of
 from weft.prediction.machines import machine_named
 from weft.prediction.prediction import Machine
+from weft.prediction.serving import Serving
+from weft.prediction.serving_errors import keys
 
 DATA = Path(__file__).parents[1] / "src/weft/prediction/data"
 ACCELERATOR = "h200-sxm"
@@ -40,8 +46,12 @@ def main() -> None:
     parser.add_argument("--silicon", type=Path)
     parser.add_argument("--engine")
     parser.add_argument("--write", action="store_true")
+    parser.add_argument("--ranges", action="store_true", help="intervals of servers' times instead")
     arguments = parser.parse_args()
     public = read_rows(arguments.silicon) if arguments.silicon else []
+    if arguments.ranges:
+        write_ranges(public)
+        return
     for fit in FITS:
         if arguments.engine in (None, fit.engine) and (public or fit.rows != "servers"):
             fitted = by_public_rows(fit, public) if fit.rows == "servers" else by_runs(fit)
@@ -96,6 +106,32 @@ def write(fit: FittedSet, fitted: Machine) -> None:
         (DATA / name).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
 
+def write_ranges(public: list[PublicRow]) -> None:
+    """The middle nine tenths of measured over predicted, of every kind of enough fit rows."""
+    split, ratios = split_of(public), defaultdict(list)
+    for row in public:
+        found = ask(row) if split[row.sweep] == "fit" else None
+        if isinstance(found, Serving):
+            pair = row.ttft_ms / found.ttft_ms.value, row.tpot_ms / found.tpot_ms.value
+            family, device = found.spec.family, found.machine.accelerator.name
+            for key in keys(row.engine, family, device):
+                ratios[key].append(pair)
+    write_document(ratios)
+
+
+def write_document(ratios: dict[str, list[tuple[float, float]]]) -> None:
+    ranges = {}
+    for key, pairs in sorted(ratios.items()):
+        if len(pairs) >= LEAST:
+            ends = np.quantile(np.asarray(pairs), (0.05, 0.95), axis=0).T.round(3).tolist()
+            ranges[key] = {"ttft": ends[0], "tpot": ends[1], "rows": len(pairs)}
+    lines = ",\n".join(f"  {json.dumps(key)}: {json.dumps(ranges[key])}" for key in ranges)
+    head = '{"schema": "weft.serving-errors/1",\n "source": ' + json.dumps(SOURCES["servers"])
+    path = DATA / "serving_errors.json"
+    path.write_text(f'{head},\n "ranges": {{\n{lines}\n }}}}\n', encoding="utf-8")
+
+
+LEAST = 30
 SOURCES = {
     "batches": "batches measured on H200 (data/measurements; benchmarks/fit_profiles.py)",
     "loops": "closed loops of weft serve on one H200 (data/measurements/servers_h200x2.json; "

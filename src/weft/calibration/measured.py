@@ -17,15 +17,14 @@ from weft.prediction.quantity import Estimate
 from weft.vocabulary.layout import Layout
 from weft.vocabulary.workload import Workload
 
-Role = Literal["fitted", "test", "compared"]
+Role = Literal["fitted", "test"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class MeasuredRun:
     """What ran, and its TTFT and TPOT in ms (None = not given): a batch, or a server's clients.
 
-    role: fitted (the engine profile was fitted to it), test (never used) or compared (shown, never used: contradicts itself, or is another
-    engine's). all_reduce: the rule that this run had instead of its engine's own.
+    role: fitted (the engine profile was fitted to it) or test (never used). all_reduce: the rule that this run had instead of its engine's own.
     concurrency: clients of a server that each wait for their answer, ``requests`` in all, of which
     the times are the medians.
     """
@@ -96,11 +95,6 @@ def weft_runs() -> list[MeasuredRun]:
 def server_runs() -> list[MeasuredRun]:
     """Closed loops of weft and vLLM on 2 H200: the servers are fitted to TP1, TP2 is unseen."""
     return runs_of("servers h200x2", measurements("servers_h200x2"))
-
-
-def published_runs() -> list[MeasuredRun]:
-    """Published service times of vLLM V0 on H100 nodes of four: compared, never fitted."""
-    return runs_of("published", measurements("published_h100x8"), "compared")
 
 
 def runs_of(source: str, document: Mapping[str, Any], role: Role = "test") -> list[MeasuredRun]:

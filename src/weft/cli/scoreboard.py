@@ -42,7 +42,6 @@ def scoreboard(
     from weft.calibration import scoreboard as board
     from weft.calibration.measured import (
         h200_runs,
-        published_runs,
         runs_from_file,
         server_runs,
         weft_runs,
@@ -51,7 +50,7 @@ def scoreboard(
 
     own = [] if runs is None else runs_from_file(runs)
     peers = {} if peer is None else peer_times(peer)
-    scores = board.score_runs([*h200_runs(), *weft_runs(), *server_runs(), *published_runs(), *own])
+    scores = board.score_runs([*h200_runs(), *weft_runs(), *server_runs(), *own])
     choices: list[Any] = []
     answers = None
     file = find_file(silicon)

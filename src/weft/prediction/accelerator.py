@@ -18,7 +18,7 @@ from weft.prediction.quantity import Quantity
 
 SCHEMA: Final = "weft.accelerator/1"
 
-BUILTIN_ACCELERATORS: Final = ("h200-sxm", "h100-sxm", "a100-80g", "gh200")
+BUILTIN_ACCELERATORS: Final = ("h200-sxm",)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,7 @@ _SHARE_SPREAD: Final = 0.25
 # What an H200 reaches of its data sheet (h200-sxm.json): memory 4.8 TB/s, 989 and 1979 TFLOP/s.
 _STREAM, _CACHE, _COPY = 0.917, 0.875, 0.81
 _PRODUCTS, _PRODUCTS8, _ATTENTION = 0.714, 0.657, 0.65
+_KERNELS: Final = ("matmul_call_us", "attention_call_us", "elementwise_call_us")
 _FIXED: Final = {
     "attention_ramp_tokens": 1100.0,
     "matmul_call_us": 4.3,
@@ -26,13 +27,17 @@ _FIXED: Final = {
 
 @dataclass(frozen=True, kw_only=True)
 class DataSheet:
-    """Memory in GB and GB/s, dense TFLOP/s in 16 and 8 bits (0: none), and the document."""
+    """Memory in GB and GB/s, dense TFLOP/s in 16 and 8 bits (0: none), and the document.
+
+    slower: calls of kernels over H200's, by the boost clocks.
+    """
 
     memory_gb: float
     bandwidth_gb_s: float
     tflops: float
     tflops8: float
     source: str
+    slower: float = 1.0
 
     def accelerator(self, name: str) -> Accelerator:
         """The device at H200's shares, with intervals that say that it was not measured."""
@@ -44,7 +49,10 @@ class DataSheet:
 
         fixed = {
             field: Quantity(
-                value=value, spread=_SHARE_SPREAD, origin="extrapolated", source="as on H200"
+                value=value * (self.slower if field in _KERNELS else 1.0),
+                spread=_SHARE_SPREAD,
+                origin="extrapolated",
+                source="as on H200, by the clocks",
             )
             for field, value in _FIXED.items()
         }
@@ -64,7 +72,23 @@ class DataSheet:
 _BLACKWELL: Final = "NVIDIA Blackwell data sheet (widen.net/s/wwnsxrhm2w), dense rates"
 _SEEN: Final = "; memory as the driver shows it"
 
+_HOPPER: Final = "NVIDIA H100 and GH200 data sheets, dense rates"
+
 DATA_SHEETS: Final = {
+    "h100-sxm": DataSheet(
+        memory_gb=84.9, bandwidth_gb_s=3350, tflops=989, tflops8=1979, source=_HOPPER + _SEEN
+    ),
+    "gh200": DataSheet(
+        memory_gb=101.5, bandwidth_gb_s=4000, tflops=989, tflops8=1979, source=_HOPPER + _SEEN
+    ),
+    "a100-80g": DataSheet(
+        memory_gb=85.0,
+        bandwidth_gb_s=2039,
+        tflops=312,
+        tflops8=0,
+        source="NVIDIA A100 data sheet" + _SEEN,
+        slower=1.4,
+    ),
     "b200-sxm": DataSheet(
         memory_gb=191, bandwidth_gb_s=7700, tflops=2250, tflops8=4500, source=_BLACKWELL + _SEEN
     ),

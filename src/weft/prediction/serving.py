@@ -15,6 +15,7 @@ from weft.prediction.memory import Memory, memory_of
 from weft.prediction.operators import StepLoad
 from weft.prediction.prediction import Machine
 from weft.prediction.quantity import Estimate
+from weft.prediction.serving_errors import ErrorRange, error_ranges
 from weft.prediction.simulation import Server, Stage, Visit, serve
 from weft.prediction.step_time import StageTime, StepTimer
 from weft.prediction.traffic import Traffic
@@ -161,7 +162,8 @@ def _seen(
     per_s: float,
 ) -> Serving:
     replica, machine = pools[-1], pools[-1].machine
-    profile, servers = machine.profile, stages[-1].servers
+    servers = stages[-1].servers
+    ttft, tpot = error_ranges(machine.profile, replica.spec.family, machine.accelerator.name)
     every = [server for stage in stages for server in stage.servers]
     several = [visit for visit in visits if visit.decode > 1] or visits
     busy_us = sum(server.busy_us for server in every)
@@ -173,11 +175,9 @@ def _seen(
         machine=machine,
         prefill_layout=pools[0].layout if len(pools) > 1 else None,
         running=sum(server.most_running for server in servers) * copies,
-        ttft_ms=_latency([v.ttft_us for v in visits], profile.server_ttft_spread.value),
-        tpot_ms=_latency([v.tpot_us for v in several], profile.server_tpot_spread.value),
-        e2e_ms=_latency(
-            [v.end_us - v.arrival_us for v in visits], profile.server_tpot_spread.value
-        ),
+        ttft_ms=_latency([v.ttft_us for v in visits], ttft),
+        tpot_ms=_latency([v.tpot_us for v in several], tpot),
+        e2e_ms=_latency([v.end_us - v.arrival_us for v in visits], tpot),
         requests_per_s=len(visits) * per_s,
         tokens_per_s=sum(visit.decode for visit in visits) * per_s,
         busy=busy_us / sum(server.now for server in every),
@@ -187,12 +187,12 @@ def _seen(
     )
 
 
-def _latency(times_us: Sequence[float], spread: float) -> Latency:
+def _latency(times_us: Sequence[float], error: ErrorRange) -> Latency:
     ordered = sorted(times_us)
     mean_ms = fmean(ordered) * 1e-3
     last = len(ordered) - 1
     return Latency(
-        mean=Estimate.around(mean_ms, mean_ms * spread),
+        mean=error.around(mean_ms),
         p50=ordered[last // 2] * 1e-3,
         p99=ordered[math.ceil(0.99 * last)] * 1e-3,
     )

@@ -17,6 +17,7 @@ from weft.prediction.operators import StepLoad
 from weft.prediction.prediction import Machine
 from weft.prediction.quantity import Estimate
 from weft.prediction.serving import Replica
+from weft.prediction.serving_errors import error_ranges
 from weft.vocabulary.layout import Layout
 from weft.vocabulary.model_spec import ModelSpec
 from weft.vocabulary.workload import Workload
@@ -61,6 +62,7 @@ class SteadyState:
         self.layout, self.workload, self.machine = layout, workload, machine
         self.replica = Replica(spec, layout, machine)
         self.policy = machine.profile.policy
+        self._errors = error_ranges(machine.profile, spec.family, machine.accelerator.name)
 
     @property
     def most_running(self) -> int:
@@ -83,8 +85,8 @@ class SteadyState:
         per_s = running / (ttft_us + steps * tpot_us) * 1e6 * self.layout.dp
         return Steady(
             concurrency=running * self.layout.dp,
-            ttft_ms=_around(ttft_us, profile.server_ttft_spread.value),
-            tpot_ms=_around(tpot_us, profile.server_tpot_spread.value),
+            ttft_ms=self._errors[0].around(ttft_us * 1e-3),
+            tpot_ms=self._errors[1].around(tpot_us * 1e-3),
             requests_per_s=per_s,
             tokens_per_s=per_s * load.decode_tokens,
             held_tokens=running * context,
@@ -107,7 +109,3 @@ class SteadyState:
                 )
             )
         return total, chunks if self.policy.mixes else 0
-
-
-def _around(time_us: float, spread: float) -> Estimate:
-    return Estimate.around(time_us * 1e-3, time_us * 1e-3 * spread)

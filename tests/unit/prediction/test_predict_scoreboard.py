@@ -11,7 +11,7 @@ import pytest
 
 from weft import api
 from weft.calibration import public_rows
-from weft.calibration.measured import h200_runs, published_runs, weft_runs
+from weft.calibration.measured import h200_runs, weft_runs
 from weft.calibration.scoreboard import (
     TPOT,
     TTFT,
@@ -63,16 +63,10 @@ def rows(tmp_path: Path) -> list[public_rows.PublicRow]:
     return public_rows.read_rows(write(tmp_path / "silicon_sample.csv", made))
 
 
-def test_published_times_are_shown_as_compared_only() -> None:
-    scores = score_runs(published_runs())
-    assert {score.role for score in scores} == {"compared"}
-    assert {score.source for score in scores} == {"published"}
-
-
 def test_nine_in_ten_measured_points_lie_inside_their_interval() -> None:
-    scores = score_runs([*h200_runs(), *weft_runs(), *published_runs()])
+    scores = score_runs([*h200_runs(), *weft_runs()])
     for quantity in (TTFT, TPOT):
-        own = [s for s in scores if s.quantity == quantity and s.role != "compared"]
+        own = [s for s in scores if s.quantity == quantity]
         assert len(own) >= 32
         assert sum(score.is_inside for score in own) >= 0.89 * len(own)
 
