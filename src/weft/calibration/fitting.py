@@ -183,23 +183,40 @@ def fit_servers(engine: str, rows: Sequence[PublicRow]) -> Machine:
             found += _errors(fit, times, (row.ttft_ms, row.tpot_ms))
         return np.asarray(found)
 
-    return _with_constants(base, fit, most_probable(fit.priors, residuals))
+    shipped = [getattr(getattr(base, prior.owner), prior.field).value for prior in fit.priors]
+    return _with_constants(base, fit, most_probable(fit.priors, residuals, start=shipped))
 
 
 def most_probable(
-    priors: Sequence[Prior], residuals: Callable[[Vector], Vector], iterations: int = 3
+    priors: Sequence[Prior],
+    residuals: Callable[[Vector], Vector],
+    iterations: int = 3,
+    start: Sequence[float] | None = None,
 ) -> Vector:
-    """The constants that ``residuals`` (in units of their noise) and the priors make likeliest."""
-    logs = centre = np.log([prior.guess for prior in priors])
+    """The constants that ``residuals`` (in units of their noise) and the priors make likeliest.
+
+    ``start``: where the search begins, if not at the guesses. A step that makes it worse is halved.
+    """
+    centre = np.log([prior.guess for prior in priors])
+    logs = centre if start is None else np.log(start)
     weights = np.diag([1 / prior.spread for prior in priors])
+
+    def both(at: Vector, found: Vector) -> Vector:
+        return np.concatenate([found, weights @ (at - centre)])
+
+    here = residuals(np.exp(logs))
     for _ in range(iterations):
-        here = residuals(np.exp(logs))
         columns = [
             (residuals(np.exp(logs + _STEP * unit)) - here) / _STEP for unit in np.eye(len(logs))
         ]
-        left = np.vstack([np.stack(columns, axis=1), weights])
-        right = -np.concatenate([here, weights @ (logs - centre)])
-        logs = logs + np.clip(np.linalg.lstsq(left, right, rcond=None)[0], -0.7, 0.7)
+        left, now = np.vstack([np.stack(columns, axis=1), weights]), both(logs, here)
+        step = np.clip(np.linalg.lstsq(left, -now, rcond=None)[0], -0.7, 0.7)
+        for part in (1.0, 0.5, 0.25):
+            there = logs + part * step
+            found = residuals(np.exp(there))
+            if np.linalg.norm(both(there, found)) < np.linalg.norm(now):
+                logs, here = there, found
+                break
     return np.exp(logs)
 
 

@@ -115,11 +115,11 @@ def _variants(spec: ModelSpec, tp: int) -> Iterator[tuple[int, int, int]]:
     copies = spec.cache_copies(tp)
     if tp > 1:
         yield tp, 1, 1
-    for ep in (1, tp) if spec.is_moe and tp > 1 else (1,):
-        if ep > 1:
-            yield 1, ep, 1
-        if copies > 1:
-            yield 1, ep, copies
+    spread = tp if spec.is_moe else 1
+    if spread > 1:
+        yield 1, spread, 1
+    if copies > 1:
+        yield 1, spread, copies
 
 
 def _impossible(spec: ModelSpec, layout: Layout, cluster: Cluster) -> str | None:

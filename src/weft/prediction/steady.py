@@ -94,18 +94,22 @@ class SteadyState:
         )
 
     def _prompt_us(self, beside: int, context: float) -> tuple[float, int]:
-        """One prompt's steps beside decoding requests, and how many they are."""
-        prompt = self.workload.prompt_tokens
+        """One prompt's steps beside decoding requests, and how many they are.
+
+        A chunk's time is linear in what it looks back at, so the first and the last tell of all.
+        """
+        prompt, mixes = self.workload.prompt_tokens, self.policy.mixes
         chunks = math.ceil(prompt / max(self.policy.prompt_rows(beside), 1))
-        total = 0.0
-        for index in range(chunks):
-            total += self.replica.step_us(
+        ends = [
+            self.replica.step_us(
                 StepLoad(
-                    decode_sequences=beside if self.policy.mixes else 0.0,
-                    decode_context=context if beside and self.policy.mixes else 0.0,
+                    decode_sequences=beside if mixes else 0.0,
+                    decode_context=context if beside and mixes else 0.0,
                     prefill_tokens=prompt / chunks,
                     prefill_sequences=1.0,
                     prefill_context=(index + 0.5) * prompt / chunks,
                 )
             )
-        return total, chunks if self.policy.mixes else 0
+            for index in {0, chunks - 1}
+        ]
+        return chunks * sum(ends) / len(ends), chunks if mixes else 0

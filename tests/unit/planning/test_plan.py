@@ -269,11 +269,11 @@ def test_caches_shared_by_position_hold_more_requests() -> None:
         for item in found.ranked
         if item.serving is not None
     }
-    assert tokens["tp8xdcp8"] == pytest.approx(8 * tokens["tp8"], rel=1e-3)
+    assert tokens["tp8xep8xdcp8"] == pytest.approx(8 * tokens["tp8xep8"], rel=1e-3)
     own = api.plan("deepseek-v3", 8, weights="fp8_block", engine="weft", objective="throughput")
     reasons = {item.name: item.reason for item in own.rejected}
-    assert "keeps whole positions" in reasons["tp8xdcp8"]
-    assert found.find("tp8xdcp8").layout.dcp == 8  # type: ignore[union-attr]
+    assert "keeps whole positions" in reasons["tp8xep8xdcp8"]
+    assert found.find("tp8xep8xdcp8").layout.dcp == 8  # type: ignore[union-attr]
 
 
 def test_what_an_engine_cannot_run_is_said() -> None:
