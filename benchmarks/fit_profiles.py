@@ -108,21 +108,23 @@ def write(fit: FittedSet, fitted: Machine) -> None:
 
 def write_ranges(public: list[PublicRow]) -> None:
     """The middle nine tenths of measured over predicted, of every kind of enough fit rows."""
-    split, ratios = split_of(public), defaultdict(list)
+    split, ratios = split_of(public), Ratios(lambda: defaultdict(list))
     for row in public:
         found = ask(row) if split[row.sweep] == "fit" else None
         if isinstance(found, Serving):
             pair = row.ttft_ms / found.ttft_ms.value, row.tpot_ms / found.tpot_ms.value
             family, device = found.spec.family, found.machine.accelerator.name
             for key in keys(row.engine, family, device):
-                ratios[key].append(pair)
+                ratios[key][row.sweep].append(pair)
     write_document(ratios)
 
 
-def write_document(ratios: dict[str, list[tuple[float, float]]]) -> None:
+def write_document(ratios: Ratios) -> None:
+    """One sweep says nothing of the next, so a kind needs two."""
     ranges = {}
-    for key, pairs in sorted(ratios.items()):
-        if len(pairs) >= LEAST:
+    for key, sweeps in sorted(ratios.items()):
+        pairs = [pair for same in sweeps.values() for pair in same]
+        if len(pairs) >= LEAST and len(sweeps) > 1:
             ends = np.quantile(np.asarray(pairs), (0.05, 0.95), axis=0).T.round(3).tolist()
             ranges[key] = {"ttft": ends[0], "tpot": ends[1], "rows": len(pairs)}
     lines = ",\n".join(f"  {json.dumps(key)}: {json.dumps(ranges[key])}" for key in ranges)
@@ -132,6 +134,8 @@ def write_document(ratios: dict[str, list[tuple[float, float]]]) -> None:
 
 
 LEAST = 30
+Ratios = defaultdict[str, dict[str, list[tuple[float, float]]]]
+"""Measured over predicted (TTFT, TPOT) by kind of server and sweep."""
 SOURCES = {
     "batches": "batches measured on H200 (data/measurements; benchmarks/fit_profiles.py)",
     "loops": "closed loops of weft serve on one H200 (data/measurements/servers_h200x2.json; "
