@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test check unit adversary soak-engine engines faults hostile format clean
+.PHONY: demo test check unit adversary soak-engine engines faults hostile docs dist format clean
 
 demo: $(VENV)/run
 	$(BIN)/weft study
@@ -39,6 +39,21 @@ engines: $(VENV)/dev
 # 20,000 random loads for the engine on four layouts
 soak-engine: $(VENV)/dev
 	$(BIN)/python tests/soak_engine.py --cases 20000
+
+# The pages and the API reference in build/site; broken links and missing names are errors.
+docs: .venv-docs/ready
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict --quiet
+
+.venv-docs/ready: docs/constraints.txt
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/python -m pip install --quiet --disable-pip-version-check -r docs/constraints.txt
+	touch $@
+
+# Wheel and sdist in dist; neither needs a compiler.
+dist:
+	$(PYTHON) -m venv .venv-dist
+	.venv-dist/bin/python -m pip install --quiet --disable-pip-version-check build
+	.venv-dist/bin/python -m build
 
 format: $(VENV)/dev
 	$(BIN)/ruff format .

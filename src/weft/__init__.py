@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     from weft.vocabulary.speculation import Speculation as Speculation
     from weft.vocabulary.workload import Workload as Workload
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _NAMES = {
     "weft.api": "import_traces plan predict predict_latency predict_serving run_study trace",
