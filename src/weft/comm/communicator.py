@@ -97,6 +97,7 @@ class Communicator:
         self, rows: torch.Tensor, routes: Routes, site: str = ""
     ) -> tuple[torch.Tensor, Routes]:
         """Token rows to the ranks that hold their experts (``Reducer.dispatch``)."""
+        assert routes.nobody % self.size == 0, "every rank holds as many experts"
         return self.transport.dispatch(rows, routes, site=site)
 
     def combine(self, partial: torch.Tensor, routes: Routes, site: str = "") -> torch.Tensor:
