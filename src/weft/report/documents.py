@@ -17,7 +17,7 @@ from weft.report import (
     study_section,
     sweep_section,
 )
-from weft.report.blocks import Answer, Report, Section
+from weft.report.blocks import Answer, Prose, Report, Section
 from weft.report.node import Node
 
 
@@ -56,16 +56,19 @@ def report_of(documents: Sequence[Node]) -> Report:
         replace(one.answer.headlines[0], note=one.title) for one in reports if one.answer.headlines
     ]
     answer = Answer(
-        summary="; ".join(f"{report.title}: {report.answer.summary}" for report in reports),
+        summary=", ".join(dict.fromkeys(report.title for report in reports)),
         headlines=named[:4],
         warnings=[f"{one.title}: {text}" for one in reports for text in one.answer.warnings],
     )
-    titled = [
-        replace(section, title=f"{report.title}: {section.title}")
-        for report in reports
-        for section in report.sections
-    ]
+    titled = [section for report in reports for section in _titled(report)]
     return Report(title="weft report", answer=answer, sections=[*compared, *titled])
+
+
+def _titled(report: Report) -> list[Section]:
+    """The report's sections under its name, its answer first."""
+    told = Section(title="answer", blocks=[Prose(text=report.answer.summary)])
+    found = [told, *report.sections]
+    return [replace(one, title=f"{report.title}: {one.title}") for one in found]
 
 
 def _single(document: Node) -> Report:

@@ -64,7 +64,7 @@ def answer(schedule: Node) -> Answer:
     return Answer(
         summary=(f"{reason}; " if reason and not failed else "") + _request(schedule),
         verdict=verdict,
-        headlines=[*_traced(schedule), *_sent(schedule)][:4],
+        headlines=[*_traced(schedule, verdict), *_sent(schedule)][:4],
         warnings=[reason] * failed + [text for text in partial if text.startswith("partial:")],
     )
 
@@ -91,15 +91,11 @@ def _request(schedule: Node) -> str:
     return ", ".join(parts)
 
 
-def _traced(schedule: Node) -> Iterator[Headline]:
+def _traced(schedule: Node, verdict: Badge | None) -> Iterator[Headline]:
     """What only traces tell: rows as expected, and a step's communication and waiting."""
-    if rows := schedule["conformance.rows"].elements() if "conformance" in schedule else []:
-        equal = num_equal(rows)
-        yield Headline(
-            label="rows as expected",
-            value=f"{equal} of {len(rows)}",
-            tone="good" if equal == len(rows) else "bad",
-        )
+    if rows := schedule["conformance.rows"].elements() if verdict else []:
+        label, value = "rows as expected", f"{num_equal(rows)} of {len(rows)}"
+        yield Headline(label=label, value=value, tone=verdict.tone if verdict else "neutral")
     gains = {gain["phase"].text(): gain for gain in schedule["gains"].elements()}
     gain = gains.get("decode") or next(iter(gains.values()), None)
     if gain is None:
@@ -108,11 +104,10 @@ def _traced(schedule: Node) -> Iterator[Headline]:
     for key, name in (("communication_us", "communication"), ("waiting_us", "waiting for others")):
         part = gain[key].optional_number()
         if part is not None and step:
-            label, of = (
-                f"{name}, {phase}",
-                f"{part / step:.0%} of {number(round(step / 1e3, 3))} ms a step",
-            )
-            yield Headline(label=label, value=f"{number(round(part / 1e3, 3))} ms", note=of)
+            of = f"a step takes {number(round(step / 1e3, 3))} ms"
+            of = f"{part / step:.0%}: {of}" if part <= step else of
+            value = f"{number(round(part / 1e3, 3))} ms"
+            yield Headline(label=f"{name}, {phase}", value=value, note=of)
 
 
 def _sent(schedule: Node) -> Iterator[Headline]:
