@@ -90,20 +90,17 @@ class Locator:
         placed = self.calls.get(rank, {}).get(step, [])
         seen = Counter(row.key for row, *_ in placed)
         wanted = Counter({key: row.count for key, row in rows.items()})
-        if seen == wanted:
-            return
-        for key in seen:
+        for key in seen if seen != wanted else ():
             for row, time, index in self._surplus(rank, step, key, seen[key] - wanted[key]):
                 yield self._deviation("surplus", rank, step, row, time, index)
         replaced = Counter(row.op for row, *_ in placed if row.key not in wanted)
         for key, row in rows.items():
-            missing = wanted[key] - seen[key]
-            covered = min(max(missing, 0), replaced[row.op])
+            missing = max(wanted[key] - seen[key], 0)
+            covered = min(missing, replaced[row.op])
             replaced[row.op] -= covered
+            start = self.traces[rank].busy_steps[step].start_us
             for number in range(missing - covered):
-                time, index = (
-                    self._gap(rank, step, key) if not number else (self._start(rank, step), None)
-                )
+                time, index = (start, None) if number else self._gap(rank, step, key, start)
                 yield self._deviation("missing", rank, step, row, time, index)
 
     def _surplus(
@@ -111,56 +108,45 @@ class Locator:
     ) -> Iterator[tuple[Collective, float, int | None]]:
         placed = self.calls[rank][step]
         own = [call for call in placed if call[0].key == key]
-        if number <= 0:
+        odd = self._odd(rank, step, key, own, len(own) - 1) if number == 1 < len(own) else None
+        if odd is not None:
+            # the later of two calls close together, placed where the call before it belongs
+            if odd + 1 < len(own) and own[odd + 1][2] - own[odd][2] < _MOST_APART_US:
+                odd += 1
+            row, time, _ = own[odd]
+            yield row, time, max(0, self._index(placed, time) - 1)
             return
-        chosen = range(len(own) - number, len(own))
-        if number == 1 and len(own) > 1:
-            whole = self._whole_step(rank, step, key, len(own) - 1)
-            odd = _odd_one([end for *_, end in own], whole[0], together=whole[1]) if whole else None
-            if odd is not None:
-                yield self._one_too_many(placed, own, odd)
-                return
-        for index in chosen:
-            row, time, _ = own[index]
+        for row, time, _ in own[len(own) - number :] if number > 0 else ():
             yield row, time, self._index(placed, time)
 
-    def _one_too_many(
-        self, placed: Sequence[Placed], own: Sequence[Placed], index: int
-    ) -> tuple[Collective, float, int]:
-        """The later of two calls close together, placed where the call before it belongs."""
-        if index + 1 < len(own) and own[index + 1][2] - own[index][2] < _MOST_APART_US:
-            index += 1
-        row, time, _ = own[index]
-        return row, time, max(0, self._index(placed, time) - 1)
-
-    def _gap(self, rank: int, step: int, key: tuple[Any, ...]) -> tuple[float, int | None]:
+    def _gap(
+        self, rank: int, step: int, key: tuple[Any, ...], start: float
+    ) -> tuple[float, int | None]:
         """Where one call of ``key`` is missing: the time of the one before, and its place."""
         placed = self.calls.get(rank, {}).get(step, [])
         own = [call for call in placed if call[0].key == key]
-        whole = self._whole_step(rank, step, key, len(own) + 1)
-        index = _odd_one(whole[0], [end for *_, end in own], together=whole[1]) if whole else None
+        index = self._odd(rank, step, key, own, len(own) + 1)
         before = own[:index]
-        return (before[-1][1] if before else self._start(rank, step)), index
+        return (before[-1][1] if before else start), index
 
-    def _start(self, rank: int, step: int) -> float:
-        return self.traces[rank].busy_steps[step].start_us
+    def _odd(
+        self, rank: int, step: int, key: tuple[Any, ...], own: Sequence[Placed], number: int
+    ) -> int | None:
+        """Which call has no like in a like step with ``number``: of another rank, or this one's nearest.
 
-    def _whole_step(
-        self, rank: int, step: int, key: tuple[Any, ...], number: int
-    ) -> tuple[list[float], bool] | None:
-        """Ends of the calls of ``key`` in a like step: of another rank, or the nearest of this.
-
-        Ranks leave a collective together, so the ends tell more than the starts; the second
-        value says that these are the same calls, on another rank.
+        Ranks leave a collective together, so the ends tell more than the starts; on another rank
+        they are those of the same calls.
         """
         stage = self.run.layout.stage_of(rank)
         peers = [r for r in self.calls if r != rank and self.run.layout.stage_of(r) == stage]
         nearest = sorted(self.calls.get(rank, {}), key=lambda other: abs(other - step))
+        ours = [end for *_, end in own]
         for other_rank, other in [*((p, step) for p in peers), *((rank, n) for n in nearest)]:
             placed = self.calls[other_rank].get(other, [])
             ends = [end for row, _, end in placed if row.key == key]
             if len(ends) == number:
-                return ends, other_rank != rank
+                longer, shorter = (ends, ours) if number > len(ours) else (ours, ends)
+                return _odd_one(longer, shorter, together=other_rank != rank)
         return None
 
     def _index(self, placed: Sequence[Placed], time: float) -> int:
