@@ -18,7 +18,7 @@ check: $(VENV)/dev
 
 # Two files at a time: many tests start ranks of their own.
 unit: $(VENV)/dev
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # 500,000 cases of the GPU kernels' source and the CPU's programs; docs/all-reduce-proof.md
 adversary: $(VENV)/dev

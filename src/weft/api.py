@@ -297,16 +297,12 @@ def import_traces(
         LayoutError: for a layout that the ranks or the model contradict.
 
     """
-    if jobs is not None and jobs < 1:
-        raise UserError(f"`jobs` {jobs}: must be at least 1")
     from weft.allreduce.scale import best_all_reduce
     from weft.fabric import load
     from weft.importer import importing
     from weft.importer.inputs import given_model, trace_files
 
     links = None if fabric is None else load(fabric)
-    if not files:
-        raise UserError("`files`: name the traces, one a rank, or folders of them")
     found, notes = trace_files([Path(file) for file in files])
     imported = importing.import_traces(
         found,

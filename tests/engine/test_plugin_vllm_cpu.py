@@ -16,8 +16,18 @@ pytestmark = [pytest.mark.engine, pytest.mark.timeout(1500)]
 SOURCE = Path(__file__).parents[2] / "src"
 LIMIT_S = 600
 SCRIPT = """
-import json, os, sys
+import json, os, signal, subprocess, sys, threading, time
 from vllm import LLM, SamplingParams
+
+def kill_worker_1():
+    time.sleep(0.5)
+    listed = subprocess.run(["ps", "-eo", "pid,ppid,args"], capture_output=True, text=True)
+    mine = {str(os.getpid())}
+    for pid, parent, name in (line.split(None, 2) for line in listed.stdout.splitlines()):
+        if parent in mine:
+            mine.add(pid)
+            if "Worker_TP1" in name:
+                os.kill(int(pid), signal.SIGKILL)
 
 def main():
     llm = LLM(model=sys.argv[1], load_format="dummy", skip_tokenizer_init=True, max_model_len=256,
@@ -27,6 +37,11 @@ def main():
     sampling = SamplingParams(temperature=0, max_tokens=16, ignore_eos=True, detokenize=False)
     outputs = llm.generate(prompts, sampling, use_tqdm=False)
     print("TOKENS", json.dumps([list(o.outputs[0].token_ids) for o in outputs]), flush=True)
+    if sys.argv[2] == "lose":
+        threading.Thread(target=kill_worker_1).start()
+        sampling = SamplingParams(temperature=0, max_tokens=240, ignore_eos=True, detokenize=False)
+        while True:
+            llm.generate(prompts[:1], sampling, use_tqdm=False)
 
 if __name__ == "__main__":
     main()
@@ -47,8 +62,11 @@ CONFIG = {
 }
 
 
-def run(python: Path, folder: Path, choice: str) -> tuple[list[list[int]], str]:
-    """(tokens, everything the engine said), WEFT_ALL_REDUCE being ``choice``."""
+def run(python: Path, folder: Path, choice: str, then: str) -> tuple[list[list[int]], str]:
+    """(tokens, everything the engine said), WEFT_ALL_REDUCE being ``choice``.
+
+    then: "end", or "lose" a worker while it generates more.
+    """
     info = folder / "entry" / "weft-0.dist-info"
     info.mkdir(parents=True, exist_ok=True)
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: weft\nVersion: 0\n")
@@ -67,7 +85,7 @@ def run(python: Path, folder: Path, choice: str) -> tuple[list[list[int]], str]:
         VARIABLE: choice,
     }
     process = subprocess.run(
-        [str(python), str(folder / "run.py"), str(folder / "model")],
+        [str(python), str(folder / "run.py"), str(folder / "model"), then],
         env=environment,
         capture_output=True,
         text=True,
@@ -80,9 +98,12 @@ def run(python: Path, folder: Path, choice: str) -> tuple[list[list[int]], str]:
     return json.loads(line[7:]), said
 
 
-def test_the_tokens_are_those_of_stock_vllm(vllm_python: Path, tmp_path: Path) -> None:
-    stock, said = run(vllm_python, tmp_path, "0")
+def test_the_tokens_are_those_of_stock_vllm_and_a_lost_worker_is_named(
+    vllm_python: Path, tmp_path: Path
+) -> None:
+    stock, said = run(vllm_python, tmp_path, "0", "end")
     assert "weft: " not in said
-    weft, said = run(vllm_python, tmp_path, "1")
+    weft, said = run(vllm_python, tmp_path, "1", "lose")
     assert "by weft" in said
     assert weft == stock
+    assert "LostRankError: lost rank 1 in step" in said

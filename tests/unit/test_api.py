@@ -155,35 +155,3 @@ def test_workloads_and_layouts_have_the_defaults_of_their_commands():
             assert parameters["workload"].default == named, name
         if "layouts" in parameters:
             assert options["layouts"].default == ",".join(parameters["layouts"].default)
-
-
-WRONG = {
-    "`model` 5: must be text": lambda: weft.predict(5),
-    "`workload` 'chat': must be a Workload": lambda: weft.predict(LLAMA, workload="chat"),
-    "`layout` 'tp2': must be a Layout": lambda: weft.predict(LLAMA, "tp2"),
-    "missing a required argument: 'accelerator'": lambda: weft.predict_latency(LLAMA),
-    "`accelerator` None: must be given": lambda: weft.predict_latency(LLAMA, accelerator=None),
-    "`concurrency` '2': must be a whole number": lambda: weft.predict_serving(
-        LLAMA, concurrency="2", **H200
-    ),
-    "`num_gpus` '8': must be a whole number": lambda: weft.plan(LLAMA, "8"),
-    "`settings` 'inter.x=1': must be a list": lambda: weft.plan(LLAMA, settings="inter.x=1"),
-    "`files` '/traces.json': must be a list": lambda: weft.import_traces("/traces.json"),
-    "`files`: name the traces": lambda: weft.import_traces([]),
-    "`jobs` 0: must be at least 1": lambda: weft.import_traces(["/traces.json"], jobs=0),
-    "`layouts` '1,tp2': must be a list": lambda: weft.run_study(layouts="1,tp2"),
-    "`concurency`: ServeBench .* `concurrency`": lambda: weft.ServeBench(url="x", concurency=1),
-    "`sizes` 8: must be text": lambda: weft.AllReduceBench(sizes=8),
-    "`case` '1x4': must be a list": lambda: weft.DecodeBench(case="1x4"),
-    "`tpp`: a layout .* `tp`": lambda: weft.DecodeBench().run("embedded", tpp=2),
-    "`trace` /traces.json: cannot be read": lambda: weft.ServeBench(
-        url="http://h", trace="/traces.json"
-    ).run(),
-}
-
-
-@pytest.mark.parametrize("text", WRONG)
-def test_a_wrong_argument_is_one_line(text):
-    with pytest.raises(UserError, match=text) as found:
-        WRONG[text]()
-    assert "\n" not in str(found.value)

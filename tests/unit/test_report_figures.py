@@ -139,7 +139,7 @@ def test_latency_lines_and_bands() -> None:
 def test_pareto_front_is_numbered_in_order() -> None:
     front = {"tp2": Point(9.0, 50.0), "tp8": Point(4.0, 20.0)}
     others, joined = figures.pareto_front(front, {"pp8": Point(9.0, 10.0)}).series
-    assert joined.name == "Pareto front: 1 tp8; 2 tp2"
+    assert joined.name == "front: 1 tp8; 2 tp2"
     assert [(point.x, point.name) for point in joined.points] == [(4.0, "1"), (9.0, "2")]
     assert not others.is_joined
     assert not figures.pareto_front({}, {}).series

@@ -10,8 +10,7 @@ from weft.errors import UserError
 from weft.fabric.fabric import check_shape
 from weft.launch.environment import device_type
 from weft.launch.own_ranks import on_ranks
-from weft.vocabulary.checks import check_seconds, check_types
-from weft.vocabulary.keywords import named_fields
+from weft.vocabulary.checks import check_seconds
 from weft.vocabulary.result import BenchResult
 
 if TYPE_CHECKING:
@@ -27,7 +26,6 @@ MODES: Final = {"cpu": ("eager",), "cuda": ("graph", "eager")}
 """How calls are launched on a device, the default first."""
 
 
-@named_fields
 @dataclass(frozen=True, kw_only=True)
 class AllReduceBench:
     """weft's algorithms and the library's own, calls interleaved, every sum checked.
@@ -51,7 +49,6 @@ class AllReduceBench:
     timeout: Annotated[float, "Longest wait for another rank, in seconds."] = 60.0
 
     def __post_init__(self) -> None:
-        check_types(self)
         check_shape(self.nodes, self.ranks_per_node)
         parse_sizes(self.sizes)
         check_seconds("timeout", self.timeout)

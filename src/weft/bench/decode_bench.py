@@ -8,9 +8,8 @@ from typing import Annotated, Any, Unpack
 from weft.engine.config import EngineConfig
 from weft.errors import UserError
 from weft.launch.own_ranks import on_ranks
-from weft.vocabulary.checks import check_types
 from weft.vocabulary.conventions import check_all_reduce
-from weft.vocabulary.keywords import LayoutDegrees, layout_of, named_fields
+from weft.vocabulary.keywords import LayoutDegrees, layout_of
 from weft.vocabulary.layout import Layout
 from weft.vocabulary.model_source import runnable_model
 from weft.vocabulary.result import BenchResult
@@ -36,7 +35,6 @@ class DecodeCase:
         return f"{self.batch}x{self.prompt_tokens}"
 
 
-@named_fields
 @dataclass(frozen=True, kw_only=True)
 class DecodeBench:
     """Time to the first token and per token of the engine, beside what memory allows.
@@ -61,7 +59,6 @@ class DecodeBench:
     profile: Annotated[bool, "Also list one step's kernels."] = False
 
     def __post_init__(self) -> None:
-        check_types(self)
         check_all_reduce(self.all_reduce)
         if self.decode < 2:
             raise UserError(f"`decode` {self.decode}: TPOT needs at least 2 tokens")

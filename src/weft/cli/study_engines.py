@@ -142,22 +142,25 @@ def _numbers(option: str, text: str, kind: type) -> tuple[Any, ...]:
 
 
 def _predictor(model: str, accelerator: str | None, fabric: str | None) -> Predict:
-    """Median times by the time model of ``weft predict latency``, for engines that have a profile."""
-    from weft.prediction.latency import predict_latency
+    """What ``weft predict --concurrency`` says of a closed loop, for engines that have a profile."""
     from weft.prediction.machines import machine_named
+    from weft.prediction.serving import predict_serving
+    from weft.prediction.traffic import Traffic
 
     if fabric is not None and accelerator is None:
         raise UserError(f"--fabric {fabric}: is about predictions; name a device (--accelerator)")
     if accelerator is not None:
         machine_named("weft", accelerator, fabric)
 
-    def predict(case: EngineCase, workload: Workload) -> dict[str, Any] | None:
+    def predict(
+        case: EngineCase, workload: Workload, concurrency: int, requests: int
+    ) -> dict[str, Any] | None:
         if accelerator is None or case.engine.profile is None:
             return None
         machine = machine_named(case.engine.profile, accelerator, fabric)
-        found = predict_latency(load_spec(model), case.layout, workload, machine).to_dict()
-        names = ("ttft_ms", "tpot_ms", "e2e_ms", "communication_share")
-        return {name: found[name] for name in names}
+        traffic = Traffic(workload=workload, concurrency=concurrency, requests=requests)
+        found = predict_serving(load_spec(model), case.layout, traffic, machine).to_dict()
+        return {name: found[name] for name in ("ttft_ms", "tpot_ms", "e2e_ms")}
 
     return predict
 

@@ -232,9 +232,7 @@ def pareto_front(front: Mapping[str, Point], others: Mapping[str, Point]) -> Fig
     gray = [Point(p.x, p.y, _speed(name, p)) for name, p in others.items()]
     series = [
         Series(name="others", colour=NEUTRAL, points=gray),
-        Series(
-            name=f"Pareto front: {key}", colour=ACCENT, points=[*numbered, *rest], is_joined=True
-        ),
+        Series(name=f"front: {key}", colour=ACCENT, points=[*numbered, *rest], is_joined=True),
     ]
     return Figure(
         x=spread("TPOT (ms), lower is better", [point.x for point in points], 5),

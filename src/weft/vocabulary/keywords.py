@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from difflib import get_close_matches
-from functools import cache, wraps
-from typing import Any, ParamSpec, TypedDict, TypeVar, Unpack, get_origin
+from functools import wraps
+from typing import ParamSpec, TypedDict, TypeVar
 
 from weft.errors import LayoutError, UserError
-from weft.vocabulary.checks import check_type
 from weft.vocabulary.layout import Layout
 
 P = ParamSpec("P")
 R = TypeVar("R")
-T = TypeVar("T")
 
 
 class LayoutDegrees(TypedDict, total=False):
@@ -34,7 +31,6 @@ def layout_of(layout: Layout | None, degrees: LayoutDegrees) -> Layout:
 
     Raises LayoutError where both are given or ``layout`` is none.
     """
-    check_keywords("a layout", degrees, LayoutDegrees.__annotations__)
     if layout is None:
         return Layout(**degrees)
     if not isinstance(layout, Layout):
@@ -54,57 +50,24 @@ def check_keywords(function: str, given: Iterable[str], known: Iterable[str]) ->
 
 
 def named_arguments(*more: type) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Decorate a function of the library: a wrong call is a UserError that names the argument.
+    """Decorate a function of the library: an unknown keyword is a UserError with the nearest.
 
-    An unknown keyword is told with the nearest, a value of another type with the right one.
-    more: the TypedDicts that the function unpacks its keywords to.
+    more: the TypedDicts that it unpacks its keywords to.
     """
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
-        shape = inspect.signature(function)
-        known = [name for name, one in shape.parameters.items() if one.kind is not one.VAR_KEYWORD]
+        known = [
+            name
+            for name, one in inspect.signature(function).parameters.items()
+            if one.kind is not one.VAR_KEYWORD
+        ]
         known += [name for kind in more for name in inspect.get_annotations(kind)]
-        title = function.__name__
 
         @wraps(function)
         def call(*args: P.args, **kwargs: P.kwargs) -> R:
-            check_keywords(title, kwargs, known)
-            try:
-                given = shape.bind(*args, **kwargs).arguments
-            except TypeError as error:
-                raise UserError(f"{title}: {error}") from None
-            hints = _hints(function)
-            for name, value in given.items():
-                if value is None and shape.parameters[name].default is inspect.Parameter.empty:
-                    raise UserError(f"`{name}` None: must be given")
-                if name in hints:
-                    check_type(name, value, hints[name])
+            check_keywords(function.__name__, kwargs, known)
             return function(*args, **kwargs)
 
         return call
 
     return decorate
-
-
-def named_fields(kind: type[T]) -> type[T]:
-    """Decorate a dataclass of options: an unknown field is a UserError with the nearest."""
-    made: Callable[..., None] = kind.__init__
-    known = list(inspect.signature(made).parameters)
-
-    @wraps(made)
-    def make(self: T, *args: Any, **kwargs: Any) -> None:
-        check_keywords(kind.__name__, kwargs, known)
-        made(self, *args, **kwargs)
-
-    kind.__init__ = make  # type: ignore[method-assign,assignment]
-    return kind
-
-
-@cache
-def _hints(function: Callable[..., Any]) -> dict[str, Any]:
-    """Annotations that mean something where the function is; others are checked by what it calls."""
-    found = {}
-    for name, text in inspect.get_annotations(function).items():
-        with suppress(NameError):
-            found[name] = eval(text, function.__globals__) if isinstance(text, str) else text  # noqa: S307
-    return {name: hint for name, hint in found.items() if get_origin(hint) is not Unpack}

@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 from weft.errors import UserError
-from weft.vocabulary.checks import check_types
-from weft.vocabulary.keywords import named_fields
 
 if TYPE_CHECKING:
     from weft.bench.serving.figures import ServiceLimits
@@ -24,7 +22,6 @@ NUM_REQUESTS: Final = 200
 OUTPUT_TOKENS: Final = 128
 
 
-@named_fields
 @dataclass(frozen=True, kw_only=True)
 class ServeBench:
     """How a server is asked, what is sent and when; checked before anything is sent.
@@ -66,10 +63,6 @@ class ServeBench:
     seed: Annotated[int, "Of prompts and arrivals."] = 0
 
     def __post_init__(self) -> None:
-        for name in ("trace", "prompts"):
-            value = getattr(self, name)
-            object.__setattr__(self, name, Path(value) if isinstance(value, str) else value)
-        check_types(self)
         if self.warm_up < 0:
             raise UserError(f"`warm_up` {self.warm_up}: must not be negative")
         if self.num_requests is not None and self.num_requests < 1:

@@ -24,14 +24,13 @@ from weft.vocabulary.files import write_file
 from weft.vocabulary.model_source import load_spec
 from weft.vocabulary.workload import Workload
 
-Predict = Callable[[EngineCase, Workload], dict[str, Any] | None]
+Predict = Callable[[EngineCase, Workload, int, int], dict[str, Any] | None]
+"""(case, workload, open requests, requests in all) -> the times of ``weft predict``."""
 Tell = Callable[[str], None]
 _WARM_UP: Final = 4
 _FLUSH_S: Final = 300.0
 _DEATH_S: Final = 2.0
 """How long a server whose requests fail may take to be seen dead."""
-_LEAST: Final = 4
-"""Requests of a load, for each of its open ones at most four."""
 
 
 def run_case(
@@ -61,7 +60,7 @@ def _loads(
 ) -> Iterator[dict[str, Any]]:
     """Closed loops, then open ones at the rates asked for, or at shares of the best closed one."""
     best, alone_holds = 0.0, True
-    for open_requests in plan.concurrency or tuple(sorted({1, workload.batch})):
+    for open_requests in plan.loops(workload):
         tell(f"{open_requests} open requests")
         found = _load(plan, workload, target, server, concurrency=open_requests, rate=None)
         if plan.sweep and open_requests == 1:
@@ -113,7 +112,7 @@ def _load(
     rate: float | None,
     may_fail: bool = False,
 ) -> dict[str, Any]:
-    count = min(plan.num_requests, _LEAST * (concurrency or plan.num_requests))
+    count = plan.requests_of(concurrency)
     specs = synthetic(count, workload.prompt_tokens, workload.decode_tokens)
     specs = specs if rate is None else at_random(specs, rate)
     load = Load(

@@ -19,6 +19,8 @@ from weft.vocabulary.workload import Workload, workload_named
 
 SHARES: Final = (0.5, 0.8)
 """Rates of the open loop, as shares of what the closed loop reached."""
+_AT_MOST: Final = 4
+"""Requests of a load for each open one."""
 
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][\w.-]*")
@@ -127,6 +129,14 @@ class EnginesPlan:
             for layout in self.layouts:
                 for workload in self.workloads:
                     yield EngineCase(engine=engine, layout=layout, workload=workload)
+
+    def loops(self, workload: Workload) -> tuple[int, ...]:
+        """Open requests of each closed loop."""
+        return self.concurrency or tuple(sorted({1, workload.batch}))
+
+    def requests_of(self, open_requests: int | None) -> int:
+        """Requests that a load of so many open ones (None: by rate) sends at most."""
+        return min(self.num_requests, _AT_MOST * (open_requests or self.num_requests))
 
     def settings(self, case: EngineCase) -> dict[str, Any]:
         """What a finished case must have been run with to be kept."""

@@ -194,6 +194,9 @@ class _Study:
             )
         except EngineFailed as error:
             return self._finish(case, "failed", str(error))
+        for load in found["loads"]:
+            if load["concurrency"]:
+                load["predicted"] = self._predicted(case, load["concurrency"])
         return self._finish(case, "done", None, ready_s=ready_s, **found)
 
     def _finish(self, case: EngineCase, status: str, reason: str | None, **found: Any) -> Document:
@@ -215,5 +218,12 @@ class _Study:
             "reason": reason,
             "settings": plan.settings(case),
             "expected": expected(plan, case),
-            "predicted": self._predict(case, plan.workloads[case.workload]),
+            "predicted": self._predicted(case, min(plan.loops(plan.workloads[case.workload]))),
         } | found
+
+    def _predicted(self, case: EngineCase, open_requests: int) -> dict[str, Any] | None:
+        workload, requests = (
+            self._plan.workloads[case.workload],
+            self._plan.requests_of(open_requests),
+        )
+        return self._predict(case, workload, open_requests, requests)
