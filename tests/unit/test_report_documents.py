@@ -36,7 +36,6 @@ from weft.report import (
     read_document,
     render,
     report_of,
-    schedule_sections,
 )
 from weft.report.drawing import Figure
 
@@ -83,7 +82,7 @@ def test_growth_is_the_closed_form_at_other_lengths() -> None:
 
 
 def test_one_rank_sends_nothing() -> None:
-    sections = schedule_sections(schedule("1"))
+    sections = built(schedule("1").to_dict()).sections
     assert "sends nothing" in str(sections[0].blocks)
 
 

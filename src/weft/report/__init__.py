@@ -52,7 +52,6 @@ from weft.report.documents import report_of
 from weft.report.node import Node, read_document
 from weft.report.page import render, write_report
 from weft.report.rows import compared_rows
-from weft.report.schedule_section import schedule_sections
 
 __all__ = [
     "Answer",
@@ -73,7 +72,6 @@ __all__ = [
     "read_document",
     "render",
     "report_of",
-    "schedule_sections",
     "verdict_badge",
     "write_report",
 ]

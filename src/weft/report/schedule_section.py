@@ -32,7 +32,6 @@ from weft.report.rows import (
     schedule_cells,
 )
 from weft.report.text import decimal_bytes, number
-from weft.vocabulary.schedule import Schedule
 
 _SOURCES: Final = {
     "closed-form": "in closed form",
@@ -42,11 +41,6 @@ _SOURCES: Final = {
 }
 _MOST_OPEN: Final = 16
 _TONES: Final = {"conforms": "good", "does not conform": "bad"}
-
-
-def schedule_sections(schedule: Schedule) -> list[Section]:
-    """Sections of a schedule in memory."""
-    return sections(Node(schedule.to_dict(), "schedule"))
 
 
 def title(schedule: Node) -> str:
