@@ -39,27 +39,31 @@ def volume_by_layout(volumes: Mapping[str, Parts]) -> Figure:
 
 
 def stacked_bars(
-    values: Mapping[str, Parts], *, x_title: str, text_of: Callable[[float], str] = number
+    values: Mapping[str, Parts],
+    *,
+    x_title: str,
+    text_of: Callable[[float], str] = number,
+    colour: Callable[[str], str] = kind_colour,
 ) -> Figure:
     """One lying bar a name, stacked by kind of operation or time; ``text_of`` writes a value."""
-    kinds = _kinds(values.values())
     totals = [sum(parts.values()) for parts in values.values()]
-    return Figure(
-        x=linear(x_title, totals, text_of),
-        lanes=list(values),
-        series=_stacked(kinds, list(values.values()), list(values), text_of),
-    )
+    series = _stacked(list(values.values()), list(values), text_of, colour)
+    return Figure(x=linear(x_title, totals, text_of), lanes=list(values), series=series)
 
 
 def _stacked(
-    kinds: Sequence[str], bars: Sequence[Parts], names: Sequence[str], text: Callable[[float], str]
+    bars: Sequence[Parts],
+    names: Sequence[str],
+    text: Callable[[float], str],
+    colour: Callable[[str], str] = kind_colour,
 ) -> list[Series]:
     """A series a kind; each bar begins where the kinds before it end."""
+    kinds = _kinds(bars)
     ends = [list(accumulate(parts.get(kind, 0.0) for kind in kinds)) for parts in bars]
     return [
         Series(
             name=kind,
-            colour=kind_colour(kind),
+            colour=colour(kind),
             bars=[
                 Bar(place, tops[level] - size, tops[level], f"{name} · {kind}: {text(size)}")
                 for place, (tops, parts, name) in enumerate(zip(ends, bars, names, strict=True))
@@ -80,29 +84,20 @@ def _kinds(bars: Iterable[Parts]) -> list[str]:
 def grouped_bars(series: Mapping[str, Parts], x_title: str) -> Figure:
     """One lying bar a place and series: ``{"vllm": {"tp2": 12.5, …}, …}``, one colour a series."""
     places = dict.fromkeys(place for values in series.values() for place in values)
-    lanes = [(place, name) for place in places for name in series if place in series[name]]
-    return Figure(
-        x=linear(x_title, [value for values in series.values() for value in values.values()]),
-        lanes=[f"{place} · {name}" for place, name in lanes],
-        series=[
-            Series(
-                name=name,
-                colour=series_colour(index),
-                bars=[
-                    Bar(lane, 0.0, values[place], f"{place} · {name}: {number(values[place])}")
-                    for lane, (place, own) in enumerate(lanes)
-                    if own == name
-                ],
-            )
-            for index, (name, values) in enumerate(series.items())
-        ],
-    )
+    bars = {
+        f"{place} · {name}": {name: values[place]}
+        for place in places
+        for name, values in series.items()
+        if place in values
+    }
+    order = list(series)
+    return stacked_bars(bars, x_title=x_title, colour=lambda name: series_colour(order.index(name)))
 
 
 def time_share(steps: Sequence[tuple[str, Parts]]) -> Figure:
     """Where the time of each step went: (step's label, microseconds by kind), in order."""
     bars = [parts for _, parts in steps]
-    series = _stacked(_kinds(bars), bars, [name for name, _ in steps], lambda us: f"{us:,.1f} µs")
+    series = _stacked(bars, [name for name, _ in steps], lambda us: f"{us:,.1f} µs")
     every = max(1, -(-len(steps) // 8))
     return Figure(
         x=Axis(

@@ -14,7 +14,6 @@ _PARTS = ("matmul", "attention", "elementwise", "fixed", "communication", "waiti
 _TIMES = (
     ("TTFT", "ttft_ms", "ms"),
     ("TPOT", "tpot_ms", "ms"),
-    ("E2E", "e2e_ms", "ms"),
     ("throughput", "tokens_per_s", "tokens/s"),
 )
 
@@ -32,7 +31,7 @@ def answer(prediction: Node) -> Answer:
     return Answer(
         summary=f"TTFT {ttft}, TPOT {tpot}, {share:.0%} of the time is communication",
         headlines=[
-            *(headline(name, prediction[key], unit) for name, key, unit in _TIMES if name != "E2E"),
+            *(headline(name, prediction[key], unit) for name, key, unit in _TIMES),
             Headline(label="communication", value=f"{share:.0%}", note="of the time"),
         ],
         warnings=() if fits else ["the model does not fit the memory of one GPU"],
@@ -63,14 +62,14 @@ def sections(prediction: Node) -> list[Section]:
     """Where the time goes, memory, and every input with its source."""
     inputs = [{"input": name, **row.cells()} for name, row in prediction["provenance"].items()]
     table = Table(caption="Every input of the time model", rows=inputs, folded=True)
-    times = {name: estimate_text(prediction[key], unit) for name, key, unit in _TIMES}
+    whole = estimate_text(prediction["e2e_ms"], "ms")
     machine = prediction.cells("accelerator", "fabric")
     return [
         Section(
             title="Latency",
             blocks=[
                 *_times(prediction),
-                Facts(items={**times, **prediction["workload"].cells(), **machine}),
+                Facts(items={"E2E": whole, **prediction["workload"].cells(), **machine}),
             ],
         ),
         Section(title="Memory of one GPU", blocks=[Facts(items=prediction["memory"].cells())]),
