@@ -35,7 +35,6 @@ from weft.calibration.public_rows import PublicRow, ask, read_rows, split_of
 from weft.prediction.machines import machine_named
 from weft.prediction.prediction import Machine
 from weft.prediction.serving import Serving
-from weft.prediction.serving_errors import keys
 
 DATA = Path(__file__).parents[1] / "src/weft/prediction/data"
 ACCELERATOR = "h200-sxm"
@@ -107,35 +106,45 @@ def write(fit: FittedSet, fitted: Machine) -> None:
 
 
 def write_ranges(public: list[PublicRow]) -> None:
-    """The middle nine tenths of measured over predicted, of every kind of enough fit rows."""
-    split, ratios = split_of(public), Ratios(lambda: defaultdict(list))
+    """Intervals of measured over predicted by engine, from the rows of fit sweeps."""
+    split, found = split_of(public), defaultdict(lambda: defaultdict(list))
     for row in public:
-        found = ask(row) if split[row.sweep] == "fit" else None
-        if isinstance(found, Serving):
-            pair = row.ttft_ms / found.ttft_ms.value, row.tpot_ms / found.tpot_ms.value
-            family, device = found.spec.family, found.machine.accelerator.name
-            for key in keys(row.engine, family, device):
-                ratios[key][row.sweep].append(pair)
-    write_document(ratios)
+        answer = ask(row) if split[row.sweep] == "fit" else None
+        if isinstance(answer, Serving):
+            pair = row.ttft_ms / answer.ttft_ms.value, row.tpot_ms / answer.tpot_ms.value
+            found[row.engine][row.sweep].append(np.log(pair))
+    write_document({engine: list(sweeps.values()) for engine, sweeps in found.items()})
 
 
-def write_document(ratios: Ratios) -> None:
-    """One sweep says nothing of the next, so a kind needs two."""
+def write_document(engines: dict[str, list[list[Any]]]) -> None:
+    """``engines``: logarithms of (TTFT, TPOT) measured over predicted, a list a sweep."""
+    wider = [widening(engines, which) for which in (0, 1)]
     ranges = {}
-    for key, sweeps in sorted(ratios.items()):
-        pairs = [pair for same in sweeps.values() for pair in same]
-        if len(pairs) >= LEAST and len(sweeps) > 1:
-            ends = np.quantile(np.asarray(pairs), (0.05, 0.95), axis=0).T.round(3).tolist()
-            ranges[key] = {"ttft": ends[0], "tpot": ends[1], "rows": len(pairs)}
-    lines = ",\n".join(f"  {json.dumps(key)}: {json.dumps(ranges[key])}" for key in ranges)
-    head = '{"schema": "weft.serving-errors/1",\n "source": ' + json.dumps(SOURCES["servers"])
+    for engine, sweeps in sorted(engines.items()):
+        ends = np.exp(np.asarray(wider)[:, None] * middle(sweeps).T).round(3).tolist()
+        ranges[engine] = {"ttft": ends[0], "tpot": ends[1], "rows": sum(map(len, sweeps))}
+    document = {"schema": "weft.serving-errors/1", "source": SOURCES["servers"], "ranges": ranges}
     path = DATA / "serving_errors.json"
-    path.write_text(f'{head},\n "ranges": {{\n{lines}\n }}}}\n', encoding="utf-8")
+    path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
 
-LEAST = 30
-Ratios = defaultdict[str, dict[str, list[tuple[float, float]]]]
-"""Measured over predicted (TTFT, TPOT) by kind of server and sweep."""
+def middle(sweeps: list[list[Any]]) -> Any:
+    """The ends of the middle nine tenths, [low or high, time]; the prediction is inside."""
+    low, high = np.quantile(np.concatenate(sweeps), (0.05, 0.95), axis=0)
+    return np.stack([np.minimum(low, 0), np.maximum(high, 0)])
+
+
+def widening(engines: dict[str, list[list[Any]]], which: int) -> float:
+    """How much wider an interval must be for nine in ten rows of sweeps that it was not made of."""
+    needed = []
+    for sweeps in engines.values():
+        for index, left_out in enumerate(sweeps):
+            low, high = middle([*sweeps[:index], *sweeps[index + 1 :]])[:, which]
+            values = np.asarray(left_out)[:, which]
+            needed += list(np.where(values < 0, values / low, values / high))
+    return float(np.quantile(needed, 0.9))
+
+
 SOURCES = {
     "batches": "batches measured on H200 (data/measurements; benchmarks/fit_profiles.py)",
     "loops": "closed loops of weft serve on one H200 (data/measurements/servers_h200x2.json; "

@@ -1,7 +1,8 @@
-"""How far a server's measured times lie from predicted ones, by kind of server.
+"""How far a server's measured times lie from predicted ones, by engine.
 
-``data/serving_errors.json`` has ratios measured over predicted of public serving rows (fit sweeps
-only): the ends of the middle nine tenths. benchmarks/fit_profiles.py writes it.
+``data/serving_errors.json`` has measured over predicted of public serving rows (fit sweeps only):
+the middle nine tenths, widened until nine in ten rows of a sweep that is left out lie inside.
+benchmarks/fit_profiles.py writes it.
 """
 
 from __future__ import annotations
@@ -10,9 +11,12 @@ import json
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
+from typing import Final
 
 from weft.prediction.engine_profile import EngineProfile
 from weft.prediction.quantity import Estimate
+
+_TIMES: Final = ("ttft", "tpot")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,25 +40,16 @@ class ErrorRange:
 @cache
 def _measured() -> dict[str, dict[str, list[float]]]:
     file = resources.files("weft.prediction") / "data" / "serving_errors.json"
-    ranges: dict[str, dict[str, list[float]]] = json.loads(file.read_text(encoding="utf-8"))[
-        "ranges"
-    ]
+    document = json.loads(file.read_text(encoding="utf-8"))
+    ranges: dict[str, dict[str, list[float]]] = document["ranges"]
     return ranges
 
 
-def keys(engine: str, family: str, accelerator: str) -> tuple[str, str, str]:
-    """The kinds of server that one is of, the narrowest first."""
-    return f"{engine} {family} {accelerator}", f"{engine} {family}", engine
-
-
-def error_ranges(
-    profile: EngineProfile, family: str, accelerator: str
-) -> tuple[ErrorRange, ErrorRange]:
+def error_ranges(profile: EngineProfile) -> tuple[ErrorRange, ErrorRange]:
     """Of TTFT and TPOT; the profile's spreads where no public rows say more."""
-    for key in keys(profile.name, family, accelerator):
-        if key in _measured():
-            ttft, tpot = (_measured()[key][name] for name in ("ttft", "tpot"))
-            return ErrorRange(low=ttft[0], high=ttft[1]), ErrorRange(low=tpot[0], high=tpot[1])
+    if (known := _measured().get(profile.name)) is not None:
+        ttft, tpot = (ErrorRange(low=known[name][0], high=known[name][1]) for name in _TIMES)
+        return ttft, tpot
     spreads = profile.server_ttft_spread, profile.server_tpot_spread
-    ttft_range, tpot_range = (ErrorRange.of_spread(spread.value) for spread in spreads)
-    return ttft_range, tpot_range
+    ttft, tpot = (ErrorRange.of_spread(spread.value) for spread in spreads)
+    return ttft, tpot
