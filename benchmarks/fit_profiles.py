@@ -107,7 +107,8 @@ def write(fit: FittedSet, fitted: Machine) -> None:
 
 def write_ranges(public: list[PublicRow]) -> None:
     """Intervals of measured over predicted by engine, from the rows of fit sweeps."""
-    split, found = split_of(public), defaultdict(lambda: defaultdict(list))
+    split = split_of(public)
+    found: dict[str, dict[str, list[Any]]] = defaultdict(lambda: defaultdict(list))
     for row in public:
         answer = ask(row) if split[row.sweep] == "fit" else None
         if isinstance(answer, Serving):
