@@ -119,13 +119,16 @@ def write_ranges(public: list[PublicRow]) -> None:
 
 def write_document(engines: dict[str, list[list[Any]]]) -> None:
     """``engines``: logarithms of (TTFT, TPOT) measured over predicted, a list a sweep."""
+    path = DATA / "serving_errors.json"
+    document = json.loads(path.read_text(encoding="utf-8"))
     wider = [widening(engines, which) for which in (0, 1)]
-    ranges = {}
     for engine, sweeps in sorted(engines.items()):
         ends = np.exp(np.asarray(wider)[:, None] * middle(sweeps).T).round(3).tolist()
-        ranges[engine] = {"ttft": ends[0], "tpot": ends[1], "rows": sum(map(len, sweeps))}
-    document = {"schema": "weft.serving-errors/1", "source": SOURCES["servers"], "ranges": ranges}
-    path = DATA / "serving_errors.json"
+        document["ranges"][engine] = {
+            "ttft": ends[0],
+            "tpot": ends[1],
+            "rows": sum(map(len, sweeps)),
+        }
     path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
 

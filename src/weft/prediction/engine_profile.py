@@ -66,7 +66,7 @@ class EngineProfile:
     rank (in one phase, in two), and part of the links' rate of vLLM's own all-reduce.
     reserved_gb: device memory for context, graphs and communication buffers.
     tpot_spread, ttft_spread: relative standard deviation of the time model's own error for
-    one batch; server_tpot_spread, server_ttft_spread: the same for a server under load.
+    one batch.
     """
 
     name: str
@@ -124,8 +124,6 @@ class EngineProfile:
     reserved_gb: Quantity
     tpot_spread: Quantity
     ttft_spread: Quantity
-    server_tpot_spread: Quantity
-    server_ttft_spread: Quantity
 
     @property
     def policy(self) -> Policy:

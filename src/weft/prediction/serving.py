@@ -163,7 +163,7 @@ def _seen(
 ) -> Serving:
     replica, machine = pools[-1], pools[-1].machine
     servers = stages[-1].servers
-    ttft, tpot = error_ranges(machine.profile)
+    ttft, tpot = error_ranges(machine.profile.name)
     every = [server for stage in stages for server in stage.servers]
     several = [visit for visit in visits if visit.decode > 1] or visits
     busy_us = sum(server.busy_us for server in every)

@@ -13,7 +13,6 @@ from functools import cache
 from importlib import resources
 from typing import Final
 
-from weft.prediction.engine_profile import EngineProfile
 from weft.prediction.quantity import Estimate
 
 _TIMES: Final = ("ttft", "tpot")
@@ -30,12 +29,6 @@ class ErrorRange:
         """``value`` with its interval."""
         return Estimate(value=value, low=value * min(self.low, 1), high=value * max(self.high, 1))
 
-    @classmethod
-    def of_spread(cls, spread: float) -> ErrorRange:
-        """Of a relative standard deviation."""
-        one = Estimate.around(1.0, spread)
-        return cls(low=one.low, high=one.high)
-
 
 @cache
 def _measured() -> dict[str, dict[str, list[float]]]:
@@ -45,11 +38,8 @@ def _measured() -> dict[str, dict[str, list[float]]]:
     return ranges
 
 
-def error_ranges(profile: EngineProfile) -> tuple[ErrorRange, ErrorRange]:
-    """Of TTFT and TPOT; the profile's spreads where no public rows say more."""
-    if (known := _measured().get(profile.name)) is not None:
-        ttft, tpot = (ErrorRange(low=known[name][0], high=known[name][1]) for name in _TIMES)
-        return ttft, tpot
-    spreads = profile.server_ttft_spread, profile.server_tpot_spread
-    ttft, tpot = (ErrorRange.of_spread(spread.value) for spread in spreads)
+def error_ranges(engine: str) -> tuple[ErrorRange, ErrorRange]:
+    """Of TTFT and TPOT; a profile of another name is taken for vLLM's."""
+    known = _measured().get(engine) or _measured()["vllm"]
+    ttft, tpot = (ErrorRange(low=known[name][0], high=known[name][1]) for name in _TIMES)
     return ttft, tpot

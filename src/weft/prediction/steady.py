@@ -62,7 +62,7 @@ class SteadyState:
         self.layout, self.workload, self.machine = layout, workload, machine
         self.replica = Replica(spec, layout, machine)
         self.policy = machine.profile.policy
-        self._errors = error_ranges(machine.profile)
+        self._errors = error_ranges(machine.profile.name)
 
     @property
     def most_running(self) -> int:
