@@ -123,7 +123,7 @@ def test_the_pareto_front_is_a_front() -> None:
     tpots = [point.tpot_ms for point in front]
     assert tpots == sorted(tpots)
     page = report.render(report.report_of([report.document(found.to_dict(), "plan")]))
-    assert "Pareto front" in page
+    assert "Throughput against latency" in page
 
 
 def test_explanations() -> None:
