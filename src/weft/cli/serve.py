@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import subprocess
 import sys
@@ -16,7 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from weft.cli import options, ranks
-from weft.errors import EnvironmentUnavailable, UserError
+from weft.errors import EnvironmentUnavailable
+from weft.vocabulary.checks import MOST_SECONDS, check_between, check_limits
 from weft.vocabulary.layout import Layout
 from weft.vocabulary.model_source import runnable_model
 
@@ -29,45 +29,68 @@ if TYPE_CHECKING:
     from weft.serve.wire import MeetingPoint
 
 CPU_DEFAULTS: Final = {"cache_tokens": 16384, "max_batch_tokens": 64}
+_LEAST: Final = {"max_waiting": 0, "max_prompt": 1, "stream_interval": 1, "cache_tokens": 16}
+_SECONDS: Final = {"drain": (0, MOST_SECONDS), "stall": (1e-3, MOST_SECONDS)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class HttpOptions:
+    """What clients see of the server."""
+
+    host: Annotated[str, "Address to listen on."] = "127.0.0.1"
+    port: Annotated[int, "0 picks a free one, printed on stderr."] = 8000
+    served_name: Annotated[str | None, "Model name in the API [MODEL]."] = None
+    api_key: Annotated[str | None, "Ask this bearer token of clients.", "WEFT_API_KEY"] = None
+    max_prompt: Annotated[int | None, "Longest prompt in tokens."] = None
+    max_body_mb: Annotated[float, "Largest request body."] = 8.0
+    stream_interval: Annotated[int, "Tokens in one event of a stream."] = 1
+    drain: Annotated[float, "Seconds that open requests get to end at shutdown."] = 30.0
+    stall: Annotated[float, "Not ready if the engine says nothing for this long (s)."] = 10.0
+
+    def __post_init__(self) -> None:
+        check_limits(self, {name: _LEAST[name] for name in ("max_prompt", "stream_interval")})
+        check_between(self, _SECONDS | {"max_body_mb": (1e-6, 1e6)})
+
+    def settings(self, model: str) -> ServerSettings:
+        from weft.serve.app import ServerSettings
+
+        return ServerSettings(
+            model_name=self.served_name or model,
+            api_key=self.api_key or None,
+            max_body_bytes=int(self.max_body_mb * 2**20),
+            max_prompt_tokens=self.max_prompt,
+            stream_interval=self.stream_interval,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepOptions:
+    """How much the engine takes at once."""
+
+    max_batch: Annotated[int, "Requests in one step."] = 256
+    max_waiting: Annotated[int, "Requests queued beyond that; then 429."] = 512
+    max_batch_tokens: Annotated[
+        int | None, "Prompt tokens computed in one step [CPU: 64, GPU: 8192]."
+    ] = None
+    prefix_caching: Annotated[
+        bool, "Share equal beginnings of requests.", "--no-prefix-caching"
+    ] = True
+    cache_tokens: Annotated[
+        int | None, "Positions in the key-value cache [CPU: 16384, GPU: what fits]."
+    ] = None
+
+    def __post_init__(self) -> None:
+        check_limits(self, {name: _LEAST[name] for name in ("max_waiting", "cache_tokens")})
 
 
 def serve(
     *,
     context: typer.Context,
     model: options.Model = "embedded",
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="0 picks a free one, printed on stderr.")] = 8000,
-    served_name: Annotated[str | None, typer.Option(help="Model name in the API [MODEL].")] = None,
-    api_key: Annotated[
-        str | None, typer.Option(envvar="WEFT_API_KEY", help="Ask this bearer token of clients.")
-    ] = None,
+    http: HttpOptions,
     degrees: options.LayoutOptions,
     place: ranks.RankOptions,
-    max_batch: Annotated[int, typer.Option(help="Requests in one step.")] = 256,
-    max_waiting: Annotated[int, typer.Option(help="Requests queued beyond that; then 429.")] = 512,
-    max_prompt: Annotated[int | None, typer.Option(help="Longest prompt in tokens.")] = None,
-    max_body_mb: Annotated[float, typer.Option(help="Largest request body.")] = 8.0,
-    stream_interval: Annotated[int, typer.Option(help="Tokens in one event of a stream.")] = 1,
-    max_batch_tokens: Annotated[
-        int | None,
-        typer.Option(help="Prompt tokens computed in one step [CPU: 64, GPU: 8192]."),
-    ] = None,
-    prefix_caching: Annotated[
-        bool,
-        typer.Option(
-            "--prefix-caching/--no-prefix-caching", help="Share equal beginnings of requests."
-        ),
-    ] = True,
-    cache_tokens: Annotated[
-        int | None,
-        typer.Option(help="Positions in the key-value cache [CPU: 16384, GPU: what fits]."),
-    ] = None,
-    drain: Annotated[
-        float, typer.Option(help="Seconds that open requests get to end at shutdown.")
-    ] = 30.0,
-    stall: Annotated[
-        float, typer.Option(help="Not ready if the engine says nothing for this long (s).")
-    ] = 10.0,
+    steps: StepOptions,
     profile_dir: Annotated[
         Path | None,
         typer.Option(
@@ -85,58 +108,25 @@ def serve(
     layout = degrees.on(place.nnodes)
     source = runnable_model(model)
     layout.check_model(source.spec)
-    _check_at_least(
-        ("--max-waiting", max_waiting, 0),
-        ("--max-prompt", max_prompt, 1),
-        ("--stream-interval", stream_interval, 1),
-        ("--cache-tokens", cache_tokens, 16),
-        ("--drain", drain, 0),
-    )
-    _check_above_zero(("--max-body-mb", max_body_mb), ("--stall", stall))
     launch = place.launch_of(layout)
     config = how.config(
-        max_batch_requests=max_batch,
-        prefix_caching=prefix_caching,
-        max_batch_tokens=max_batch_tokens,
-        cache_tokens=cache_tokens,
+        max_batch_requests=steps.max_batch,
+        prefix_caching=steps.prefix_caching,
+        max_batch_tokens=steps.max_batch_tokens,
+        cache_tokens=steps.cache_tokens,
     )
 
     def work() -> None:
-        _work_as_rank(model, layout, place, max_waiting, config, profile_dir)
+        _work_as_rank(model, layout, place, steps.max_waiting, config, profile_dir)
 
     start_ranks = partial(place.start, context, layout, work)
     if _has_only_ranks(launch):
         start_ranks()
         return
     _need_packages()
-    from weft.serve.app import ServerSettings
-
-    settings = ServerSettings(
-        model_name=served_name or model,
-        api_key=api_key or None,
-        max_body_bytes=int(max_body_mb * 2**20),
-        max_prompt_tokens=max_prompt,
-        stream_interval=stream_interval,
-    )
-    http = _HttpPlace(
-        host=host,
-        port=port,
-        meeting_host=_meeting_host(launch, place.nnodes),
-        drain_s=drain,
-        stall_s=stall,
-    )
-    _serve_http(context, http, source.with_tokenizer().directory, settings, start_ranks)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _HttpPlace:
-    """Where the HTTP process listens, for clients and for the leaders of the replicas."""
-
-    host: str
-    port: int
-    meeting_host: str
-    drain_s: float
-    stall_s: float
+    meeting_host = _meeting_host(launch, place.nnodes)
+    app = partial(_app, source.with_tokenizer().directory, http.settings(model))
+    _serve_http(context, http, meeting_host, app, start_ranks)
 
 
 def _has_only_ranks(launch: Launch | None) -> bool:
@@ -157,42 +147,31 @@ def _meeting_host(launch: Launch | None, nnodes: int) -> str:
 
 def _serve_http(
     context: typer.Context,
-    place: _HttpPlace,
-    directory: Path | None,
-    settings: ServerSettings,
+    http: HttpOptions,
+    meeting_host: str,
+    app: Callable[[EngineClient], FastAPI],
     start_ranks: Callable[[], None],
 ) -> None:
     """HTTP in this process; the ranks in children, or in this process under torchrun."""
     from weft.launch.environment import is_launched
     from weft.serve.http_server import HttpServer, listen
     from weft.serve.remote_engine import RemoteEngine
+    from weft.serve.wire import MEETING_VARIABLE
 
-    listener = listen(place.host, place.port)
-    print(f"http://{place.host}:{listener.getsockname()[1]}", file=sys.stderr, flush=True)
+    listener = listen(http.host, http.port)
+    print(f"http://{http.host}:{listener.getsockname()[1]}", file=sys.stderr, flush=True)
     spawn = None if is_launched() else _spawn_ranks(context)
-    is_here = place.meeting_host == "127.0.0.1"
+    is_here = meeting_host == "127.0.0.1"
     bind = "127.0.0.1" if is_here else "0.0.0.0"  # noqa: S104 - leaders prove a key
-    remote = RemoteEngine(spawn, host=place.meeting_host, bind=bind, stall_s=place.stall_s)
-    app = _app(remote, directory, settings)
-    serve_clients = partial(HttpServer(app, remote, drain_s=place.drain_s).run_on, listener)
+    remote = RemoteEngine(spawn, host=meeting_host, bind=bind, stall_s=http.stall)
+    server = HttpServer(app(remote), remote, drain_s=http.drain)
+    serve_clients = partial(server.run_on, listener)
     if spawn is not None:
         serve_clients()
         return
-    os.environ[_variable()] = remote.meeting.variable()
+    os.environ[MEETING_VARIABLE] = remote.meeting.variable()
     threading.Thread(target=serve_clients, daemon=True).start()
     start_ranks()
-
-
-def _check_at_least(*options: tuple[str, float | None, int]) -> None:
-    for option, value, least in options:
-        if value is not None and not least <= value < math.inf:
-            raise UserError(f"{option} {value:g}: must be at least {least}")
-
-
-def _check_above_zero(*options: tuple[str, float]) -> None:
-    for option, value in options:
-        if not 0 < value < math.inf:
-            raise UserError(f"{option} {value:g}: must be above 0")
 
 
 def _need_packages() -> None:
@@ -207,22 +186,17 @@ def _need_packages() -> None:
         )
 
 
-def _variable() -> str:
-    from weft.serve.wire import MEETING_VARIABLE
-
-    return MEETING_VARIABLE
-
-
 def _spawn_ranks(context: typer.Context) -> Any:
     """What starts this same command again as the engine, in a session of its own.
 
     Ctrl-C then reaches the HTTP process only, which lets open requests end first.
     """
+    from weft.serve.wire import MEETING_VARIABLE
 
     def spawn(meeting: MeetingPoint) -> subprocess.Popen[str]:
         return subprocess.Popen(  # noqa: S603
             [sys.executable, "-m", "weft", *context.obj],
-            env=os.environ | {_variable(): meeting.variable()},
+            env=os.environ | {MEETING_VARIABLE: meeting.variable()},
             stdin=subprocess.DEVNULL,
             stdout=sys.stderr,
             stderr=subprocess.PIPE,
@@ -234,7 +208,7 @@ def _spawn_ranks(context: typer.Context) -> Any:
     return spawn
 
 
-def _app(engine: EngineClient, directory: Path | None, settings: ServerSettings) -> FastAPI:
+def _app(directory: Path | None, settings: ServerSettings, engine: EngineClient) -> FastAPI:
     from weft.engine.tokenizer import find_tokenizer
     from weft.serve.app import create_app
     from weft.serve.chat import ChatTemplate
