@@ -28,7 +28,7 @@ class ResultOptions:
     output: Annotated[
         Path | None, typer.Option(help="Write the JSON result here.", callback=check_file)
     ] = None
-    records: Annotated[bool, typer.Option(help="Put every request's chunks in the JSON.")] = False
+    records: Annotated[bool, "Put every request's chunks in the JSON."] = False
     vllm_output: Annotated[
         Path | None, typer.Option(help="Write vLLM's result file here.", callback=check_file)
     ] = None
@@ -43,11 +43,9 @@ def bench_serve(
     bench: ServeBench,
     sweep: Annotated[
         str | None,
-        typer.Option(help="Find the highest rate or concurrency within --goodput; or rate=1,2,4."),
+        "Find the highest rate or concurrency within --goodput; or rate=1,2,4.",
     ] = None,
-    profile: Annotated[
-        bool, typer.Option(help="Profile the server meanwhile: TTFT and TPOT in collectives.")
-    ] = False,
+    profile: Annotated[bool, "Profile the server meanwhile: TTFT and TPOT in collectives."] = False,
     kept: ResultOptions,
 ) -> None:
     """Load an OpenAI-compatible server and print TTFT, TPOT, ITL and E2E by definition.

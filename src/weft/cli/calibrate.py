@@ -26,7 +26,7 @@ MOST_SECONDS = 3600
 
 def calibrate(
     context: typer.Context,
-    name: Annotated[str, typer.Option(help="The fabric's name.")] = "local",
+    name: Annotated[str, "The fabric's name."] = "local",
     output: Annotated[
         Path | None,
         typer.Option(
@@ -36,8 +36,8 @@ def calibrate(
             callback=check_file,
         ),
     ] = None,
-    device: Annotated[str, typer.Option(help="cpu, or cuda: the GPUs of this machine.")] = "cpu",
-    seconds: Annotated[float, typer.Option(help="How long to measure, about.")] = 25.0,
+    device: Annotated[str, "cpu, or cuda: the GPUs of this machine."] = "cpu",
+    seconds: Annotated[float, "How long to measure, about."] = 25.0,
     check: Annotated[
         bool, typer.Option("--check", help="Also measure sizes in between and compare.")
     ] = False,

@@ -18,9 +18,7 @@ if TYPE_CHECKING:
 
 
 def calibrate_accelerator(
-    device: Annotated[
-        str | None, typer.Option(help="cuda, cuda:1 or cpu [the GPU if there is one].")
-    ] = None,
+    device: Annotated[str | None, "cuda, cuda:1 or cpu [the GPU if there is one]."] = None,
     output: Annotated[
         Path,
         typer.Option(
@@ -29,7 +27,7 @@ def calibrate_accelerator(
     ] = Path("accelerator.json"),
     beside: Annotated[
         str | None,
-        typer.Option(help="Print another accelerator's numbers beside: a built-in name or a file."),
+        "Print another accelerator's numbers beside: a built-in name or a file.",
     ] = None,
     output_format: options.Format = OutputFormat.TABLE,
 ) -> None:

@@ -29,26 +29,20 @@ def import_(
             help="PyTorch profiler traces (.json or .json.gz), one a rank, or a folder."
         ),
     ],
-    model: Annotated[
-        str | None, typer.Option(help="The model that ran: name, directory or hub id.")
-    ] = None,
-    engine: Annotated[
-        str, typer.Option(help="auto, vllm, vllm-cpu, vllm-v0, sglang, trtllm or torch.")
-    ] = "auto",
+    model: Annotated[str | None, "The model that ran: name, directory or hub id."] = None,
+    engine: Annotated[str, "auto, vllm, vllm-cpu, vllm-v0, sglang, trtllm or torch."] = "auto",
     layout: Annotated[
         str | None,
-        typer.Option(help="The run's layout, e.g. tp2xpp2; read off the trace if not given."),
+        "The run's layout, e.g. tp2xpp2; read off the trace if not given.",
     ] = None,
     output_format: Format = OutputFormat.TABLE,
     against: Annotated[
         list[Path] | None,
-        typer.Option(help="Traces of another run to compare with, e.g. before an upgrade."),
+        "Traces of another run to compare with, e.g. before an upgrade.",
     ] = None,
     fabric: Annotated[
         str | None,
-        typer.Option(
-            help="Say what the best all-reduce on this fabric would gain; see weft fabrics."
-        ),
+        "Say what the best all-reduce on this fabric would gain; see weft fabrics.",
     ] = None,
     perfetto: Annotated[
         Path | None,

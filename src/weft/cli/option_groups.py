@@ -1,4 +1,4 @@
-"""Dataclasses of options: a command takes one as an argument and has each field as an option."""
+"""A command's options: ``Annotated[int, "What it is."]``, alone or as a field of a dataclass of them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ def grouped(command: Callable[..., Any]) -> Callable[..., Any]:
             groups[parameter.name] = parameter.annotation
             options |= {option.name: option for option in _options_of(parameter.annotation)}
         else:
-            options[parameter.name] = parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+            hint = _for_typer(parameter.name, parameter.annotation)
+            options[parameter.name] = parameter.replace(
+                kind=inspect.Parameter.KEYWORD_ONLY, annotation=hint
+            )
 
     @wraps(command)
     def call(**values: Any) -> Any:

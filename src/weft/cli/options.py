@@ -15,12 +15,12 @@ from weft.vocabulary.speculation import Speculation
 from weft.vocabulary.workload import Workload, workload_named
 
 Model = Annotated[str, typer.Argument(help="Built-in name, directory with config.json, or hub id.")]
-Decode = Annotated[int | None, typer.Option(help="Generated tokens a sequence [128].")]
+Decode = Annotated[int | None, "Generated tokens a sequence [128]."]
 WorkloadName = Annotated[
     str,
     typer.Option("--workload", help="Named workload: paper, prefill-heavy, decode-heavy, chat."),
 ]
-Engine = Annotated[str, typer.Option(help=f"Whose schedule: {', '.join(ENGINES)}.")]
+Engine = Annotated[str, f"Whose schedule: {', '.join(ENGINES)}."]
 Format = Annotated[OutputFormat, typer.Option("--format", help="table, json or csv.")]
 
 
@@ -28,17 +28,13 @@ Format = Annotated[OutputFormat, typer.Option("--format", help="table, json or c
 class LayoutOptions:
     """How the ranks divide the model."""
 
-    tp: Annotated[int, typer.Option(help="Tensor-parallel degree.")] = 1
-    pp: Annotated[int, typer.Option(help="Pipeline stages.")] = 1
-    sp: Annotated[int, typer.Option(help="Sequence parallelism: 1, or the value of --tp.")] = 1
-    ep: Annotated[int, typer.Option(help="Expert-parallel degree (models with experts).")] = 1
-    dp: Annotated[int, typer.Option(help="Data-parallel replicas.")] = 1
-    dcp: Annotated[
-        int, typer.Option(help="Tensor-parallel ranks that share a cache's positions (decode).")
-    ] = 1
-    stage_layers: Annotated[
-        str | None, typer.Option(help="Layers of each pipeline stage, e.g. 10,12,10.")
-    ] = None
+    tp: Annotated[int, "Tensor-parallel degree."] = 1
+    pp: Annotated[int, "Pipeline stages."] = 1
+    sp: Annotated[int, "Sequence parallelism: 1, or the value of --tp."] = 1
+    ep: Annotated[int, "Expert-parallel degree (models with experts)."] = 1
+    dp: Annotated[int, "Data-parallel replicas."] = 1
+    dcp: Annotated[int, "Tensor-parallel ranks that share a cache's positions (decode)."] = 1
+    stage_layers: Annotated[str | None, "Layers of each pipeline stage, e.g. 10,12,10."] = None
 
     def on(self, nodes: int = 1) -> Layout:
         """The Layout on so many machines, or a one-line LayoutError."""
@@ -70,14 +66,12 @@ class ScheduleOptions:
 
     speculate: Annotated[
         str | None,
-        typer.Option(
-            help="Drafts of each decode step: ngram:4, mtp:2, eagle:3, or mtp:2:1.7 where 1.7 of "
-            "them are accepted on average [all]."
-        ),
+        "Drafts of each decode step: ngram:4, mtp:2, eagle:3, or mtp:2:1.7 where 1.7 of "
+        "them are accepted on average [all].",
     ] = None
     prefill_layout: Annotated[
         str | None,
-        typer.Option(help="Other ranks do the prompts and send their cache, e.g. tp4, tp2xpp2."),
+        "Other ranks do the prompts and send their cache, e.g. tp4, tp2xpp2.",
     ] = None
 
     def parsed(self) -> dict[str, Any]:
@@ -100,9 +94,9 @@ def _parsed_layout(text: str) -> Layout:
 class SizeOptions:
     """How much is asked for; None: what the named workload says."""
 
-    prompt: Annotated[int | None, typer.Option(help="Prompt tokens a sequence [128].")] = None
+    prompt: Annotated[int | None, "Prompt tokens a sequence [128]."] = None
     decode: Decode = None
-    batch: Annotated[int | None, typer.Option(help="Sequences in the batch [1].")] = None
+    batch: Annotated[int | None, "Sequences in the batch [1]."] = None
 
     def of(self, name: str) -> Workload:
         """The named workload with these parts replaced."""

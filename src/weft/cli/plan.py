@@ -14,12 +14,10 @@ from weft.planning.objective import Objective
 if TYPE_CHECKING:
     from weft.planning.planner import Plan
 
-Gpus = Annotated[int, typer.Option(help="GPUs of the whole machine.")]
-GpusPerNode = Annotated[int | None, typer.Option(help="GPUs of one node [the fabric's].")]
-Accelerator = Annotated[str, typer.Option(help="The device: a built-in name or a file.")]
-Fabric = Annotated[
-    str | None, typer.Option(help="The links: a built-in name or a file [the device's usual one].")
-]
+Gpus = Annotated[int, "GPUs of the whole machine."]
+GpusPerNode = Annotated[int | None, "GPUs of one node [the fabric's]."]
+Accelerator = Annotated[str, "The device: a built-in name or a file."]
+Fabric = Annotated[str | None, "The links: a built-in name or a file [the device's usual one]."]
 
 
 def plan(
@@ -30,26 +28,20 @@ def plan(
     accelerator: Accelerator = "h200-sxm",
     fabric: Fabric = None,
     engine: options.Engine = "vllm",
-    weights: Annotated[
-        str | None, typer.Option(help="Type of the layers' weights, e.g. float8_e4m3fn.")
-    ] = None,
-    cache_dtype: Annotated[
-        str | None, typer.Option(help="Type of keys and values, e.g. float8_e4m3fn.")
-    ] = None,
+    weights: Annotated[str | None, "Type of the layers' weights, e.g. float8_e4m3fn."] = None,
+    cache_dtype: Annotated[str | None, "Type of keys and values, e.g. float8_e4m3fn."] = None,
     workload: options.WorkloadName = "chat",
     sizes: options.SizeOptions,
-    ttft: Annotated[float | None, typer.Option(help="Limit on TTFT in ms.")] = None,
-    tpot: Annotated[float | None, typer.Option(help="Limit on TPOT in ms.")] = None,
+    ttft: Annotated[float | None, "Limit on TTFT in ms."] = None,
+    tpot: Annotated[float | None, "Limit on TPOT in ms."] = None,
     objective: Annotated[
-        Objective, typer.Option(help="latency (of one batch), throughput or goodput.")
+        Objective, "latency (of one batch), throughput or goodput."
     ] = Objective.LATENCY,
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", help="What if: e.g. inter.bandwidth=100, inter.latency=x0.5."),
     ] = None,
-    explain: Annotated[
-        str | None, typer.Option(help="Why this layout is not the best, e.g. tp8.")
-    ] = None,
+    explain: Annotated[str | None, "Why this layout is not the best, e.g. tp8."] = None,
     top: Annotated[int, typer.Option(min=1, help="Layouts to print.")] = 10,
     plot: Annotated[
         Path | None, typer.Option(help="Write the Pareto front as HTML.", callback=check_file)

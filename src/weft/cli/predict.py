@@ -24,47 +24,37 @@ def predict(
     degrees: options.LayoutOptions,
     nodes: Annotated[
         int | None,
-        typer.Option(
-            help="Machines that the ranks are spread over [1; with --accelerator, as few as the "
-            "fabric's GPUs a node allow]."
-        ),
+        "Machines that the ranks are spread over [1; with --accelerator, as few as the "
+        "fabric's GPUs a node allow].",
     ] = None,
     workload: options.WorkloadName = "paper",
     sizes: options.SizeOptions,
     engine: options.Engine = "weft",
     accelerator: Annotated[
         str | None,
-        typer.Option(help="Predict latency on this device: a built-in name or a file."),
+        "Predict latency on this device: a built-in name or a file.",
     ] = None,
     fabric: Annotated[
         str | None,
-        typer.Option(help="Links under it: a built-in name or a file [the device's usual one]."),
+        "Links under it: a built-in name or a file [the device's usual one].",
     ] = None,
-    weights: Annotated[
-        str | None, typer.Option(help="Type of the layers' weights, e.g. float8_e4m3fn.")
-    ] = None,
-    cache_dtype: Annotated[
-        str | None, typer.Option(help="Type of keys and values, e.g. float8_e4m3fn.")
-    ] = None,
+    weights: Annotated[str | None, "Type of the layers' weights, e.g. float8_e4m3fn."] = None,
+    cache_dtype: Annotated[str | None, "Type of keys and values, e.g. float8_e4m3fn."] = None,
     concurrency: Annotated[
         int | None,
-        typer.Option(help="A server with so many clients that wait for their answers."),
+        "A server with so many clients that wait for their answers.",
     ] = None,
-    rate: Annotated[
-        float | None, typer.Option(help="A server with so many requests a second.")
-    ] = None,
+    rate: Annotated[float | None, "A server with so many requests a second."] = None,
     trace: Annotated[
         Path | None,
-        typer.Option(help="A server with the requests of a Mooncake, Azure or BurstGPT trace."),
+        "A server with the requests of a Mooncake, Azure or BurstGPT trace.",
     ] = None,
-    burst: Annotated[int, typer.Option(help="Requests of --rate that come at once.")] = 1,
+    burst: Annotated[int, "Requests of --rate that come at once."] = 1,
     shortest: Annotated[
         float,
-        typer.Option(help="Lengths are even between this share of the workload's and all of it."),
+        "Lengths are even between this share of the workload's and all of it.",
     ] = 1.0,
-    requests: Annotated[
-        int | None, typer.Option(help="Requests to simulate [10 a client, at least 100].")
-    ] = None,
+    requests: Annotated[int | None, "Requests to simulate [10 a client, at least 100]."] = None,
     inputs: Annotated[
         bool, typer.Option("--inputs", help="List every input of the time model with its source.")
     ] = False,

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-import typer
-
 from weft.allreduce import scale
 from weft.bench.sizes import parse_sizes, size_text
 from weft.cli.options import Format
@@ -16,12 +14,10 @@ from weft.fabric.fabric import check_shape
 
 
 def predict_allreduce(
-    nodes: Annotated[int, typer.Option(help="Nodes.")] = 16,
-    gpus_per_node: Annotated[int | None, typer.Option(help="GPUs a node [the fabric's].")] = None,
-    fabric: Annotated[str, typer.Option(help="Built-in name or file; see weft fabrics.")] = (
-        "a100-slingshot11"
-    ),
-    sizes: Annotated[str, typer.Option(help="128K:2M (powers of two) or 8K,100,2M.")] = "128K:2M",
+    nodes: Annotated[int, "Nodes."] = 16,
+    gpus_per_node: Annotated[int | None, "GPUs a node [the fabric's]."] = None,
+    fabric: Annotated[str, "Built-in name or file; see weft fabrics."] = ("a100-slingshot11"),
+    sizes: Annotated[str, "128K:2M (powers of two) or 8K,100,2M."] = "128K:2M",
     output_format: Format = OutputFormat.TABLE,
 ) -> None:
     """Predict the latency of an all-reduce by algorithm, in µs, beside NCCL's best.

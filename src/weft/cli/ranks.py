@@ -21,9 +21,7 @@ from weft.vocabulary import conventions
 from weft.vocabulary.checks import check_seconds
 from weft.vocabulary.layout import Layout
 
-AllReduce = Annotated[
-    str, typer.Option(help="auto (weft's where it can be used), weft or library (nccl's, gloo's).")
-]
+AllReduce = Annotated[str, "auto (weft's where it can be used), weft or library (nccl's, gloo's)."]
 
 
 def _positive_seconds(value: float) -> float:
@@ -57,28 +55,22 @@ check_all_reduce = conventions.check_all_reduce
 """UserError for an unknown --all-reduce, before anything is started."""
 
 
-WeightsDtype = Annotated[
-    str | None, typer.Option(help="float8_e4m3fn: round the layers' matrices while loading.")
-]
+WeightsDtype = Annotated[str | None, "float8_e4m3fn: round the layers' matrices while loading."]
 
 
 @dataclass(frozen=True, kw_only=True)
 class EngineOptions:
     """What an engine of ours is built with."""
 
-    seed: Annotated[
-        int, typer.Option(help="Of unseeded sampling, dummy weights and made-up prompts.")
-    ] = 0
-    weights: Annotated[str, typer.Option(help="auto (checkpoint if there is one) or dummy.")] = (
-        "auto"
-    )
-    dtype: Annotated[str | None, typer.Option(help="Instead of the model's own.")] = None
+    seed: Annotated[int, "Of unseeded sampling, dummy weights and made-up prompts."] = 0
+    weights: Annotated[str, "auto (checkpoint if there is one) or dummy."] = "auto"
+    dtype: Annotated[str | None, "Instead of the model's own."] = None
     weights_dtype: WeightsDtype = None
     engine: options.Engine = "weft"
     all_reduce: AllReduce = "auto"
     speculate: Annotated[
         str | None,
-        typer.Option(help="ngram:4 guesses 4 tokens a step from what a request said before."),
+        "ngram:4 guesses 4 tokens a step from what a request said before.",
     ] = None
 
     def config(self, **more: Any) -> dict[str, Any]:

@@ -24,22 +24,16 @@ def run(
     *,
     context: typer.Context,
     model: options.Model = "embedded",
-    text: Annotated[
-        list[str] | None, typer.Option(help="Prompt text; may be given several times.")
-    ] = None,
-    ids: Annotated[
-        list[str] | None, typer.Option(help="Prompt as token ids: 1,2,3; may be repeated.")
-    ] = None,
+    text: Annotated[list[str] | None, "Prompt text; may be given several times."] = None,
+    ids: Annotated[list[str] | None, "Prompt as token ids: 1,2,3; may be repeated."] = None,
     sizes: options.SizeOptions,
     degrees: options.LayoutOptions,
     place: ranks.RankOptions,
-    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
-    top_k: Annotated[int, typer.Option(help="Keep the k likeliest tokens; 0 keeps all.")] = 0,
-    top_p: Annotated[float, typer.Option(help="Keep the likeliest tokens up to this sum.")] = 1.0,
-    ignore_eos: Annotated[bool, typer.Option(help="Go on after an end-of-text token.")] = False,
-    stop_id: Annotated[
-        list[int] | None, typer.Option(help="Token id that ends a request; may be repeated.")
-    ] = None,
+    temperature: Annotated[float, "0 is greedy."] = 0.0,
+    top_k: Annotated[int, "Keep the k likeliest tokens; 0 keeps all."] = 0,
+    top_p: Annotated[float, "Keep the likeliest tokens up to this sum."] = 1.0,
+    ignore_eos: Annotated[bool, "Go on after an end-of-text token."] = False,
+    stop_id: Annotated[list[int] | None, "Token id that ends a request; may be repeated."] = None,
     how: ranks.EngineOptions,
     output_format: options.Format = OutputFormat.TABLE,
 ) -> None:

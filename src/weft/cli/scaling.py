@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-import typer
-
 from weft.cli import options
 from weft.cli.output import OutputFormat, print_rows, progress
 from weft.errors import UserError
@@ -18,10 +16,10 @@ _GPUS = "4,8,16,32,64,128,1024"
 
 
 def scaling(
-    models: Annotated[str, typer.Option(help="Models, separated by commas.")] = _MODELS,
-    fabrics: Annotated[str, typer.Option(help="Fabrics, separated by commas.")] = _FABRICS,
-    workloads: Annotated[str, typer.Option(help="Named workloads.")] = _WORKLOADS,
-    gpus: Annotated[str, typer.Option(help="Numbers of GPUs, ascending.")] = _GPUS,
+    models: Annotated[str, "Models, separated by commas."] = _MODELS,
+    fabrics: Annotated[str, "Fabrics, separated by commas."] = _FABRICS,
+    workloads: Annotated[str, "Named workloads."] = _WORKLOADS,
+    gpus: Annotated[str, "Numbers of GPUs, ascending."] = _GPUS,
     engine: options.Engine = "vllm",
     output_format: options.Format = OutputFormat.TABLE,
 ) -> None:

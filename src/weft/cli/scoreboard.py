@@ -16,17 +16,15 @@ _LIMITS_MS = (10.0, 15.0, 20.0, 30.0, 50.0)
 
 
 def scoreboard(
-    runs: Annotated[
-        Path | None, typer.Option(help="Own measured runs to compare with (weft.measured/1).")
-    ] = None,
+    runs: Annotated[Path | None, "Own measured runs to compare with (weft.measured/1)."] = None,
     silicon: Annotated[
         Path | None,
-        typer.Option(help="A silicon_sample.csv [that of an installed aiconfigurator]."),
+        "A silicon_sample.csv [that of an installed aiconfigurator].",
     ] = None,
     every: Annotated[int, typer.Option(min=1, help="Ask one public row in EVERY.")] = 1,
     peer: Annotated[
         Path | None,
-        typer.Option(help="aiconfigurator's answers, from benchmarks/aiconfigurator_rows.py."),
+        "aiconfigurator's answers, from benchmarks/aiconfigurator_rows.py.",
     ] = None,
     leave_one_out: Annotated[
         bool,

@@ -27,8 +27,8 @@ app = typer.Typer(invoke_without_command=True, rich_markup_mode=None)
 def study(
     *,
     context: typer.Context,
-    model: Annotated[str, typer.Option(help="Built-in name, directory or hub id.")] = "embedded",
-    layouts: Annotated[str, typer.Option(help="Layouts separated by commas.")] = LAYOUTS,
+    model: Annotated[str, "Built-in name, directory or hub id."] = "embedded",
+    layouts: Annotated[str, "Layouts separated by commas."] = LAYOUTS,
     workload: options.WorkloadName = "paper",
     sizes: options.SizeOptions,
     engine: options.Engine = "weft",

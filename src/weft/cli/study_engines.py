@@ -22,58 +22,46 @@ if TYPE_CHECKING:
 
 def study_engines(
     *,
-    engines: Annotated[
-        str, typer.Option(help="From weft, weft-library, vllm, vllm-weft, vllm-cpu, sglang.")
-    ] = "weft",
-    layouts: Annotated[str, typer.Option(help="Layouts separated by commas.")] = "1,tp2,pp2",
+    engines: Annotated[str, "From weft, weft-library, vllm, vllm-weft, vllm-cpu, sglang."] = "weft",
+    layouts: Annotated[str, "Layouts separated by commas."] = "1,tp2,pp2",
     model: Annotated[
-        str, typer.Option(help="Directory, hub id, or a built-in name (with random weights).")
+        str, "Directory, hub id, or a built-in name (with random weights)."
     ] = "embedded",
     workloads: Annotated[
-        str, typer.Option(help="Named ones, or NAME=PROMPT/DECODE/BATCH, with commas.")
+        str, "Named ones, or NAME=PROMPT/DECODE/BATCH, with commas."
     ] = "prefill-heavy,decode-heavy",
     concurrency: Annotated[
-        str | None, typer.Option(help="Closed loops, e.g. 1,8 [1 and the workload's batch].")
+        str | None, "Closed loops, e.g. 1,8 [1 and the workload's batch]."
     ] = None,
     rates: Annotated[
         str | None,
-        typer.Option(
-            help="Open loops, requests/s, e.g. 0.5,2; none: '' [half and 80 % of the closed loop]."
-        ),
+        "Open loops, requests/s, e.g. 0.5,2; none: '' [half and 80 % of the closed loop].",
     ] = None,
     sweep: Annotated[
         bool, typer.Option("--sweep", help="Rates to the highest within --goodput instead.")
     ] = False,
-    requests: Annotated[int, typer.Option(help="Requests of a load at most.")] = 32,
-    seconds: Annotated[float, typer.Option(help="Stop sending a load after this.")] = 30.0,
-    goodput: Annotated[
-        str | None, typer.Option(help="Limits in ms, e.g. ttft:500,tpot:50.")
-    ] = None,
+    requests: Annotated[int, "Requests of a load at most."] = 32,
+    seconds: Annotated[float, "Stop sending a load after this."] = 30.0,
+    goodput: Annotated[str | None, "Limits in ms, e.g. ttft:500,tpot:50."] = None,
     url: Annotated[
         list[str] | None,
-        typer.Option(help="A running server, ENGINE:LAYOUT=URL; may be repeated."),
+        "A running server, ENGINE:LAYOUT=URL; may be repeated.",
     ] = None,
     engine_command: Annotated[
         list[str] | None,
-        typer.Option(help="NAME=COMMAND with {placeholders} instead of the one --show prints."),
+        "NAME=COMMAND with {placeholders} instead of the one --show prints.",
     ] = None,
-    python: Annotated[
-        list[str] | None, typer.Option(help="NAME=PATH: the interpreter of an engine.")
-    ] = None,
-    profile_requests: Annotated[
-        int, typer.Option(help="Requests of the profiled window; 0: none.")
-    ] = 2,
-    profile_tokens: Annotated[int, typer.Option(help="Tokens that each of them decodes.")] = 16,
+    python: Annotated[list[str] | None, "NAME=PATH: the interpreter of an engine."] = None,
+    profile_requests: Annotated[int, "Requests of the profiled window; 0: none."] = 2,
+    profile_tokens: Annotated[int, "Tokens that each of them decodes."] = 16,
     accelerator: Annotated[
-        str | None, typer.Option(help="Predict for this device: a built-in name or a file.")
+        str | None, "Predict for this device: a built-in name or a file."
     ] = None,
-    fabric: Annotated[str | None, typer.Option(help="Links under it [the usual ones].")] = None,
-    weights: Annotated[str, typer.Option(help="auto or dummy (random).")] = "dummy",
+    fabric: Annotated[str | None, "Links under it [the usual ones]."] = None,
+    weights: Annotated[str, "auto or dummy (random)."] = "dummy",
     device: ranks.Device = "auto",
-    ready: Annotated[float, typer.Option(help="Longest wait for a server (s).")] = 600.0,
-    time_limit: Annotated[
-        float | None, typer.Option(help="Start no case after this long (s).")
-    ] = None,
+    ready: Annotated[float, "Longest wait for a server (s)."] = 600.0,
+    time_limit: Annotated[float | None, "Start no case after this long (s)."] = None,
     show: Annotated[
         bool, typer.Option("--show", help="Print the start commands and leave.")
     ] = False,
