@@ -214,21 +214,6 @@ def drop_slow(curves: dict[str, dict[str, Any]], name: str) -> None:
             del curves[engine][name]
 
 
-def all_reduces(folder: Path, engine: str) -> dict[str, Any]:
-    tables = files(folder, "comm", engine, "custom_allreduce_perf.parquet")
-    if not tables:
-        return {}
-    every = pd.read_parquet(tables[-1])
-    if "backend" in every:
-        every = every[~every.backend.astype(str).str.contains("eager")]
-    found = {}
-    for ranks, table in every[every.message_size >= 2048].groupby("num_gpus"):
-        best = table.groupby("message_size").latency.min()
-        sizes = list(best.index)[::2]
-        found[str(ranks)] = [[int(size) * 2, round(float(best[size]) * 1e3, 2)] for size in sizes]
-    return found
-
-
 def main() -> None:
     systems, target = Path(sys.argv[1]), Path(sys.argv[2])
     target.mkdir(parents=True, exist_ok=True)
@@ -261,7 +246,7 @@ def main() -> None:
             document["engines"][engine] = {
                 part: {name: item[0] for name, item in items.items()}
                 for part, items in parts.items()
-            } | {"all_reduce": all_reduces(folder, engine)}
+            }
         drop_untuned(document["engines"])
         text = json.dumps(document, separators=(",", ":"))
         (target / f"{device}.json").write_text(text.replace('},"', '},\n"') + "\n")
