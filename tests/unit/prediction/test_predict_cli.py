@@ -221,7 +221,7 @@ def test_plan_in_every_format(weft: Run, tmp_path: Path) -> None:
     assert "pp4 is number" in out
     assert "vllm serve $MODEL" in out
     assert "layouts rejected" in out
-    assert "Pareto front" in plot.read_text()
+    assert "Throughput against latency" in plot.read_text()
     document = json.loads(weft("plan", "llama-3.1-70b", "--explain", "pp4", "--format", "json")[1])
     assert document["schema"] == "weft.plan/1"
     assert document["commands"]["weft"].startswith("weft run llama-3.1-70b")
