@@ -25,7 +25,7 @@ adversary: $(VENV)/dev
 	$(BIN)/python tests/adversary
 
 faults: $(VENV)/dev
-	$(BIN)/python -m pytest -s -m "faults or not faults" tests/gloo/test_fault_matrix.py
+	$(BIN)/python -m pytest -s -m "faults or not faults" tests/gloo/test_fault_matrix.py tests/gloo/test_own_ranks.py
 
 hostile: $(VENV)/dev
 	WEFT_HOSTILE_EVERY=1 $(BIN)/python -m pytest tests/unit/test_hostile_options.py

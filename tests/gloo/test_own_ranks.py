@@ -64,11 +64,15 @@ def test_a_script_gets_what_one_rank_gives_until_a_rank_is_killed():
 
 
 @pytest.mark.faults
-def test_a_killed_launcher_ends_the_call_and_all_ranks():
+@pytest.mark.parametrize(
+    ("victim", "how", "cause"),
+    [(0, signal.SIGKILL, "launcher"), (2, signal.SIGSTOP, "rank 1 does not answer")],
+)
+def test_a_killed_launcher_or_a_frozen_rank_ends_the_call_and_all_ranks(victim, how, cause):
     llm = weft.LLM("embedded", pp=2)
     found = processes()
-    with pytest.raises(LostRankError, match="launcher"):
-        llm.generate([[5] * 8], LONG, on_step=lambda _: found[0].kill())
+    with pytest.raises(LostRankError, match=cause):
+        llm.generate([[5] * 8], LONG, on_step=lambda _: found[victim].send_signal(how))
     check_gone(found)
 
 
