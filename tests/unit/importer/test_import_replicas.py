@@ -129,6 +129,24 @@ def test_profilers_that_start_and_stop_at_any_time(data: st.DataObject) -> None:
     assert result.conformance.conforms is not False, result.conformance.reason
 
 
+@pytest.mark.parametrize("tp", [1, 2])
+@pytest.mark.parametrize("library", ["nccl", "records", "deepep"])
+def test_a_profiler_that_stops_after_any_call(library: Library, tp: int, tmp_path: Path) -> None:
+    """What is left of the last step has no label, and is no fault of the step before."""
+    run = replicas(library=library, tp=tp, rounds=((PREFILL, DECODE), (DECODE, PREFILL)))
+    paths = run.write(tmp_path)
+    whole = [path.read_bytes() for path in paths]
+    begun = labels(paths[0])[-1][0]
+    events = json.loads(whole[0])["traceEvents"]
+    for stop in sorted({event["ts"] + event["dur"] for event in events if event["ts"] >= begun}):
+        for path, content in zip(paths, whole, strict=True):
+            path.write_bytes(content)
+        for rank in run.of_replica(0):
+            cut(paths[rank], (-1.0, stop))
+        result = import_traces(paths, model=spec_of(run))
+        assert result.conformance.conforms is not False, (stop, result.conformance.reason)
+
+
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_a_lost_kernel_of_the_exchange_is_found(data: st.DataObject) -> None:
