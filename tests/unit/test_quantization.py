@@ -9,7 +9,7 @@ import pytest
 
 from weft import api
 from weft.cli.main import run
-from weft.errors import ModelConfigError
+from weft.errors import ModelConfigError, WorkloadError
 from weft.vocabulary.families import BUILTIN_MODELS, spec_from_config
 from weft.vocabulary.layout import Layout
 from weft.vocabulary.model_source import find_model, runnable_model
@@ -218,3 +218,21 @@ def test_predictions_read_the_formats(tmp_path):
     assert plain.memory.weights_gb == pytest.approx(
         BUILTIN_MODELS["deepseek-v3"].weight_bytes / 8e9, rel=0.03
     )
+
+
+def test_a_pattern_that_is_no_expression_is_refused() -> None:
+    formats = {"quant_method": "fp8", "modules_to_not_convert": ["re:["]}
+    with pytest.raises(ModelConfigError, match=r"'re:\['"):
+        spec_from_config("m", {"model_type": "llama", "quantization_config": formats})
+
+
+@pytest.mark.parametrize("size", [10**30, 10**400])
+def test_a_size_that_no_tensor_has_is_refused(size: int) -> None:
+    with pytest.raises(ModelConfigError, match=r"vocab_size.*at most"):
+        spec_from_config("m", {"model_type": "llama", "vocab_size": size})
+
+
+@pytest.mark.parametrize("load", ["chat", 5, {"prompt_tokens": 4}])
+def test_a_workload_of_another_type_is_refused(load: object) -> None:
+    with pytest.raises(WorkloadError, match=r"`workload`.*must be a Workload"):
+        api.predict("embedded", workload=load)  # type: ignore[arg-type]

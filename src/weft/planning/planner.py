@@ -210,11 +210,7 @@ def _nothing_fits(question: Question, cluster: Cluster, rejected: list[Rejection
     limits = [item for item in rejected if item.excess]
     if limits:
         closest = min(limits, key=lambda item: item.excess)
-    fix = (
-        "relax `ttft_ms` or `tpot_ms`"
-        if limits
-        else "use more `num_gpus` or a larger `accelerator`"
-    )
+    fix = "relax `ttft` or `tpot`" if limits else "use more `num_gpus` or a larger `accelerator`"
     if question.objective is Objective.LATENCY and not limits:
         fix += " or a smaller `batch`"
     return (

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import random
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Final
 
@@ -52,8 +54,13 @@ class Traffic:
             ("`burst`", self.burst),
             ("`requests`", self.requests),
         ):
+            if value is not None and not isinstance(value, Integral):
+                raise WorkloadError(f"{option} {value!r}: must be a whole number")
             if value is not None and not 1 <= value <= MOST_SEQUENCES:
                 raise WorkloadError(f"{option} {value}: must be 1 to {MOST_SEQUENCES}")
+        for option, number in (("`rate`", self.rate), ("`shortest`", self.shortest)):
+            if number is not None and not isinstance(number, Real):
+                raise WorkloadError(f"{option} {number!r}: must be a number")
         if self.rate is not None and not 0 < self.rate < float("inf"):
             raise WorkloadError(f"`rate` {self.rate}: must be above 0 requests a second")
         if not 0 < self.shortest <= 1:
@@ -116,16 +123,17 @@ def read_trace(path: Path) -> list[Visit]:
     brought known. Raises FileFormatError naming the file and what is wrong.
     """
     try:
-        with path.open(encoding="utf-8", newline="") as file:
+        with path.open(encoding="utf-8-sig", newline="") as file:
             first = file.read(1)
             file.seek(0)
             rows = _mooncake(file) if first == "{" else _table(csv.DictReader(file))
-            visits = sorted(rows, key=lambda visit: visit.arrival_us)
+            visits = sorted(map(_possible, rows), key=lambda visit: visit.arrival_us)
     except (OSError, UnicodeDecodeError) as error:
         raise FileFormatError(f"`trace` {path}: cannot be read: {error}") from None
-    except (KeyError, ValueError, TypeError) as error:
+    except (KeyError, ValueError, TypeError, AttributeError, OverflowError) as error:
+        reason = f"no column {error}" if isinstance(error, KeyError) else error
         raise FileFormatError(
-            f"`trace` {path}: not a Mooncake, Azure or BurstGPT trace ({error})"
+            f"`trace` {path}: not a Mooncake, Azure or BurstGPT trace ({reason})"
         ) from None
     if not visits:
         raise FileFormatError(f"`trace` {path}: has no requests")
@@ -135,13 +143,21 @@ def read_trace(path: Path) -> list[Visit]:
     return visits
 
 
+def _possible(visit: Visit) -> Visit:
+    if not math.isfinite(visit.arrival_us):
+        raise ValueError(f"a time is {visit.arrival_us}, must be a number")
+    if visit.prompt < 0:
+        raise ValueError(f"a prompt has {visit.prompt} tokens, must be at least 0")
+    return visit
+
+
 _BLOCK_TOKENS: Final = 512
 
 
 def _mooncake(lines: Iterable[str]) -> Iterator[Visit]:
     known: set[int] = set()
-    for line in lines:
-        row: Mapping[str, Any] = json.loads(line)
+    every: list[Mapping[str, Any]] = [json.loads(line) for line in lines if line.strip()]
+    for row in sorted(every, key=lambda row: float(row["timestamp"])):
         blocks = row.get("hash_ids", [])
         hits = next((i for i, block in enumerate(blocks) if block not in known), len(blocks))
         known.update(blocks)
@@ -150,7 +166,7 @@ def _mooncake(lines: Iterable[str]) -> Iterator[Visit]:
             prompt=prompt,
             decode=max(1, int(row["output_length"])),
             arrival_us=float(row["timestamp"]) * 1e3,
-            cached=min(hits * _BLOCK_TOKENS, prompt - 1),
+            cached=max(0, min(hits * _BLOCK_TOKENS, prompt - 1)),
         )
 
 

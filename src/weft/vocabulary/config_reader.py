@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from reprlib import repr as short
+from typing import Any, Final
 
 from weft.errors import ModelConfigError
+
+_MOST: Final = 10**9
 
 
 class ConfigReader:
@@ -54,6 +57,8 @@ class ConfigReader:
             raise self._missing_or_wrong(key, "an integer")
         if value < least:
             raise self.error(f"field {key!r} is {value}, must be at least {least}")
+        if value > _MOST:
+            raise self.error(f"field {key!r} is {short(value)}, must be at most {_MOST}")
         return value
 
     def optional_integer(self, key: str) -> int | None:

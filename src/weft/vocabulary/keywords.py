@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from functools import wraps
 from typing import ParamSpec, TypedDict, TypeVar
 
-from weft.errors import LayoutError, UserError
+from weft.errors import LayoutError, UserError, WorkloadError
 from weft.vocabulary.layout import Layout
+from weft.vocabulary.workload import Workload
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -49,6 +50,14 @@ def check_keywords(function: str, given: Iterable[str], known: Iterable[str]) ->
             raise UserError(f"`{name}`: {function} takes no such argument{meant}")
 
 
+def _check_workload(given: Mapping[str, object]) -> None:
+    load = given.get("workload")
+    if load is not None and not isinstance(load, Workload):
+        raise WorkloadError(
+            f"`workload` {load!r}: must be a Workload, such as weft.Workload(prompt_tokens=128)"
+        )
+
+
 def named_arguments(*more: type) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Decorate a function of the library: an unknown keyword is a UserError with the nearest.
 
@@ -66,6 +75,7 @@ def named_arguments(*more: type) -> Callable[[Callable[P, R]], Callable[P, R]]:
         @wraps(function)
         def call(*args: P.args, **kwargs: P.kwargs) -> R:
             check_keywords(function.__name__, kwargs, known)
+            _check_workload(dict(zip(known, args, strict=False)) | kwargs)
             return function(*args, **kwargs)
 
         return call

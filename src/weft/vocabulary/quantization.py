@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
+from weft.errors import ModelConfigError
 from weft.vocabulary.config_reader import ConfigReader
 from weft.vocabulary.model_spec import ModelSpec
 from weft.vocabulary.tensor_names import TensorNames
@@ -53,7 +54,7 @@ class _Names:
         every = set(patterns)
         wild = {pattern for pattern in every if "*" in pattern or pattern.startswith("re:")}
         self._plain = every - wild
-        self._wild = [re.compile(_expression(pattern)) for pattern in sorted(wild)]
+        self._wild = [_compiled(pattern) for pattern in sorted(wild)]
 
     def __contains__(self, name: str) -> bool:
         parts = name.split(".")
@@ -62,6 +63,15 @@ class _Names:
         return any(span in self._plain for span in spans) or any(
             pattern.match(name) for pattern in self._wild
         )
+
+
+def _compiled(pattern: str) -> re.Pattern[str]:
+    try:
+        return re.compile(_expression(pattern))
+    except re.error as error:
+        raise ModelConfigError(
+            f"quantization_config leaves out {pattern!r}: not a regular expression ({error})"
+        ) from None
 
 
 def _expression(pattern: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -203,3 +204,41 @@ def test_a_file_that_is_no_trace_is_refused(tmp_path: Path) -> None:
         read_trace(path)
     with pytest.raises(FileFormatError, match="cannot be read"):
         read_trace(tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ('{"timestamp": 0, "input_length": -10, "output_length": 2}', "-10 tokens"),
+        ('{"timestamp": NaN, "input_length": 10, "output_length": 2}', "a time is nan"),
+        ("arrival,prompt\n0,10\n", "no column 'Response tokens'"),
+        ("TIMESTAMP,ContextTokens,GeneratedTokens\n,5,5\n", "isoformat"),
+    ],
+)
+def test_impossible_rows_of_a_trace_are_refused(text: str, reason: str, tmp_path: Path) -> None:
+    path = tmp_path / "trace"
+    path.write_text(text)
+    with pytest.raises(FileFormatError, match=reason):
+        read_trace(path)
+
+
+def test_a_trace_with_a_byte_order_mark_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "trace.csv"
+    path.write_text("\ufeffTIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:17:03,8,2\n")
+    assert [(visit.prompt, visit.decode) for visit in read_trace(path)] == [(8, 2)]
+
+
+def test_a_prefix_is_cached_by_an_earlier_time_not_an_earlier_line(tmp_path: Path) -> None:
+    rows = [
+        {"timestamp": time, "input_length": 600, "output_length": 2, "hash_ids": [1, time]}
+        for time in (9, 5)
+    ]
+    path = tmp_path / "trace.jsonl"
+    path.write_text("\n\n".join(map(json.dumps, rows)) + "\n\n")
+    assert [visit.cached for visit in read_trace(path)] == [0, 512]
+
+
+@pytest.mark.parametrize("wrong", [{"concurrency": "5"}, {"concurrency": 2.5}, {"rate": "x"}])
+def test_traffic_of_a_wrong_type_is_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(WorkloadError, match=r"must be a (whole )?number"):
+        Traffic(workload=Workload(), **wrong)
