@@ -304,6 +304,8 @@ def import_traces(
 
     links = None if fabric is None else load(fabric)
     found, notes = trace_files([Path(file) for file in files])
+    if not found:
+        raise UserError("`files` []: name at least one trace, or a folder of them")
     imported = importing.import_traces(
         found,
         model=None if model is None else given_model(model),

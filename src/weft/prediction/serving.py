@@ -130,6 +130,12 @@ def predict_serving(
     for server in stages[0].servers if prefill_layout else ():
         server.prefills_only = True
     visits, clients = traffic.visits(scale), traffic.clients(scale)
+    longest = max(visits, key=lambda visit: visit.prompt + visit.decode)
+    if traffic.trace is not None and longest.prompt + longest.decode > spec.max_position:
+        raise WorkloadError(
+            f"`trace` {traffic.trace}: a request of {longest.prompt} + {longest.decode} tokens "
+            f"exceeds the {spec.max_position} positions of {spec.name}; leave it out"
+        )
     for pool, stage in zip(pools, stages, strict=True):
         try:
             stage.servers[0].check(visits)

@@ -242,3 +242,10 @@ def test_a_prefix_is_cached_by_an_earlier_time_not_an_earlier_line(tmp_path: Pat
 def test_traffic_of_a_wrong_type_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(WorkloadError, match=r"must be a (whole )?number"):
         Traffic(workload=Workload(), **wrong)
+
+
+def test_a_trace_with_a_request_beyond_the_models_positions_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "trace.jsonl"
+    path.write_text('{"timestamp": 0, "input_length": 200000, "output_length": 20}')
+    with pytest.raises(WorkloadError, match=r"200000 . 20 tokens exceeds the 131072 positions"):
+        predict_serving(SPEC, Layout(), Traffic(workload=Workload(), trace=path), H200)
