@@ -303,7 +303,7 @@ FAULTS = (
     ),
     Fault(
         name="who has no row to give back is not waited for",
-        patch=("exchange.cu", "first = row == 0 && threadIdx.x == 0;", "first = false;"),
+        patch=("exchange.cu", "speaks = blockIdx.x == 0 && threadIdx.x == 0;", "speaks = false;"),
         kernels=BACK,
     ),
     Fault(
@@ -375,8 +375,8 @@ FAULTS = (
         name="an idle word is sent as a row",
         patch=(
             "exchange.cu",
-            "    own = sendable(own);\n",
-            "",
+            "const Vec own = sendable(load_vector(d.rows",
+            "const Vec own = (load_vector(d.rows",
         ),
         kernels=OUT,
     ),
@@ -409,8 +409,8 @@ FAULTS = (
         name="a sum goes back from where its row did not come",
         patch=(
             "exchange.cu",
-            "if ((passage >> call.rank_after(k) & 1) == 0) continue;",
-            "if ((passage >> 16 + call.rank_after(k) & 1) == 0) continue;",
+            "if ((passage >> to & 1) == 0) continue;",
+            "if ((passage >> 16 + to & 1) == 0) continue;",
         ),
         kernels=BACK,
     ),

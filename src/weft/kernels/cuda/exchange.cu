@@ -96,35 +96,30 @@ __device__ __forceinline__ u64 vector_of(u32 row, u32 row_vectors, u32 column) {
   return static_cast<u64>(row) * row_vectors + column;
 }
 
-// One row of ours: its heads to everybody, itself to its owners, who are returned. What it reads
-// is asked for at once, before any of it is needed (as `poisoned` is in Call).
-__device__ __forceinline__ u32 send_row(const Call& call, const Dispatch& d, u32 row, u32 heads) {
+// One row of ours: its heads to everybody, itself to its owners.
+__device__ __forceinline__ void send_row(const Call& call, const Dispatch& d, u32 row, u32 owners,
+                                         u32 heads) {
   const u32 rank = call.comm.rank, mine = rank * d.num_rows + row;
   const u32 slot = mine * (heads + d.row_vectors);
-  const Vec* rows = d.rows + vector_of(row, d.row_vectors, 0);
-  Vec own{};
-  if (threadIdx.x < d.row_vectors) own = load_vector(rows + threadIdx.x);
-  const Choices choices(d, row, threadIdx.x);
-  const u32 owners = owners_of(d, row);
-  if (call.poisoned) return owners;
   if (threadIdx.x < heads) {
+    const Choices choices(d, row, threadIdx.x);
 #pragma unroll
     for (u32 k = 1; k < kWorld; ++k) {
-      push(call.slot_after(k, slot + threadIdx.x), choices.head(d, call.rank_after(k), owners));
+      const u32 to = rank + k < kWorld ? rank + k : rank + k - kWorld;
+      push(call.slot_after(k, slot + threadIdx.x), choices.head(d, to, owners));
     }
     keep_head(d, mine, threadIdx.x, choices.head(d, rank, owners));
   }
   for (u32 column = threadIdx.x; column < d.row_vectors; column += blockDim.x) {
-    own = sendable(own);
+    const Vec own = sendable(load_vector(d.rows + vector_of(row, d.row_vectors, column)));
 #pragma unroll
     for (u32 k = 1; k < kWorld; ++k) {
-      if (owners >> call.rank_after(k) & 1) push(call.slot_after(k, slot + heads + column), own);
+      const u32 to = rank + k < kWorld ? rank + k : rank + k - kWorld;
+      if (owners >> to & 1) push(call.slot_after(k, slot + heads + column), own);
     }
     store_vector(d.rows_out + vector_of(mine, d.row_vectors, column),
                  owners >> rank & 1 ? own : Vec{});
-    if (column + blockDim.x < d.row_vectors) own = load_vector(rows + column + blockDim.x);
   }
-  return owners;
 }
 
 // The same row of the other ranks. False: a rank is lost.
@@ -167,12 +162,13 @@ extern "C" __global__ void __launch_bounds__(512, 1)
     dispatch_rows(const __grid_constant__ Comm comm, const __grid_constant__ Dispatch d) {
   const Call call(comm);
   const u32 heads = (d.chosen + 1) / 2, others = ((1u << kWorld) - 1) & ~(1u << comm.rank);
-  bool complete = true;
+  bool complete = !call.poisoned;
   for (u32 row = blockIdx.x; row < d.num_rows; row += gridDim.x) {
     if (complete) {
-      const u32 owners = send_row(call, d, row, heads);
+      const u32 owners = owners_of(d, row);
+      send_row(call, d, row, owners, heads);
       if (row == blockIdx.x) call.announce();
-      complete = !call.poisoned && receive_row(call, d, row, owners, heads);
+      complete = receive_row(call, d, row, owners, heads);
     }
     __syncthreads();  // all threads have read the heads
     if (!complete || threadIdx.x >= heads) continue;
@@ -186,26 +182,20 @@ extern "C" __global__ void __launch_bounds__(512, 1)
   call.finish();
 }
 
-// Partial sums of one row of each rank that has sent it here, back to that rank; which it is
-// comes out while all are being read.
-__device__ __forceinline__ u32 return_row(const Call& call, const Combine& d, u32 row) {
-  const u32 rank = call.comm.rank, passage = load_volatile(d.passages + row);
+// Partial sums of one row of each rank that has sent it here, back to that rank.
+__device__ __forceinline__ void return_row(const Call& call, const Combine& d, u32 row,
+                                           u32 passage) {
+  const u32 rank = call.comm.rank;
   for (u32 column = threadIdx.x; column < d.row_vectors; column += blockDim.x) {
-    Vec partial[kWorld];
 #pragma unroll
     for (u32 k = 1; k < kWorld; ++k) {
-      const u32 theirs = call.rank_after(k) * d.num_rows + row;
-      partial[k] = load_vector(d.partial + vector_of(theirs, d.row_vectors, column));
-    }
-    if (call.poisoned) break;
-#pragma unroll
-    for (u32 k = 1; k < kWorld; ++k) {
-      if ((passage >> call.rank_after(k) & 1) == 0) continue;
+      const u32 to = rank + k < kWorld ? rank + k : rank + k - kWorld;
+      if ((passage >> to & 1) == 0) continue;
+      const Vec* partial = d.partial + vector_of(to * d.num_rows + row, d.row_vectors, column);
       push(call.slot_after(k, kWorld + (rank * d.num_rows + row) * d.row_vectors + column),
-           sendable(partial[k]));
+           sendable(load_vector(partial)));
     }
   }
-  return passage;
 }
 
 // What came back of one row of ours, added up. False: a rank is lost.
@@ -231,13 +221,15 @@ __device__ __forceinline__ bool add_row(const Call& call, const Combine& d, u32 
   return true;
 }
 
-// A word from and to every rank, so that none leaves the call before all have entered it.
-__device__ __forceinline__ bool exchange_tokens(const Call& call) {
+__device__ __forceinline__ void send_tokens(const Call& call) {
+#pragma unroll
+  for (u32 k = 1; k < kWorld; ++k) push(call.slot_after(k, call.comm.rank), Vec{});
+}
+
+__device__ __forceinline__ bool receive_tokens(const Call& call) {
   u32 slot[kWorld];
   Vec token[kWorld];
   const u32 others = ((1u << kWorld) - 1) & ~(1u << call.comm.rank);
-#pragma unroll
-  for (u32 k = 1; k < kWorld; ++k) push(call.slot_after(k, call.comm.rank), Vec{});
 #pragma unroll
   for (u32 s = 0; s < kWorld; ++s) slot[s] = s;
   if (!call.wait(slot, token, others, kStepCombine)) return false;
@@ -248,13 +240,16 @@ __device__ __forceinline__ bool exchange_tokens(const Call& call) {
 extern "C" __global__ void __launch_bounds__(512, 1)
     combine_rows(const __grid_constant__ Comm comm, const __grid_constant__ Combine d) {
   const Call call(comm);
-  bool complete = true;
+  const bool speaks = blockIdx.x == 0 && threadIdx.x == 0;
+  bool complete = !call.poisoned;
+  if (speaks && complete) send_tokens(call);
   for (u32 row = blockIdx.x; row < d.num_rows && complete; row += gridDim.x) {
-    const u32 passage = return_row(call, d, row);
-    if (row == blockIdx.x) call.announce();
-    complete = !call.poisoned;
-    const bool first = row == 0 && threadIdx.x == 0;
-    if (complete && first) complete = exchange_tokens(call);
+    const u32 passage = load_volatile(d.passages + row);
+    return_row(call, d, row, passage);
+    if (row == blockIdx.x) {
+      call.announce();
+      if (speaks) complete = receive_tokens(call);
+    }
     complete = complete && add_row(call, d, row, passage >> 16);
   }
   call.finish();
