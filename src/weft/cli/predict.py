@@ -73,11 +73,16 @@ def predict(
 
     layout, load, steps = degrees.on(), sizes.of(workload), more.parsed()
     traffic = {"rate": rate, "concurrency": concurrency, "trace": trace}
+    details: dict[str, Any] = {
+        "burst": None if burst == 1 else burst,
+        "shortest": None if shortest == 1 else shortest,
+        "requests": requests,
+    }
     if accelerator is None:
-        details: dict[str, Any] = {"fabric": fabric, "weights": weights, "inputs": inputs or None}
-        details["cache_dtype"] = cache_dtype
-        details |= {"burst": None if burst == 1 else burst, "requests": requests}
-        _refuse(traffic | details | {"shortest": None if shortest == 1 else shortest})
+        details |= {"fabric": fabric, "weights": weights, "cache_dtype": cache_dtype}
+        _refuse(
+            traffic | details | {"inputs": inputs or None}, "latency; name a device (--accelerator)"
+        )
         found = api.predict(model, layout, load, engine=engine, nodes=nodes, **steps)
         print_schedule(found, output_format)
         return
@@ -96,6 +101,7 @@ def predict(
         times = api.predict_serving(model, layout, load, **machine, **steps)
         print_times(times, output_format, inputs=inputs)
         return
+    _refuse(details, "a server; say --concurrency, --rate or --trace")
     if any(steps.values()):
         raise UserError(
             "--speculate, --prefill-layout: their times are those of a server; say --concurrency, "
@@ -105,11 +111,11 @@ def predict(
     print_times(batch, output_format, inputs=inputs)
 
 
-def _refuse(given: dict[str, Any]) -> None:
+def _refuse(given: dict[str, Any], about: str) -> None:
     for name, value in given.items():
         if value is not None:
-            option = name.replace("_", "-")
-            raise UserError(f"--{option} {value}: is about latency; name a device (--accelerator)")
+            said = "" if value is True else f" {value}"
+            raise UserError(f"--{name.replace('_', '-')}{said}: is about {about}")
 
 
 app = app_with_default(

@@ -9,12 +9,12 @@ import random
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Final
 
 from weft.errors import FileFormatError, WorkloadError
 from weft.prediction.simulation import Visit
+from weft.vocabulary.checks import check_types
 from weft.vocabulary.workload import MOST_SEQUENCES, Workload
 
 _SEED: Final = 0
@@ -42,6 +42,7 @@ class Traffic:
     requests: int | None = None
 
     def __post_init__(self) -> None:
+        check_types(self, WorkloadError)
         if self.concurrency is not None and (self.rate or self.trace):
             raise WorkloadError(
                 f"`concurrency` {self.concurrency}: clients wait for answers; leave out "
@@ -54,17 +55,23 @@ class Traffic:
             ("`burst`", self.burst),
             ("`requests`", self.requests),
         ):
-            if value is not None and not isinstance(value, Integral):
-                raise WorkloadError(f"{option} {value!r}: must be a whole number")
             if value is not None and not 1 <= value <= MOST_SEQUENCES:
                 raise WorkloadError(f"{option} {value}: must be 1 to {MOST_SEQUENCES}")
-        for option, number in (("`rate`", self.rate), ("`shortest`", self.shortest)):
-            if number is not None and not isinstance(number, Real):
-                raise WorkloadError(f"{option} {number!r}: must be a number")
         if self.rate is not None and not 0 < self.rate < float("inf"):
             raise WorkloadError(f"`rate` {self.rate}: must be above 0 requests a second")
         if not 0 < self.shortest <= 1:
             raise WorkloadError(f"`shortest` {self.shortest}: must be above 0 and at most 1")
+        self._check_what_nobody_reads()
+
+    def _check_what_nobody_reads(self) -> None:
+        if self.burst > 1 and (self.rate is None or self.trace is not None):
+            raise WorkloadError(
+                f"`burst` {self.burst}: is about requests that come by `rate`; leave it out"
+            )
+        if self.shortest < 1 and self.trace is not None:
+            raise WorkloadError(
+                f"`shortest` {self.shortest}: a trace has lengths of its own; leave it out"
+            )
 
     def visits(self, replicas: int) -> list[Visit]:
         """The requests of one of ``replicas`` equal servers, by arrival."""

@@ -38,7 +38,7 @@ def check_counts(owner: Any, names: Iterable[str], error: type[UserError]) -> No
 def check_types(options: Any, error: type[UserError] = UserError) -> None:
     """Raise ``error`` naming the first field of a dataclass whose value its annotation forbids.
 
-    Understands int, float (never NaN), bool, str, None, Literal, tuple[X, ...] and unions.
+    Understands int, float (never NaN), bool, str, None, classes, Literal, tuple[X, ...] and unions.
     """
     for name, hint in _hints(options.__class__).items():
         value = getattr(options, name)
@@ -99,12 +99,16 @@ def _fits(value: Any, hint: Any) -> bool:
         return any(value == part and type(value) is type(part) for part in parts)
     if origin is tuple:
         return isinstance(value, tuple | list) and all(_fits(one, parts[0]) for one in value)
-    kind, _ = _KINDS[hint]
+    kind, _ = _kind(hint)
     if isinstance(value, bool):
         return kind is bool
     if not isinstance(value, kind):
         return False
     return hint is not float or abs(value) <= math.inf  # type: ignore[arg-type]
+
+
+def _kind(hint: Any) -> tuple[type, str]:
+    return _KINDS.get(hint) or (hint, f"a {hint.__name__}")
 
 
 def _described(hint: Any) -> str:
@@ -115,4 +119,4 @@ def _described(hint: Any) -> str:
         return " or ".join(str(part) for part in parts)
     if origin is tuple:
         return f"a tuple, each {_described(parts[0])}"
-    return _KINDS[hint][1]
+    return _kind(hint)[1]

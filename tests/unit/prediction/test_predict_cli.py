@@ -110,6 +110,9 @@ def test_eight_bit_weights_and_another_fabric(weft: Run) -> None:
     assert document["fabric"] == "h100-nvlink-ndr400"
 
 
+ON_H200 = ("predict", "llama-3.1-8b", "--accelerator", "h200-sxm")
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -117,6 +120,10 @@ def test_eight_bit_weights_and_another_fabric(weft: Run) -> None:
         (("predict", "llama-3.1-8b", "--rate", "1"), "name a device (--accelerator)"),
         (("predict", "llama-3.1-8b", "--inputs"), "name a device (--accelerator)"),
         (("predict", "llama-3.1-8b", "--accelerator", "b300"), "built in are"),
+        ((*ON_H200, "--burst", "4"), "--burst 4: is about a server"),
+        ((*ON_H200, "--requests", "4"), "--requests 4: is about a server"),
+        ((*ON_H200, "--concurrency", "4", "--burst", "3"), "--burst 3: is about requests that"),
+        ((*ON_H200, "--trace", "x", "--shortest", "0.5"), "--shortest 0.5: a trace has lengths"),
         (("predict", "no-such-model"), "not a built-in name"),
         (("predict",), "Missing argument"),
         (("predict", "scaling", "--gpus", "4,x"), "--gpus 4,x"),
