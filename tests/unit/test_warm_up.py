@@ -34,6 +34,13 @@ def test_a_warm_engine_gives_the_same_tokens_and_kept_nothing():
     assert scheduler.prefix.num_hit == 0
 
 
+def test_drafts_of_a_warm_up_are_not_counted():
+    llm = LLM("embedded", cache_tokens=512, speculate="ngram:3")
+    warm_up(llm.engine)
+    scheduler = llm.engine.scheduler
+    assert (scheduler.num_drafted, scheduler.num_accepted) == (0, 0)
+
+
 def test_a_longest_step_that_fails_ends_the_start(monkeypatch):
     llm = LLM("embedded", cache_tokens=512)
 

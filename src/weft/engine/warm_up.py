@@ -37,6 +37,7 @@ def warm_up(engine: Engine) -> None:
             engine.step()
         while engine.has_work:
             engine.step()
+    engine.scheduler.num_drafted = engine.scheduler.num_accepted = 0
     failed = next((request.error for request in requests if request.error), None)
     if failed is not None:
         raise EnvironmentUnavailable(
