@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from weft.engine.batch import to_device
 from weft.engine.llm import LLM
+from weft.engine.ngram import NgramProposer
 from weft.engine.request import SamplingParams
 from weft.engine.runner import StageRunner
 from weft.engine.warm_up import warm_up
@@ -34,7 +35,8 @@ def test_a_warm_engine_gives_the_same_tokens_and_kept_nothing():
     assert scheduler.prefix.num_hit == 0
 
 
-def test_drafts_of_a_warm_up_are_not_counted():
+def test_drafts_of_a_warm_up_are_not_counted(monkeypatch):
+    monkeypatch.setattr(NgramProposer, "propose", lambda self, request, most: [0] * most)
     llm = LLM("embedded", cache_tokens=512, speculate="ngram:3")
     warm_up(llm.engine)
     scheduler = llm.engine.scheduler
